@@ -22,7 +22,7 @@
  *   -ENOENT no such file, tensor, sequence or peer · -EEXIST it exists already · -ENOSPC a capacity fixed at creation is used up
  *   -ENOMEM no memory · -EBADMSG a file or frame contradicts itself · -ENOTSUP understood, but not supported
  *   -ENOSYS not part of this build; the text says which package helps · -ENODEV the machine cannot
- *   -EAGAIN nothing is wrong, poll first · -EINPROGRESS begun, not done · -EALREADY that is under way · -ECANCELED cancelled
+ *   -EAGAIN nothing is wrong, poll first · -EBUSY one of these is under way already · -EINPROGRESS begun, not done · -EALREADY that is under way · -ECANCELED cancelled
  *   -ETIMEDOUT a deadline passed; the text says who waited for whom · -ECONNREFUSED nobody listens there
  *   -ECONNRESET the peer died or left · -EPROTO the peer disagrees; the text says in which field · -EADDRINUSE address taken
  *   -EACCES not permitted · -EDOM numbers that are not finite · -EIO the system failed

@@ -1,0 +1,200 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The attention stage: embedding, norms, attention over a paged KV cache, residual stream, LM head. Sequences are added,
+ * advanced by steps, forked, truncated and dropped by the host's ids. The FFN of each layer is done by peers (over a
+ * transport) or by a stage in this process; the bits are the same either way.
+ *
+ *     afd_attn_add(attn, 7);
+ *     struct afd_entry entry = { .sequence = 7, .ids = prompt, .n_ids = n, .outputs = AFD_OUTPUT_LAST };
+ *     struct afd_batch batch = { .size = sizeof batch, .entries = &entry, .n_entries = 1, .entry_bytes = sizeof entry,
+ *                                .logits = logits, .logits_rows = 1 };
+ *     afd_attn_step(attn, &batch, 0);
+ *
+ * A step is a resumable object: _begin, then _poll until it returns 1; or _step, which does both and waits. A step that fails or
+ * is cancelled leaves KV and sequences as they were before it, and can be repeated.
+ */
+#ifndef AFD_ATTN_H
+#define AFD_ATTN_H
+
+#include "context.h"
+#include "ffn.h"
+#include "model.h"
+#include "transport.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct afd_attn afd_attn;
+
+struct afd_attn_params {
+	size_t size;
+	const char *device;       /* "cpu" (default), "deferred" */
+	afd_ffn *ffn;             /* an FFN stage in this process, on the same device; instead of a transport */
+	uint32_t max_sequences;   /* 1 .. 1048576; 0 means 64 */
+	uint32_t max_rows;        /* rows of one batch, 1 .. 65536; 0 means 2048 */
+	uint32_t max_outputs;     /* positions of one batch that give an output; 0 means max_sequences, at most max_rows */
+	uint32_t page_size;       /* positions in a KV page, 1 .. 65536; 0 means 16 */
+	uint32_t kv_pages;        /* pages of the pool; every page holds page_size positions of all layers. 0 means enough for 4096 positions */
+	int32_t kv_dtype;         /* enum afd_dtype; 0 means that of embed_tokens */
+	int32_t to_ffn_dtype;     /* with ffn: rows are rounded as on a wire; 0 means that of embed_tokens. With a transport: leave 0 */
+	int32_t to_attention_dtype;
+	uint32_t lanes;           /* with ffn: 1 .. AFD_MAX_LANES, 0 means 1. With a transport: leave 0, it says */
+	uint32_t max_positions;   /* length of the longest sequence; 0 means as many as the pool holds */
+	void *kv_memory;          /* the host's memory for the pool, 64-byte aligned, kv_memory_bytes >= afd_attn_kv_bytes(); NULL: the library's */
+	size_t kv_memory_bytes;
+	afd_progress progress;    /* while weights are loaded */
+	void *progress_user;
+};
+
+/* Bytes of the KV pool that these params ask for (kv_memory is not looked at). 0 on an error, see afd_last_error(). */
+AFD_API size_t afd_attn_kv_bytes(const afd_model *model, const struct afd_attn_params *params);
+
+/*
+ * Makes an attention stage and loads its weights. Either net (made to connect) or params->ffn is given. Calls on net are the
+ * stage's from now on. Model, net and ffn outlive the stage. Does not wait for peers: _poll, _wait and _step do.
+ *
+ *   -EINVAL  both or none of net and ffn, a field out of range, net made for another contract or to listen,
+ *            ffn on another device or for other layers
+ *   -ENOENT, -EBADMSG  a tensor is missing, or has another shape than the config says: named
+ *   -ENOTSUP a dtype of this version's reserved ones
+ *   -ENOSYS, -ENODEV   the device
+ *   -E2BIG, -ENOMEM
+ */
+AFD_API int afd_attn_create(afd_attn **out, const afd_model *model, afd_transport *net, const struct afd_attn_params *params);
+AFD_API void afd_attn_destroy(afd_attn *attn);
+
+/* ---- sequences; none of these while a step is under way (-EBUSY) ---- */
+
+/* A new empty sequence. -EEXIST; -ENOSPC when max_sequences exist. */
+AFD_API int afd_attn_add(afd_attn *attn, uint64_t sequence);
+/* Forgets a sequence; pages that no other one shares are free. -ENOENT. */
+AFD_API int afd_attn_drop(afd_attn *attn, uint64_t sequence);
+/* A new sequence that shares the first n_positions of `from`; pages are copied when one of them writes. -EINVAL beyond its length. */
+AFD_API int afd_attn_fork(afd_attn *attn, uint64_t from, uint64_t to, uint32_t n_positions);
+/* Keeps the first n_positions. -EINVAL beyond its length. */
+AFD_API int afd_attn_truncate(afd_attn *attn, uint64_t sequence, uint32_t n_positions);
+/* Positions in the KV cache, or -ENOENT. */
+AFD_API int64_t afd_attn_length(const afd_attn *attn, uint64_t sequence);
+
+/* ---- a step ---- */
+
+enum afd_outputs {
+	AFD_OUTPUT_NONE = 1,
+	AFD_OUTPUT_LAST = 2, /* the default: the last id of the entry */
+	AFD_OUTPUT_ALL = 3,  /* every id of the entry */
+};
+
+/* One sequence's part of a batch: ids to append. A sequence stands in a batch once. */
+struct afd_entry {
+	uint64_t sequence;
+	const int32_t *ids; /* [n_ids], each in 0 .. vocab-1; copied by _begin */
+	uint32_t n_ids;     /* 1 or more: a decode token, a chunk of a prompt, tokens to verify */
+	int32_t outputs;    /* enum afd_outputs */
+	uint64_t user_id;   /* passed through to spans and logs */
+};
+
+struct afd_batch {
+	size_t size;
+	const struct afd_entry *entries;
+	uint32_t n_entries;
+	uint32_t entry_bytes;     /* sizeof(struct afd_entry) */
+	float *logits;            /* [logits_rows][vocab], host memory: outputs in the order of entries and ids; or NULL */
+	int32_t *greedy_ids;      /* [greedy_rows]: the id of the largest logit, the lowest among equals; or NULL */
+	uint32_t logits_rows;     /* room; at least the number of outputs when logits is given */
+	uint32_t greedy_rows;
+	uint8_t trace_id[16];     /* passed through */
+};
+
+/*
+ * Reserves all that the batch needs and begins its step. Outputs are borrowed until the step is done.
+ *
+ *   -EBUSY   a step is under way
+ *   -EINVAL  an id out of range, an empty entry, a sequence that stands twice, too little room for outputs
+ *   -ENOENT  no such sequence
+ *   -ENOSPC  not enough pages, or more rows or outputs than max_rows or max_outputs; nothing has changed
+ */
+AFD_API int afd_attn_begin(afd_attn *attn, const struct afd_batch *batch);
+
+/*
+ * Makes progress. 1: the step is done, outputs are written, sequences have grown; 0: not yet.
+ *
+ *   -ECONNRESET, -ETIMEDOUT, -EPROTO  the FFN peer that is named in the text was lost; the step has ended
+ *   -EDOM    a logit is not finite: the text names sequence and position; the step has ended
+ *   -EINVAL  no step is under way
+ */
+AFD_API int afd_attn_poll(afd_attn *attn);
+
+/* _poll until it returns 1 or an error. timeout_ms 0: no limit of its own, the transport's deadlines hold.
+ * -ETIMEDOUT with the step still under way when the timeout passes (afd_attn_busy tells). */
+AFD_API int afd_attn_wait(afd_attn *attn, int32_t timeout_ms);
+
+/* _begin and _wait; a step that is not done in time is cancelled. Returns 0. */
+AFD_API int afd_attn_step(afd_attn *attn, const struct afd_batch *batch, int32_t timeout_ms);
+
+/* Ends the step that is under way, as if it had not begun. 0 also when there is none. */
+AFD_API int afd_attn_cancel(afd_attn *attn);
+
+/* 1 while a step is under way. */
+AFD_API int afd_attn_busy(const afd_attn *attn);
+
+/* For a host's event loop, as in transport.h. */
+AFD_API int afd_attn_fd(const afd_attn *attn);
+AFD_API int32_t afd_attn_timeout_ms(const afd_attn *attn);
+
+/* ---- the KV cache ---- */
+
+/* Where K and V lie. Byte offset of head h of position p (K: v = 0, V: v = 1) of page i at layer l:
+ * l * layer_bytes + i * page_bytes + v * kv_bytes + h * head_bytes + (p % page_size) * position_bytes. K is after norm and rope. */
+struct afd_kv_layout {
+	size_t size;
+	void *memory;          /* the pool; device memory, which only the cpu device's host may read */
+	size_t memory_bytes;
+	size_t layer_bytes, page_bytes, kv_bytes, head_bytes, position_bytes;
+	uint32_t n_layers, n_pages, page_size, n_kv_heads, head_dim;
+	int32_t dtype;
+	float k_scale, v_scale; /* 1 in this version */
+};
+AFD_API int afd_attn_kv_layout(const afd_attn *attn, struct afd_kv_layout *layout);
+
+/* Page ids of (sequence, layer) in order of position, into ids[capacity]; returns how many there are. -ENOENT, -ENOSPC.
+ * -1 stands for a page that has left a sliding window. */
+AFD_API int afd_attn_pages(const afd_attn *attn, uint64_t sequence, uint32_t layer, int32_t *ids, uint32_t capacity);
+
+/* ---- sampling, a helper on the host ---- */
+
+struct afd_sample_params {
+	size_t size;
+	float temperature; /* 0: greedy */
+	float top_p;       /* 0 or 1: off */
+	uint32_t top_k;    /* 0: off */
+	uint32_t _pad;     /* 0 */
+	uint64_t seed;
+};
+
+/*
+ * Draws an id from logits[vocab]; the draw depends on seed and position only, so it is the same in any layout.
+ * Order: temperature, top_k, softmax, top_p (the smallest set whose sum reaches it), draw. Equal logits: the lower id first.
+ * scratch holds afd_sample_scratch_bytes(vocab) bytes. Returns the id; -EDOM when a logit is not finite, -EINVAL.
+ */
+AFD_API int32_t afd_sample(const float *logits, uint32_t vocab, uint64_t position, const struct afd_sample_params *params, void *scratch);
+AFD_API size_t afd_sample_scratch_bytes(uint32_t vocab);
+
+struct afd_attn_stats {
+	size_t size;
+	uint64_t n_steps;
+	uint64_t n_rows;          /* rows of finished steps */
+	uint64_t attention_ns;    /* time that this stage computed */
+	uint64_t ffn_ns;          /* time that a local FFN computed, 0 with a transport */
+	uint64_t wait_ns;         /* time in which nothing could be done but wait for peers */
+	uint64_t weight_bytes;    /* device memory held by weights */
+	uint32_t pages_free;
+	uint32_t n_sequences;
+};
+AFD_API int afd_attn_stats(const afd_attn *attn, struct afd_attn_stats *stats);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -1,0 +1,124 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The FFN stage: y = F(layer, x). Stateless and norm-free: x is the normed input, y the raw output; residual and norms
+ * stay with attention.
+ *
+ * It is made from a checkpoint, or from a host's compute function (an engine's own kernels, another accelerator), and is
+ * used by calls (_forward), or as a server over a transport (_serve, or _poll in a host's event loop). The server gathers
+ * rows of one layer from several attention peers into one pass, since the weights are read once for all of them.
+ */
+#ifndef AFD_FFN_H
+#define AFD_FFN_H
+
+#include "context.h"
+#include "model.h"
+#include "transport.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct afd_ffn afd_ffn;
+
+/* One pass that a compute function is asked for. */
+struct afd_ffn_pass {
+	size_t size;
+	uint64_t id;     /* for afd_ffn_complete */
+	int32_t layer;
+	uint32_t n_rows; /* 1 .. the stage's max_rows */
+	const float *x;  /* [n_rows][hidden_size], rounded to the wire dtype already */
+	float *y;        /* [n_rows][hidden_size], to be written; does not overlap x */
+};
+
+/*
+ * A host's FFN. Returns 0 when y is complete, a negative errno when the pass failed (the attention peers of these rows get
+ * it as an error), or -EINPROGRESS: then x and y stay valid until afd_ffn_complete is called, and the server beats meanwhile.
+ * A function that blocks makes the server silent for as long: the attention side's deadline must allow for it.
+ */
+typedef int (*afd_ffn_compute)(void *user, const struct afd_ffn_pass *pass);
+
+/* Called while weights are loaded: bytes done of all. Must not call the library. */
+typedef void (*afd_progress)(void *user, uint64_t done_bytes, uint64_t total_bytes);
+
+struct afd_ffn_params {
+	size_t size;
+	const char *device;       /* "cpu" (default), "deferred" */
+	uint32_t max_rows;        /* rows of one pass, 1 .. 65536; 0 means 2048. More rows make several passes */
+	uint32_t first_layer;     /* layers held: n_layers from first_layer on */
+	uint32_t n_layers;        /* 0 means all of the model's */
+	uint32_t gather_us;       /* the longest wait for rows of other peers, 0 means 2000; UINT32_MAX: do not wait */
+	afd_ffn_compute compute;  /* instead of a model */
+	void *compute_user;
+	uint64_t weights[2];      /* with compute: the fingerprint that the host states for its weights */
+	afd_progress progress;
+	void *progress_user;
+};
+
+/*
+ * Makes an FFN stage and loads its weights onto the device. Exactly one of model and params->compute is given; net may be
+ * NULL for a stage that only computes (then compute is not allowed). The stage owns calls on net from now on; net outlives it.
+ *
+ *   -EINVAL   both or none of model and compute, layers out of range, net was made for another contract or for attention
+ *   -ENOENT   a tensor or its file is missing: named
+ *   -EBADMSG  a tensor has another shape than the config says
+ *   -ENOSYS, -ENODEV  the device
+ *   -E2BIG, -ENOMEM
+ */
+AFD_API int afd_ffn_create(afd_ffn **out, const afd_model *model, afd_transport *net, const struct afd_ffn_params *params);
+AFD_API void afd_ffn_destroy(afd_ffn *ffn);
+
+/* Rows of one layer in host memory. */
+struct afd_ffn_rows {
+	size_t size;
+	int32_t layer;
+	uint32_t n_rows;     /* 0 is legal */
+	const void *x;       /* [n_rows][hidden_size] */
+	void *y;             /* [n_rows][hidden_size]; may be x when dtypes and strides are equal */
+	int32_t x_dtype;     /* 0 means f32 */
+	int32_t y_dtype;     /* 0 means f32 */
+	size_t x_row_bytes;  /* from row to row; 0 means hidden_size numbers */
+	size_t y_row_bytes;
+};
+
+/*
+ * Computes y for a host that moves rows itself. Blocks until y is written. The bits are those of the server.
+ * -EINVAL layer not held, a stage made from a compute function; -ETIMEDOUT a device that does not answer in 60 s.
+ */
+AFD_API int afd_ffn_forward(afd_ffn *ffn, const struct afd_ffn_rows *rows);
+
+/*
+ * Serves until afd_ffn_stop, then drains: peers are told, frames already here are answered. Returns 0, or the error that ended
+ * the server; the loss of an attention peer is not one.
+ */
+AFD_API int afd_ffn_serve(afd_ffn *ffn);
+
+/* The non-blocking form: makes progress. 1: something was done; 0: nothing to do; -ECANCELED: stopped and drained. */
+AFD_API int afd_ffn_poll(afd_ffn *ffn);
+/* Readable when _poll has something to do; call _poll too when the timeout has passed (-1: none). */
+AFD_API int afd_ffn_fd(const afd_ffn *ffn);
+AFD_API int32_t afd_ffn_timeout_ms(const afd_ffn *ffn);
+
+/* Asks the server to drain and end. From any thread or signal handler. */
+AFD_API void afd_ffn_stop(afd_ffn *ffn);
+
+/* Reports a pass for which compute returned -EINPROGRESS: status 0 or a negative errno. From any thread.
+ * -ENOENT: no such pass is under way. */
+AFD_API int afd_ffn_complete(afd_ffn *ffn, uint64_t id, int status);
+
+struct afd_ffn_stats {
+	size_t size;
+	uint64_t n_passes;
+	uint64_t n_rows;
+	uint64_t compute_ns;
+	uint64_t weight_bytes; /* device memory held by weights */
+	uint64_t weights[2];   /* their fingerprint; 0, 0 unknown */
+	uint32_t n_peers;      /* joined now */
+	uint32_t _pad;
+};
+AFD_API int afd_ffn_stats(const afd_ffn *ffn, struct afd_ffn_stats *stats);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif
