@@ -117,7 +117,8 @@ struct afd_context_params {
 /*
  * Makes a context. It holds the threads that were asked for; they sleep when there is nothing to compute.
  *
- *   -EINVAL  half of a pair of hooks is set, or n_threads > 1024
+ *   -EINVAL  half of a pair of hooks is set, n_threads > 1024 or beside executor.run, AFD_ISA names no variant
+ *   -ENODEV  AFD_ISA forces a variant that this CPU lacks
  *   -E2BIG, -ENOMEM
  */
 AFD_API int afd_context_create(afd_context **out, const struct afd_context_params *params);

@@ -17,6 +17,8 @@
 
 struct afd__pool; /* the library's own compute threads (executor.c) */
 struct afd__metric;
+struct afd__metrics;
+struct afd__loop_names;
 
 struct afd_context {
 	struct afd_log log;
@@ -81,6 +83,8 @@ struct afd__metric_family {
 /* Adds one series with these labels (`peer="shm:a"`; "" for none). NULL and the error text when there is no memory. */
 struct afd__metric *afd__metric_add(struct afd_context *ctx, const struct afd__metric_family *family, const char *labels);
 void afd__metric_remove(struct afd_context *ctx, struct afd__metric *metric); /* NULL is fine */
+/* Appends key="value" with the value escaped to labels, which holds a string of earlier labels or "". -ENOSPC changes nothing. */
+int afd__metric_label(char *labels, size_t capacity, const char *key, const char *value);
 /* Lock-free; NULL metric is fine. */
 void afd__metric_count(struct afd__metric *metric, uint64_t n);
 void afd__metric_set(struct afd__metric *metric, double value);
