@@ -123,7 +123,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--out", type=pathlib.Path, default=here / "tiny-qwen3")
     parser.add_argument("--cache", type=pathlib.Path, help="keep the downloaded text here")
-    parser.add_argument("--steps", type=int, default=3500)
+    parser.add_argument("--steps", type=int, default=5000)
     parser.add_argument("--batch", type=int, default=16, help="windows per step")
     parser.add_argument("--context", type=int, default=256, help="tokens per window")
     parser.add_argument("--lr", type=float, default=4e-3, help="peak learning rate")
