@@ -21,6 +21,7 @@ struct afd__exchange_info {
 	uint32_t lanes;
 	uint32_t max_rows; /* of one part, before the smaller side wins */
 	int32_t attention; /* 1: made to connect; 0: made to listen */
+	uint32_t max_peers; /* FFN side: attention peers at once; at most 2 * max_peers * AFD_MAX_LANES parts are out */
 };
 void afd__transport_info(const afd_transport *net, struct afd__exchange_info *info);
 
