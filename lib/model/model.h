@@ -1,0 +1,158 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What the stages ask of an opened model: one description of its architecture, the same for every family, and its tensors
+ * by (layer, kind). Families differ in this data, not in the code of a stage. Everything here is fixed when the model is
+ * opened, except that files are opened and mapped when a tensor in them is first asked for.
+ */
+#ifndef AFD_LIB_MODEL_H
+#define AFD_LIB_MODEL_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include <afd/model.h>
+
+#include "../context/core.h"
+
+/* ---- the architecture ---- */
+
+enum afd__attention_kind { AFD__ATTENTION_FULL = 1, AFD__ATTENTION_SLIDING };
+enum afd__qk_norm { AFD__QK_NORM_NONE = 1, AFD__QK_NORM_PER_HEAD }; /* per head: one weight vector [head_dim] for all heads */
+enum afd__output_gate { AFD__OUTPUT_GATE_NONE = 1 };
+
+/* The slots where a layer may have a norm. Before a block it is fed by the residual stream; after it, by the block's output
+ * and ahead of the addition. */
+enum afd__norm_slot {
+	AFD__NORM_BEFORE_ATTENTION = 1,
+	AFD__NORM_AFTER_ATTENTION = 2,
+	AFD__NORM_BEFORE_FFN = 4,
+	AFD__NORM_AFTER_FFN = 8,
+};
+
+/* One table of rotation; layers share it. Rotation is half-split: pairs (d, d + head_dim / 2). */
+struct afd__rope {
+	float *inv_freq; /* [head_dim / 2] */
+	float scale;     /* of cos and sin: YaRN's attention factor, else 1 */
+	uint32_t head_dim;
+};
+
+struct afd__layer {
+	int32_t attention;            /* enum afd__attention_kind */
+	uint32_t window;              /* positions that a row sees, its own included; 0: all */
+	uint32_t n_heads, n_kv_heads, head_dim;
+	float softmax_scale;
+	const struct afd__rope *rope; /* NULL: no rotation */
+	int32_t qk_norm;              /* enum afd__qk_norm */
+	int32_t output_gate;          /* enum afd__output_gate */
+	bool attention_bias;          /* q, k, v and o have one */
+	uint32_t norms;               /* enum afd__norm_slot, or-ed */
+	int32_t ffn_kind;             /* enum afd_ffn_kind */
+	int32_t activation;           /* enum afd_activation */
+	uint32_t intermediate_size;   /* of a dense FFN */
+};
+
+struct afd__arch {
+	const char *name; /* "Qwen3ForCausalLM"; static */
+	uint32_t hidden_size, n_layers, vocab_size;
+	uint32_t max_position_embeddings; /* 0: not said */
+	float rms_norm_eps;
+	float embedding_scale;
+	bool tied_head;
+	int32_t config_dtype;      /* enum afd_dtype; 0: not said */
+	struct afd__layer *layers; /* [n_layers] */
+	uint8_t *ffn_kinds;        /* [n_layers] */
+	struct afd__rope rope;
+};
+
+/* ---- tensors ---- */
+
+enum afd__tensor_kind {
+	/* of no layer */
+	AFD__TENSOR_EMBED = 1,   /* [vocab][hidden] */
+	AFD__TENSOR_FINAL_NORM,  /* [hidden] */
+	AFD__TENSOR_HEAD,        /* [vocab][hidden]; of a tied model the very tensor of EMBED, unless the file has another one */
+	/* of a layer, attention */
+	AFD__TENSOR_INPUT_NORM,  /* [hidden], AFD__NORM_BEFORE_ATTENTION */
+	AFD__TENSOR_Q,           /* [n_heads * head_dim][hidden] */
+	AFD__TENSOR_K,           /* [n_kv_heads * head_dim][hidden] */
+	AFD__TENSOR_V,
+	AFD__TENSOR_Q_BIAS,      /* [n_heads * head_dim]; these four only with attention_bias */
+	AFD__TENSOR_K_BIAS,
+	AFD__TENSOR_V_BIAS,
+	AFD__TENSOR_Q_NORM,      /* [head_dim]; these two only with qk_norm */
+	AFD__TENSOR_K_NORM,
+	AFD__TENSOR_O,           /* [hidden][n_heads * head_dim] */
+	AFD__TENSOR_O_BIAS,      /* [hidden] */
+	AFD__TENSOR_FFN_NORM,    /* [hidden], AFD__NORM_BEFORE_FFN */
+	/* of a layer, FFN */
+	AFD__TENSOR_GATE,        /* [intermediate][hidden] */
+	AFD__TENSOR_UP,          /* [intermediate][hidden] */
+	AFD__TENSOR_DOWN,        /* [hidden][intermediate] */
+};
+
+struct afd__tensor {
+	const char *name; /* as in the checkpoint: the canonical one */
+	const char *file; /* NULL: lent by the host */
+	const void *data; /* mapped or lent, aligned to 4 bytes; read-only */
+	uint64_t bytes;
+	uint64_t shape[4]; /* [n_dims] */
+	uint32_t n_dims;
+	int32_t dtype;     /* AFD_DTYPE_F32, _BF16 or _F16; tensors of one layer may differ */
+};
+
+/* A tensor that a role needs, as the architecture has it. */
+struct afd__slot {
+	char name[80];
+	int32_t kind;      /* enum afd__tensor_kind */
+	int32_t layer;     /* -1: of none */
+	int32_t role;      /* enum afd_role */
+	uint32_t n_dims;
+	uint64_t shape[2]; /* [n_dims] */
+	const char *shape_names[2]; /* keys of config.json, for errors */
+};
+
+struct afd_model {
+	struct afd_context *ctx;
+	struct afd__arch arch;
+	struct afd__checkpoint *checkpoint;
+	struct afd__slot *slots; /* [n_slots], in the order of use */
+	uint32_t n_slots;
+	int32_t weights; /* enum afd_weights */
+};
+
+/* -EINVAL for NULL or in a child of fork: every public function that takes a model begins with it. */
+int afd__model_check(const struct afd_model *model);
+
+/*
+ * The tensor of a kind, its shape checked; layer -1 for those of none. A kind that the architecture does not have there is
+ * a mistake of the caller (assert). Opens and maps the tensor's file when needed. Any thread.
+ *
+ *   -ENOENT   the tensor or its file is missing: named
+ *   -EBADMSG  the file contradicts itself, the index or config.json
+ *   -ENOTSUP  its dtype
+ *   -EIO, -EACCES, -ENOMEM
+ */
+int afd__model_tensor(const struct afd_model *model, int32_t layer, int32_t kind, struct afd__tensor *out);
+
+/* After a tensor was packed: its mapped pages need not count as ours any more. They come back from the file when touched. */
+void afd__model_release(const struct afd__tensor *tensor);
+
+/* The dtype of embed_tokens; the config's when its file is missing; 0 when nobody says. */
+int32_t afd__model_dtype(const struct afd_model *model);
+
+/* ---- inside lib/model ---- */
+
+/* arch.c: from the text of config.json. On success the caller ends it with _free. */
+int afd__arch_read(struct afd__arch *arch, struct afd_context *ctx, const char *text, size_t n_bytes);
+void afd__arch_free(struct afd__arch *arch); /* also of a zeroed one */
+
+/* roles.c: every tensor that a role needs, in the order of use; afd__free ends it. */
+int afd__slots_create(struct afd__slot **slots, uint32_t *n_slots, struct afd_context *ctx, const struct afd__arch *arch);
+/* NULL when the architecture has none there. */
+const struct afd__slot *afd__slot_find(const struct afd_model *model, int32_t layer, int32_t kind);
+/* The tensor behind a slot; with_data maps it. */
+int afd__slot_tensor(const struct afd_model *model, const struct afd__slot *slot, bool with_data, struct afd__tensor *out);
+/* A slot whose tensor is another slot's: the head of a tied model. */
+bool afd__slot_is_shared(const struct afd_model *model, const struct afd__slot *slot);
+
+#endif
