@@ -1,0 +1,241 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Flags: getopt_long over the table, strict values, and --help from the same rows.
+ * Numbers are read whole: "12x", "-1", "1e3" and "" are refused where an integer is meant.
+ */
+#include <ctype.h>
+#include <errno.h>
+#include <getopt.h>
+#include <math.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <afd/afd.h>
+
+#include "options.h"
+
+#define MAX_OPTIONS 62
+
+int tool_fail(int status, const char *format, ...)
+{
+	char text[1024];
+	va_list args;
+
+	va_start(args, format);
+	vsnprintf(text, sizeof text, format, args);
+	va_end(args);
+	fprintf(stderr, "%s: %s\n", program_invocation_short_name, text);
+	return status;
+}
+
+int tool_set_flag(const struct tool_option *option, const char *value)
+{
+	(void)value;
+	*(int *)option->into = 1;
+	return TOOL_DONE;
+}
+
+int tool_set_text(const struct tool_option *option, const char *value)
+{
+	if (!*value)
+		return tool_fail(TOOL_USAGE, "--%s: the value is empty", option->name);
+	*(const char **)option->into = value;
+	return TOOL_DONE;
+}
+
+int tool_set_list(const struct tool_option *option, const char *value)
+{
+	struct tool_list *list = option->into;
+	const char **items = realloc(list->items, (list->n_items + 1) * sizeof *items);
+
+	if (!items)
+		return tool_fail(TOOL_USAGE, "--%s: no memory", option->name);
+	items[list->n_items++] = value;
+	list->items = items;
+	return TOOL_DONE;
+}
+
+static int read_u64(const char *text, uint64_t *out)
+{
+	char *end;
+
+	errno = 0;
+	*out = strtoull(text, &end, 10);
+	return isdigit((unsigned char)*text) && !*end && !errno ? 0 : -1;
+}
+
+int tool_set_u64(const struct tool_option *option, const char *value)
+{
+	if (read_u64(value, option->into))
+		return tool_fail(TOOL_USAGE, "--%s: value '%s', limit 0 to %llu", option->name, value, ~0ull);
+	return TOOL_DONE;
+}
+
+int tool_set_u32(const struct tool_option *option, const char *value)
+{
+	uint64_t number;
+
+	if (read_u64(value, &number) || number < option->min || number > option->max)
+		return tool_fail(TOOL_USAGE, "--%s: value '%s', limit %.0f to %.0f", option->name, value, option->min, option->max);
+	*(uint32_t *)option->into = number;
+	return TOOL_DONE;
+}
+
+int tool_set_real(const struct tool_option *option, const char *value)
+{
+	char *end;
+	double number = strtod(value, &end);
+
+	if (end == value || *end || !isfinite(number) || number < option->min || number > option->max)
+		return tool_fail(TOOL_USAGE, "--%s: value '%s', limit %g to %g", option->name, value, option->min, option->max);
+	*(double *)option->into = number;
+	return TOOL_DONE;
+}
+
+int tool_set_log(const struct tool_option *option, const char *value)
+{
+	static const char *const levels[] = { "error", "warn", "info", "debug" };
+
+	for (int i = 0; i < 4; i++) {
+		if (!strcmp(value, levels[i])) {
+			*(int32_t *)option->into = AFD_LOG_ERROR + i;
+			return TOOL_DONE;
+		}
+	}
+	return tool_fail(TOOL_USAGE, "--%s: value '%s', limit error, warn, info or debug", option->name, value);
+}
+
+static int read_dtype(const struct tool_option *option, const char *value, size_t n_chars, int32_t *out)
+{
+	static const struct { const char *name; int32_t dtype; } names[] = {
+		{ "auto", 0 }, { "f32", AFD_DTYPE_F32 }, { "bf16", AFD_DTYPE_BF16 }, { "f16", AFD_DTYPE_F16 },
+	};
+
+	for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
+		if (strlen(names[i].name) == n_chars && !memcmp(value, names[i].name, n_chars)) {
+			*out = names[i].dtype;
+			return TOOL_DONE;
+		}
+	}
+	if (n_chars == 3 && !memcmp(value, "fp8", 3))
+		return tool_fail(TOOL_USAGE, "--%s %s: fp8 is not in this version, limit f32, bf16 or f16", option->name, value);
+	return tool_fail(TOOL_USAGE, "--%s: value '%s', limit auto, f32, bf16 or f16", option->name, value);
+}
+
+int tool_set_dtype(const struct tool_option *option, const char *value)
+{
+	return read_dtype(option, value, strlen(value), option->into);
+}
+
+int tool_set_dtypes(const struct tool_option *option, const char *value)
+{
+	const char *second = strchr(value, ':');
+	int32_t *dtypes = option->into;
+	int status;
+
+	if (!second) {
+		status = read_dtype(option, value, strlen(value), &dtypes[0]);
+		dtypes[1] = dtypes[0];
+		return status;
+	}
+	status = read_dtype(option, value, second - value, &dtypes[0]);
+	return status ? status : read_dtype(option, second + 1, strlen(second + 1), &dtypes[1]);
+}
+
+int tool_set_device(const struct tool_option *option, const char *value)
+{
+	if (!strncmp(value, "cuda", 4))
+		return tool_fail(TOOL_USAGE, "--%s %s: not in this version, limit cpu or deferred", option->name, value);
+	if (strcmp(value, "cpu") && strcmp(value, "deferred"))
+		return tool_fail(TOOL_USAGE, "--%s: value '%s', limit cpu or deferred", option->name, value);
+	*(const char **)option->into = value;
+	return TOOL_DONE;
+}
+
+static int set_only(const struct tool_option *option, const char *value, const char *limit)
+{
+	if (!strcmp(value, limit))
+		return TOOL_DONE;
+	return tool_fail(TOOL_USAGE, "--%s %s: not in this version, limit %s", option->name, value, limit);
+}
+
+int tool_set_whole(const struct tool_option *option, const char *value)
+{
+	return set_only(option, value, "0/1");
+}
+
+int tool_set_one(const struct tool_option *option, const char *value)
+{
+	return set_only(option, value, "1");
+}
+
+int tool_set_zero(const struct tool_option *option, const char *value)
+{
+	return set_only(option, value, "0");
+}
+
+int tool_set_later(const struct tool_option *option, const char *value)
+{
+	(void)value;
+	return tool_fail(TOOL_USAGE, "--%s: not in this version", option->name);
+}
+
+static void print_help(const struct tool_option *options, const char *usage)
+{
+	printf("usage: %s %s\n\n", program_invocation_short_name, usage);
+	for (const struct tool_option *o = options; o->name; o++) {
+		char left[64];
+
+		snprintf(left, sizeof left, "--%s%s%s", o->name, o->value ? " " : "", o->value ? o->value : "");
+		printf("  %-28s %s", left, o->text);
+		if (o->initial)
+			printf(" (default %s)", o->initial);
+		printf("\n");
+	}
+	printf("  %-28s %s\n  %-28s %s\n", "--help", "this text", "--version", "the version of the library");
+	printf("\nexit status: 0 done, 1 failed, 2 wrong usage\n");
+}
+
+/* optind - 1 is the word that getopt stumbled over. */
+static int refuse_word(int found, char **argv)
+{
+	const char *word = argv[optind - 1];
+
+	if (found == ':')
+		return tool_fail(TOOL_USAGE, "%s: a value is missing, see --help", word);
+	if (strchr(word, '='))
+		return tool_fail(TOOL_USAGE, "%.*s: no such flag, or it takes no value, see --help", (int)strcspn(word, "="), word);
+	return tool_fail(TOOL_USAGE, "%s: no such flag, see --help", word);
+}
+
+int tool_options_read(const struct tool_option *options, const char *usage, int argc, char **argv)
+{
+	struct option flags[MAX_OPTIONS + 3] = { 0 };
+	int n = 0, found, index, status;
+
+	for (; options[n].name && n < MAX_OPTIONS; n++)
+		flags[n] = (struct option){ options[n].name, options[n].value ? required_argument : no_argument, NULL, 'o' };
+	flags[n] = (struct option){ "help", no_argument, NULL, 'h' };
+	flags[n + 1] = (struct option){ "version", no_argument, NULL, 'v' };
+
+	while ((found = getopt_long(argc, argv, "+:", flags, &index)) != -1) {
+		if (found == 'h') {
+			print_help(options, usage);
+			return -1;
+		}
+		if (found == 'v') {
+			printf("%s %s\n", program_invocation_short_name, afd_version());
+			return -1;
+		}
+		if (found != 'o')
+			return refuse_word(found, argv);
+		status = options[index].set(&options[index], optarg);
+		if (status)
+			return status;
+	}
+	if (optind < argc)
+		return tool_fail(TOOL_USAGE, "'%s': flags only, see --help", argv[optind]);
+	return TOOL_DONE;
+}
