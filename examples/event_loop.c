@@ -2,7 +2,7 @@
 /*
  * A host that lends libafd nothing it would miss: both stages of two models in one process and one thread, driven by the
  * host's own epoll loop. Every large allocation goes through the host's hooks, the KV pages lie in the host's memory, and
- * the compute tasks run on the host's executor. The ids must be those of a plain run with a stage of FFN in the process.
+ * the compute tasks run on the host's executor. Ids and logits must have the bits of a plain run without any transport.
  */
 #include <dirent.h>
 #include <stdio.h>
@@ -80,12 +80,21 @@ struct job {
 	int32_t ids[N_PROMPT + N_TOKENS];
 	uint32_t n_ids, n_fed;
 	int32_t next_id;
+	uint32_t vocab_size;
+	float *logits; /* [N_TOKENS][vocab_size] */
 };
 
-static void job_first_ids(struct job *job)
+static int job_start(struct job *job)
 {
+	struct afd_model_info info = { .size = sizeof info };
+
+	CHECK(afd_model_info(job->model, &info));
+	CHECK(afd_attn_add(job->attn, 1));
+	job->vocab_size = info.vocab_size;
+	job->logits = calloc(N_TOKENS, info.vocab_size * sizeof *job->logits);
 	for (job->n_ids = 0; job->n_ids < N_PROMPT; job->n_ids++)
 		job->ids[job->n_ids] = 3 + 7 * job->n_ids;
+	return job->logits ? 0 : -1;
 }
 
 static int job_ended(const struct job *job)
@@ -97,7 +106,8 @@ static int job_begin(struct job *job)
 {
 	struct afd_entry entry = { .sequence = 1, .ids = job->ids + job->n_fed, .n_ids = job->n_ids - job->n_fed };
 	struct afd_batch batch = { .size = sizeof batch, .entries = &entry, .n_entries = 1, .entry_bytes = sizeof entry,
-				   .greedy_ids = &job->next_id, .greedy_rows = 1 };
+				   .greedy_ids = &job->next_id, .greedy_rows = 1,
+				   .logits = job->logits + (size_t)(job->n_ids - N_PROMPT) * job->vocab_size, .logits_rows = 1 };
 
 	CHECK(afd_attn_begin(job->attn, &batch));
 	return 0;
@@ -120,8 +130,9 @@ static int run_plain(struct job *job, const char *dir)
 	CHECK(afd_ffn_create(&job->ffn, job->model, NULL, NULL));
 	struct afd_attn_params params = { .size = sizeof params, .ffn = job->ffn };
 	CHECK(afd_attn_create(&job->attn, job->model, NULL, &params));
-	CHECK(afd_attn_add(job->attn, 1));
-	for (job_first_ids(job); !job_ended(job); job_take(job)) {
+	if (job_start(job))
+		return -1;
+	for (; !job_ended(job); job_take(job)) {
 		if (job_begin(job))
 			return -1;
 		CHECK(afd_attn_wait(job->attn, 0));
@@ -153,9 +164,7 @@ static int job_create(struct job *job, afd_context *ctx, const char *dir, const 
 		return fprintf(stderr, "event_loop: no KV memory: %s\n", afd_last_error()), -1;
 	params.kv_memory = job->kv;
 	CHECK(afd_attn_create(&job->attn, job->model, job->attn_net, &params));
-	CHECK(afd_attn_add(job->attn, 1));
-	job_first_ids(job);
-	return job_begin(job);
+	return job_start(job) ? -1 : job_begin(job);
 }
 
 static void job_destroy(struct job *job)
@@ -263,7 +272,10 @@ int main(int argc, char **argv)
 			return 1;
 		for (int j = 0; j < N_TOKENS; j++)
 			printf("%d%c", jobs[i].ids[N_PROMPT + j], j < N_TOKENS - 1 ? ' ' : '\n');
-		equal &= !memcmp(jobs[i].ids, plain[i].ids, sizeof plain[i].ids);
+		equal &= !memcmp(jobs[i].ids, plain[i].ids, sizeof plain[i].ids) &&
+			 !memcmp(jobs[i].logits, plain[i].logits, N_TOKENS * plain[i].vocab_size * sizeof *plain[i].logits);
+		free(jobs[i].logits);
+		free(plain[i].logits);
 	}
 	printf("bits: %s\n", equal ? "equal" : "differ");
 	return !equal;
