@@ -98,6 +98,7 @@ struct afd__tensor {
 	uint64_t shape[4]; /* [n_dims] */
 	uint32_t n_dims;
 	int32_t dtype;     /* AFD_DTYPE_F32, _BF16 or _F16; tensors of one layer may differ */
+	bool mapped;       /* data lies in a mapped file */
 };
 
 /* A tensor that a role needs, as the architecture has it. */
@@ -111,6 +112,9 @@ struct afd__slot {
 	const char *shape_names[2]; /* keys of config.json, for errors */
 };
 
+/* A tied model may ship a head of its own; whether it differs is found out when somebody asks. */
+enum afd__head { AFD__HEAD_UNKNOWN, AFD__HEAD_SHARED, AFD__HEAD_OWN };
+
 struct afd_model {
 	struct afd_context *ctx;
 	struct afd__arch arch;
@@ -118,6 +122,7 @@ struct afd_model {
 	struct afd__slot *slots; /* [n_slots], in the order of use */
 	uint32_t n_slots;
 	int32_t weights; /* enum afd_weights */
+	_Atomic int head; /* enum afd__head of a tied model */
 };
 
 /* -EINVAL for NULL or in a child of fork: every public function that takes a model begins with it. */
