@@ -15,6 +15,9 @@
  * 32 so that the low half-words are columns 0..15 and the high half-words columns 16..31. */
 #define AFD_K_PANEL 32
 
+/* The only limit of `attend`: query heads of one kv head. head_dim may be any even number. */
+#define AFD_K_GROUP_MAX 64
+
 struct afd_cpu_kernels {
 	const char *name; /* "c", "avx2", "avx512" */
 
