@@ -44,7 +44,7 @@ void afd__json_refuse(struct afd__json *j, int code, const char *key, const json
 		j->error = afd__error(code, "%s: %s is missing", j->where, key);
 		return;
 	}
-	used = json_dumpb(value, shown, SHOWN_BYTES, JSON_ENCODE_ANY | JSON_COMPACT);
+	used = json_dumpb(value, shown, SHOWN_BYTES, JSON_ENCODE_ANY | JSON_COMPACT | JSON_REAL_PRECISION(10));
 	shown[used < SHOWN_BYTES ? used : SHOWN_BYTES] = '\0';
 	j->error = afd__error(code, "%s: %s is %s%s, %s", j->where, key, shown, used > SHOWN_BYTES ? "..." : "", why);
 }
