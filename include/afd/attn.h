@@ -33,14 +33,15 @@ struct afd_attn_params {
 	afd_ffn *ffn;             /* an FFN stage in this process, on the same device; instead of a transport */
 	uint32_t max_sequences;   /* 1 .. 1048576; 0 means 64 */
 	uint32_t max_rows;        /* rows of one batch, 1 .. 65536; 0 means 2048 */
-	uint32_t max_outputs;     /* positions of one batch that give an output; 0 means max_sequences, at most max_rows */
+	uint32_t max_outputs;     /* positions of one batch that give an output, 1 .. max_rows; 0 means max_sequences, at most max_rows */
 	uint32_t page_size;       /* positions in a KV page, 1 .. 65536; 0 means 16 */
 	uint32_t kv_pages;        /* pages of the pool; every page holds page_size positions of all layers. 0 means enough for 4096 positions */
 	int32_t kv_dtype;         /* enum afd_dtype; 0 means that of embed_tokens */
 	int32_t to_ffn_dtype;     /* with ffn: rows are rounded as on a wire; 0 means that of embed_tokens. With a transport: leave 0 */
 	int32_t to_attention_dtype;
 	uint32_t lanes;           /* with ffn: 1 .. AFD_MAX_LANES, 0 means 1. With a transport: leave 0, it says */
-	uint32_t max_positions;   /* length of the longest sequence; 0 means as many as the pool holds */
+	uint32_t max_positions;   /* length of the longest sequence; 0 means as many as the pool holds. Page lists take 8 bytes for
+				     each sequence and page of this length (twice that where some layers have a window) */
 	void *kv_memory;          /* the host's memory for the pool, 64-byte aligned, kv_memory_bytes >= afd_attn_kv_bytes(); NULL: the library's */
 	size_t kv_memory_bytes;
 	afd_progress progress;    /* while weights are loaded */
@@ -55,7 +56,8 @@ AFD_API size_t afd_attn_kv_bytes(const afd_model *model, const struct afd_attn_p
  * stage's from now on. Model, net and ffn outlive the stage. Does not wait for peers: _poll, _wait and _step do.
  *
  *   -EINVAL  both or none of net and ffn, a field out of range, net made for another contract or to listen,
- *            ffn on another device or for other layers
+ *            ffn on another device, for other layers, or made with a transport
+ *   -EBUSY   another stage has net or ffn
  *   -ENOENT, -EBADMSG  a tensor is missing, or has another shape than the config says: named
  *   -ENOTSUP a dtype of this version's reserved ones
  *   -ENOSYS, -ENODEV   the device
@@ -91,23 +93,24 @@ struct afd_entry {
 	const int32_t *ids; /* [n_ids], each in 0 .. vocab-1; copied by _begin */
 	uint32_t n_ids;     /* 1 or more: a decode token, a chunk of a prompt, tokens to verify */
 	int32_t outputs;    /* enum afd_outputs */
-	uint64_t user_id;   /* passed through to spans and logs */
+	uint64_t user_id;   /* of the host's request; named in the error text beside the sequence when it is not 0 */
 };
 
 struct afd_batch {
 	size_t size;
 	const struct afd_entry *entries;
-	uint32_t n_entries;
+	uint32_t n_entries;       /* 0 is legal: the step is done at once */
 	uint32_t entry_bytes;     /* sizeof(struct afd_entry) */
 	float *logits;            /* [logits_rows][vocab], host memory: outputs in the order of entries and ids; or NULL */
 	int32_t *greedy_ids;      /* [greedy_rows]: the id of the largest logit, the lowest among equals; or NULL */
 	uint32_t logits_rows;     /* room; at least the number of outputs when logits is given */
 	uint32_t greedy_rows;
-	uint8_t trace_id[16];     /* passed through */
+	uint8_t trace_id[16];     /* passed through to the FFN peers */
 };
 
 /*
- * Reserves all that the batch needs and begins its step. Outputs are borrowed until the step is done.
+ * Reserves all that the batch needs and begins its step. Outputs are borrowed until the step is done; after a failure
+ * what they hold is undefined. With neither logits nor greedy_ids nothing is put out, whatever entries say.
  *
  *   -EBUSY   a step is under way
  *   -EINVAL  an id out of range, an empty entry, a sequence that stands twice, too little room for outputs
@@ -117,16 +120,21 @@ struct afd_batch {
 AFD_API int afd_attn_begin(afd_attn *attn, const struct afd_batch *batch);
 
 /*
- * Makes progress. 1: the step is done, outputs are written, sequences have grown; 0: not yet.
+ * Makes progress; never waits, and computes at most one layer of one lane (or one chunk of outputs) on the cpu device.
+ * 1: the step is done, outputs are written, sequences have grown; 0: not yet.
+ * With no step under way it drives the transport: 1 when all FFN peers have joined (or there is no transport), 0 not yet.
+ * After any error the step has ended and sequences are as before it.
  *
- *   -ECONNRESET, -ETIMEDOUT, -EPROTO  the FFN peer that is named in the text was lost; the step has ended
- *   -EDOM    a logit is not finite: the text names sequence and position; the step has ended
- *   -EINVAL  no step is under way
+ *   -ECONNRESET, -ETIMEDOUT, -EPROTO  the FFN peer that is named in the text was lost
+ *   -ETIMEDOUT  also: the device did nothing for 60 s
+ *   -EDOM    a logit is not finite: the text names sequence and position
+ *   others   as the FFN peer or the FFN's compute function reported it
  */
 AFD_API int afd_attn_poll(afd_attn *attn);
 
-/* _poll until it returns 1 or an error. timeout_ms 0: no limit of its own, the transport's deadlines hold.
- * -ETIMEDOUT with the step still under way when the timeout passes (afd_attn_busy tells). */
+/* _poll until it returns 1 (then 0) or an error. timeout_ms 0: no limit of its own, those of transport and device hold.
+ * -ETIMEDOUT with the step still under way when the timeout passes (afd_attn_busy tells). Without a step: waits for the
+ * FFN peers to join. */
 AFD_API int afd_attn_wait(afd_attn *attn, int32_t timeout_ms);
 
 /* _begin and _wait; a step that is not done in time is cancelled. Returns 0. */
@@ -138,7 +146,8 @@ AFD_API int afd_attn_cancel(afd_attn *attn);
 /* 1 while a step is under way. */
 AFD_API int afd_attn_busy(const afd_attn *attn);
 
-/* For a host's event loop, as in transport.h. */
+/* For a host's event loop: the descriptor is readable when _poll has something to do; call it too when the timeout has passed:
+ * 0 while this process itself has something to compute, -1 none. The descriptor is the library's. */
 AFD_API int afd_attn_fd(const afd_attn *attn);
 AFD_API int32_t afd_attn_timeout_ms(const afd_attn *attn);
 
@@ -157,7 +166,8 @@ struct afd_kv_layout {
 };
 AFD_API int afd_attn_kv_layout(const afd_attn *attn, struct afd_kv_layout *layout);
 
-/* Page ids of (sequence, layer) in order of position, into ids[capacity]; returns how many there are. -ENOENT, -ENOSPC.
+/* Page ids of (sequence, layer) in order of position, into ids[capacity]; returns how many there are. -ENOENT, -ENOSPC,
+ * -EINVAL no such layer. Layers that see the same window have the same pages.
  * -1 stands for a page that has left a sliding window. */
 AFD_API int afd_attn_pages(const afd_attn *attn, uint64_t sequence, uint32_t layer, int32_t *ids, uint32_t capacity);
 
@@ -184,8 +194,8 @@ struct afd_attn_stats {
 	size_t size;
 	uint64_t n_steps;
 	uint64_t n_rows;          /* rows of finished steps */
-	uint64_t attention_ns;    /* time that this stage computed */
-	uint64_t ffn_ns;          /* time that a local FFN computed, 0 with a transport */
+	uint64_t attention_ns;    /* time that this stage computed, LM head included */
+	uint64_t ffn_ns;          /* time that an FFN of this process computed, 0 with a transport */
 	uint64_t wait_ns;         /* time in which nothing could be done but wait for peers */
 	uint64_t weight_bytes;    /* device memory held by weights */
 	uint32_t pages_free;

@@ -1,0 +1,442 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The life of an attention stage, and of its sequences between steps. Creation checks every parameter, fills in the defaults,
+ * and sizes all that a step will need, so that nothing is allocated later.
+ */
+#include "attn.h"
+
+#include <string.h>
+#include <sys/epoll.h>
+#include <unistd.h>
+
+enum {
+	MAX_SEQUENCES = 1048576,
+	MAX_ROWS = 65536,
+	MAX_PAGE_SIZE = 65536,
+	DEFAULT_SEQUENCES = 64,
+	DEFAULT_ROWS = 2048,
+	DEFAULT_PAGE_SIZE = 16,
+	DEFAULT_POSITIONS = 4096,
+};
+
+/* ---- params ---- */
+
+static int fill_count(uint32_t *value, uint32_t fallback, uint32_t limit, const char *name)
+{
+	if (!*value)
+		*value = fallback;
+	if (*value > limit)
+		return afd__error(-EINVAL, "attn: %s is %u, limit %u", name, *value, limit);
+	return 0;
+}
+
+static int fill_dtype(int32_t *dtype, int32_t fallback, const char *name)
+{
+	if (!*dtype)
+		*dtype = fallback ? fallback : AFD_DTYPE_F32;
+	if (*dtype == AFD_DTYPE_FP8)
+		return afd__error(-ENOTSUP, "attn: %s is fp8; f32, bf16 and f16 are supported", name);
+	if (*dtype < AFD_DTYPE_F32 || *dtype > AFD_DTYPE_FP8)
+		return afd__error(-EINVAL, "attn: %s is %d, limit %d", name, *dtype, AFD_DTYPE_FP8);
+	return 0;
+}
+
+/* What concerns the KV pool; afd_attn_kv_bytes looks at no more. */
+static int fill_kv(struct afd_attn_params *p, const struct afd_model *model)
+{
+	uint32_t fallback;
+	int rc;
+
+	rc = fill_count(&p->page_size, DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE, "page_size");
+	if (rc)
+		return rc;
+	fallback = (DEFAULT_POSITIONS + p->page_size - 1) / p->page_size;
+	rc = fill_count(&p->kv_pages, fallback, INT32_MAX / p->page_size, "kv_pages");
+	return rc ? rc : fill_dtype(&p->kv_dtype, afd__model_dtype(model), "kv_dtype");
+}
+
+/* With a transport its own params say these. */
+static int fill_wire(struct afd_attn_params *p, const struct afd_model *model, const struct afd__exchange_info *net)
+{
+	int32_t fallback = afd__model_dtype(model);
+	int rc;
+
+	if (net && (p->to_ffn_dtype || p->to_attention_dtype || p->lanes))
+		return afd__error(-EINVAL, "attn: to_ffn_dtype, to_attention_dtype and lanes are %d, %d, %u beside a transport, "
+				  "which says them", p->to_ffn_dtype, p->to_attention_dtype, p->lanes);
+	if (net) {
+		p->to_ffn_dtype = net->to_ffn_dtype;
+		p->to_attention_dtype = net->to_attention_dtype;
+		p->lanes = net->lanes;
+	}
+	rc = fill_count(&p->lanes, 1, AFD_MAX_LANES, "lanes");
+	rc = rc ? rc : fill_dtype(&p->to_ffn_dtype, fallback, "to_ffn_dtype");
+	return rc ? rc : fill_dtype(&p->to_attention_dtype, fallback, "to_attention_dtype");
+}
+
+static int fill_capacities(struct afd_attn_params *p)
+{
+	uint64_t positions = (uint64_t)p->kv_pages * p->page_size;
+	uint32_t outputs;
+	int rc;
+
+	rc = fill_count(&p->max_sequences, DEFAULT_SEQUENCES, MAX_SEQUENCES, "max_sequences");
+	rc = rc ? rc : fill_count(&p->max_rows, DEFAULT_ROWS, MAX_ROWS, "max_rows");
+	if (rc)
+		return rc;
+	outputs = p->max_sequences < p->max_rows ? p->max_sequences : p->max_rows;
+	rc = fill_count(&p->max_outputs, outputs, p->max_rows, "max_outputs");
+	return rc ? rc : fill_count(&p->max_positions, (uint32_t)positions, (uint32_t)positions, "max_positions");
+}
+
+size_t afd_attn_kv_bytes(const afd_model *model, const struct afd_attn_params *params)
+{
+	struct afd_kv_layout layout;
+	struct afd_attn_params p;
+
+	if (afd__model_check(model) || afd__params_copy(&p, sizeof(p), params, "attn params") || fill_kv(&p, model) ||
+	    afd__attn_layout_plan(&layout, &model->arch, &p))
+		return 0;
+	return layout.memory_bytes;
+}
+
+/* ---- parents ---- */
+
+static int check_parents(const struct afd_model *model, const afd_transport *net, const struct afd_attn_params *p)
+{
+	int rc = afd__model_check(model);
+
+	if (rc)
+		return rc;
+	if (!net == !p->ffn)
+		return afd__error(-EINVAL, "attn: %s of transport and params.ffn are given, one must be",
+				  net ? "both" : "none");
+	return 0;
+}
+
+static int check_contract(const struct afd_model *model, const struct afd_contract *c, const char *what)
+{
+	const struct afd__arch *arch = &model->arch;
+
+	if (c->hidden_size != arch->hidden_size)
+		return afd__error(-EINVAL, "attn: the %s has hidden_size %u, the model %u", what, c->hidden_size,
+				  arch->hidden_size);
+	if (c->n_layers != arch->n_layers)
+		return afd__error(-EINVAL, "attn: the %s has %u layers, the model %u", what, c->n_layers, arch->n_layers);
+	return 0;
+}
+
+static int take_net(struct afd_attn *attn, const struct afd__exchange_info *info)
+{
+	int rc;
+
+	if (info->ctx != attn->ctx)
+		return afd__error(-EINVAL, "attn: the transport is of another context than the model");
+	if (!info->attention)
+		return afd__error(-EINVAL, "attn: the transport was made to listen, attention connects");
+	rc = check_contract(attn->model, &info->contract, "transport");
+	rc = rc ? rc : afd__transport_own(attn->net, attn);
+	attn->owns_net = !rc;
+	return rc;
+}
+
+static int take_ffn(struct afd_attn *attn, const char *device)
+{
+	struct afd__ffn_info info;
+	int rc;
+
+	afd__ffn_info(attn->ffn, &info);
+	if (info.served)
+		return afd__error(-EINVAL, "attn: params.ffn was made with a transport");
+	rc = check_contract(attn->model, &info.contract, "ffn");
+	if (rc)
+		return rc;
+	if (info.first_layer || info.n_layers != attn->arch->n_layers)
+		return afd__error(-EINVAL, "attn: the ffn holds layers %u .. %u, the model has %u", info.first_layer,
+				  info.first_layer + info.n_layers - 1, attn->arch->n_layers);
+	if (device && strcmp(device, info.device->name))
+		return afd__error(-EINVAL, "attn: device is %s, the ffn is on %s", device, info.device->name);
+	attn->device = info.device;
+	rc = afd__ffn_own(attn->ffn, attn);
+	attn->owns_ffn = !rc;
+	return rc;
+}
+
+/* ---- creation, in the order of need ---- */
+
+static void beat(void *user)
+{
+	struct afd_attn *attn = user;
+
+	if (attn->net)
+		afd__transport_beat(attn->net);
+}
+
+static int open_device(struct afd_attn *attn, const char *device)
+{
+	int rc;
+
+	if (!attn->device) {
+		rc = afd__device_open(&attn->device, attn->ctx, device ? device : "cpu");
+		if (rc)
+			return rc;
+		attn->owns_device = 1;
+	}
+	rc = afd__queue_open(&attn->queue, attn->device);
+	if (rc)
+		return rc;
+	attn->queue.on_tile = beat;
+	attn->queue.on_tile_user = attn;
+	return 0;
+}
+
+static int watch(struct afd_attn *attn, int fd)
+{
+	struct epoll_event event = { .events = EPOLLIN, .data.fd = fd };
+
+	if (fd >= 0 && epoll_ctl(attn->epoll_fd, EPOLL_CTL_ADD, fd, &event))
+		return afd__error(-EIO, "attn: epoll: %s", strerror(errno));
+	return 0;
+}
+
+static int open_epoll(struct afd_attn *attn)
+{
+	int rc;
+
+	attn->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+	if (attn->epoll_fd < 0)
+		return afd__error(-EIO, "attn: epoll: %s", strerror(errno));
+	rc = watch(attn, attn->queue.fd);
+	return rc || !attn->net ? rc : watch(attn, afd_transport_fd(attn->net));
+}
+
+static int create_books(struct afd_attn *attn)
+{
+	const struct afd_attn_params *p = &attn->params;
+	struct afd__kv_shape shape = { .n_pages = p->kv_pages, .page_size = p->page_size, .n_sequences = p->max_sequences,
+				       .max_positions = p->max_positions };
+	struct afd__batch_limits limits = { .max_rows = p->max_rows, .max_outputs = p->max_outputs,
+					    .vocab = attn->arch->vocab_size, .n_lanes = p->lanes };
+	int rc;
+
+	limits.max_entries = p->max_sequences < p->max_rows ? p->max_sequences : p->max_rows;
+	rc = afd__attn_groups_create(attn, &shape.n_groups);
+	rc = rc ? rc : afd__kv_create(&attn->kv, attn->ctx, &shape);
+	rc = rc ? rc : afd__sequences_create(&attn->sequences, attn->ctx, p->max_sequences);
+	rc = rc ? rc : afd__batch_create(&attn->batch, attn->ctx, &limits, &attn->kv, &attn->sequences);
+	if (rc)
+		return rc;
+	attn->greedy = afd__alloc(attn->ctx, p->max_outputs, sizeof(*attn->greedy));
+	return attn->greedy ? 0 : -ENOMEM;
+}
+
+static int create_pool(struct afd_attn *attn, const struct afd_attn_params *p)
+{
+	int rc = afd__attn_layout_plan(&attn->layout, attn->arch, &attn->params);
+
+	if (rc)
+		return rc;
+	if (!p->kv_memory) {
+		rc = afd__device_alloc(attn->device, attn->layout.memory_bytes, "KV pool", &attn->kv_owned);
+		attn->layout.memory = attn->kv_owned;
+		return rc;
+	}
+	if ((uintptr_t)p->kv_memory % 64)
+		return afd__error(-EINVAL, "attn: kv_memory is %p, must be aligned to 64 bytes", p->kv_memory);
+	if (p->kv_memory_bytes < attn->layout.memory_bytes)
+		return afd__error(-EINVAL, "attn: kv_memory_bytes is %zu, %u pages take %zu", p->kv_memory_bytes,
+				  p->kv_pages, attn->layout.memory_bytes);
+	attn->layout.memory = p->kv_memory;
+	return 0;
+}
+
+static void measure_widths(struct afd_attn *attn)
+{
+	uint32_t i;
+
+	for (i = 0; i < attn->arch->n_layers; i++) {
+		const struct afd__layer *l = &attn->arch->layers[i];
+		uint32_t mixed = l->n_heads * l->head_dim, qkv = mixed + 2 * l->n_kv_heads * l->head_dim;
+
+		attn->mixed_width = mixed > attn->mixed_width ? mixed : attn->mixed_width;
+		attn->qkv_width = qkv > attn->qkv_width ? qkv : attn->qkv_width;
+	}
+}
+
+static int build(struct afd_attn *attn, const struct afd_attn_params *p)
+{
+	struct afd__exchange_info info;
+	int rc;
+
+	memset(&info, 0, sizeof(info));
+	if (attn->net)
+		afd__transport_info(attn->net, &info);
+	rc = fill_kv(&attn->params, attn->model);
+	rc = rc ? rc : fill_wire(&attn->params, attn->model, attn->net ? &info : NULL);
+	rc = rc ? rc : fill_capacities(&attn->params);
+	if (rc)
+		return rc;
+	attn->n_lanes = attn->params.lanes;
+	measure_widths(attn);
+	rc = attn->net ? take_net(attn, &info) : take_ffn(attn, p->device);
+	rc = rc ? rc : open_device(attn, p->device);
+	rc = rc ? rc : open_epoll(attn);
+	rc = rc ? rc : create_books(attn);
+	rc = rc ? rc : create_pool(attn, p);
+	rc = rc ? rc : afd__attn_weights_load(&attn->weights, attn->model, &attn->queue, p->progress, p->progress_user);
+	rc = rc ? rc : afd__attn_memory_create(attn);
+	return rc ? rc : afd__attn_metrics_create(attn);
+}
+
+/* Also of one that was built half. */
+static void tear_down(struct afd_attn *attn)
+{
+	/* In a child of fork nobody runs what the step has enqueued, and peers are not to hear of it. */
+	if (attn->step.state != AFD__STEP_NONE && attn->ctx->pid == getpid())
+		afd__attn_step_abandon(attn);
+	if (attn->device)
+		afd__queue_close(&attn->queue);
+	afd__attn_metrics_destroy(attn);
+	afd__attn_memory_destroy(attn);
+	afd__attn_weights_free(&attn->weights);
+	if (attn->kv_owned)
+		afd__device_free(attn->device, attn->kv_owned, attn->layout.memory_bytes);
+	afd__batch_destroy(&attn->batch);
+	afd__sequences_destroy(&attn->sequences);
+	if (attn->kv.memory)
+		afd__kv_destroy(&attn->kv);
+	if (attn->epoll_fd >= 0)
+		close(attn->epoll_fd);
+	if (attn->owns_device)
+		afd__device_close(attn->device);
+	if (attn->owns_net)
+		afd__transport_own(attn->net, NULL);
+	if (attn->owns_ffn)
+		afd__ffn_own(attn->ffn, NULL);
+	afd__free(attn->groups);
+	afd__free(attn->windows);
+	afd__free(attn->greedy);
+	afd__free(attn);
+}
+
+int afd_attn_create(afd_attn **out, const afd_model *model, afd_transport *net, const struct afd_attn_params *params)
+{
+	struct afd_attn_params p;
+	struct afd_attn *attn;
+	int rc;
+
+	if (!out)
+		return afd__error(-EINVAL, "attn: out is NULL");
+	rc = afd__params_copy(&p, sizeof(p), params, "attn params");
+	rc = rc ? rc : check_parents(model, net, &p);
+	if (rc)
+		return rc;
+	attn = afd__alloc(model->ctx, 1, sizeof(*attn));
+	if (!attn)
+		return -ENOMEM;
+	attn->ctx = model->ctx;
+	attn->model = model;
+	attn->arch = &model->arch;
+	attn->net = net;
+	attn->ffn = p.ffn;
+	attn->epoll_fd = -1;
+	attn->params = p;
+	rc = build(attn, &p);
+	attn->params.device = NULL;
+	attn->params.kv_memory = NULL;
+	if (rc) {
+		tear_down(attn);
+		return rc;
+	}
+	*out = attn;
+	return 0;
+}
+
+void afd_attn_destroy(afd_attn *attn)
+{
+	if (attn)
+		tear_down(attn);
+}
+
+/* ---- sequences ---- */
+
+static int check_idle(const struct afd_attn *attn)
+{
+	int rc = afd__context_check(attn ? attn->ctx : NULL, "attn");
+
+	if (!rc && attn->step.state != AFD__STEP_NONE)
+		return afd__error(-EBUSY, "attn: step %llu is under way", (unsigned long long)attn->step.number);
+	return rc;
+}
+
+int afd_attn_add(afd_attn *attn, uint64_t sequence)
+{
+	int rc = check_idle(attn);
+
+	rc = rc ? rc : afd__sequences_add(&attn->sequences, sequence);
+	if (rc < 0)
+		return rc;
+	afd__attn_count_sequences(attn);
+	return 0;
+}
+
+/* The index of a sequence of an idle stage, with at least n_positions. */
+static int find(const struct afd_attn *attn, uint64_t sequence, uint32_t n_positions)
+{
+	int index = check_idle(attn);
+
+	if (index)
+		return index;
+	index = afd__sequences_find(&attn->sequences, sequence);
+	if (index >= 0 && n_positions > attn->kv.sequences[index].length)
+		return afd__error(-EINVAL, "sequence %llu: %u positions wanted, it has %u", (unsigned long long)sequence,
+				  n_positions, attn->kv.sequences[index].length);
+	return index;
+}
+
+int afd_attn_drop(afd_attn *attn, uint64_t sequence)
+{
+	int index = find(attn, sequence, 0);
+
+	if (index < 0)
+		return index;
+	afd__kv_truncate(&attn->kv, (uint32_t)index, 0);
+	afd__sequences_remove(&attn->sequences, (uint32_t)index);
+	afd__attn_count_sequences(attn);
+	return 0;
+}
+
+int afd_attn_fork(afd_attn *attn, uint64_t from, uint64_t to, uint32_t n_positions)
+{
+	int source = find(attn, from, n_positions), target;
+
+	if (source < 0)
+		return source;
+	target = afd__sequences_add(&attn->sequences, to);
+	if (target < 0)
+		return target;
+	afd__kv_fork(&attn->kv, (uint32_t)source, (uint32_t)target, n_positions);
+	afd__attn_count_sequences(attn);
+	return 0;
+}
+
+int afd_attn_truncate(afd_attn *attn, uint64_t sequence, uint32_t n_positions)
+{
+	int index = find(attn, sequence, n_positions);
+
+	if (index < 0)
+		return index;
+	afd__kv_truncate(&attn->kv, (uint32_t)index, n_positions);
+	afd__attn_count_sequences(attn);
+	return 0;
+}
+
+int64_t afd_attn_length(const afd_attn *attn, uint64_t sequence)
+{
+	int index = afd__context_check(attn ? attn->ctx : NULL, "attn");
+
+	if (index)
+		return index;
+	index = afd__sequences_find(&attn->sequences, sequence);
+	return index < 0 ? index : (int64_t)attn->kv.sequences[index].length;
+}

@@ -1,0 +1,105 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The end of a step: the rows that give an output are gathered, normed, and multiplied with the head; logits and the ids of
+ * the largest go down to the host. A chunk of rows at a time, in one piece of device memory.
+ *
+ * A logit that is not finite is an error of the step, never an output. Called by step.
+ */
+#include <stdio.h>
+
+#include "attn.h"
+
+static int gather(struct afd_attn *attn, const float *from, float *to, uint32_t row0, uint32_t n_rows)
+{
+	size_t row_bytes = attn->arch->hidden_size * sizeof(float);
+	const struct afd__convert_args convert = {
+		.src = from,
+		.dst = to,
+		.index = attn->memory.words + attn->batch.outputs_at + row0,
+		.src_stride = row_bytes,
+		.dst_stride = row_bytes,
+		.n_rows = n_rows,
+		.width = attn->arch->hidden_size,
+		.src_dtype = AFD_DTYPE_F32,
+		.dst_dtype = AFD_DTYPE_F32,
+	};
+
+	return afd__convert(&attn->queue, &convert);
+}
+
+static int enqueue_logits(struct afd_attn *attn, uint32_t n_rows)
+{
+	const struct afd__norm_args norm = {
+		.h = attn->memory.head_h,
+		.add = attn->memory.head_y,
+		.weight = attn->weights.final_norm,
+		.out = attn->memory.head_x,
+		.n_rows = n_rows,
+		.width = attn->arch->hidden_size,
+		.eps = attn->arch->rms_norm_eps,
+	};
+	const struct afd__product_args product = {
+		.x = attn->memory.head_x,
+		.w = attn->weights.head,
+		.y = attn->memory.logits,
+		.x_stride = attn->arch->hidden_size,
+		.y_stride = attn->arch->vocab_size,
+		.n_rows = n_rows,
+	};
+	const struct afd__argmax_args argmax = {
+		.x = attn->memory.logits,
+		.ids = attn->memory.greedy,
+		.n_rows = n_rows,
+		.width = attn->arch->vocab_size,
+	};
+	int rc = afd__norm(&attn->queue, &norm);
+
+	rc = rc ? rc : afd__product(&attn->queue, &product);
+	return rc ? rc : afd__argmax(&attn->queue, &argmax);
+}
+
+int afd__attn_enqueue_head(struct afd_attn *attn, uint32_t row0, uint32_t n_rows)
+{
+	size_t vocab = attn->arch->vocab_size;
+	int rc;
+
+	rc = gather(attn, attn->memory.h, attn->memory.head_h, row0, n_rows);
+	rc = rc ? rc : gather(attn, attn->memory.y, attn->memory.head_y, row0, n_rows);
+	rc = rc ? rc : enqueue_logits(attn, n_rows);
+	rc = rc ? rc : afd__queue_download(&attn->queue, attn->greedy + row0, attn->memory.greedy,
+					   n_rows * sizeof(int32_t));
+	if (!rc && attn->step.logits)
+		rc = afd__queue_download(&attn->queue, attn->step.logits + row0 * vocab, attn->memory.logits,
+					 n_rows * vocab * sizeof(float));
+	return rc;
+}
+
+/* "user 5, sequence 7" */
+static void name_entry(const struct afd__batch_entry *entry, char *text, size_t capacity)
+{
+	unsigned long long user = entry->user_id, id = entry->id;
+
+	if (user)
+		snprintf(text, capacity, "user %llu, sequence %llu", user, id);
+	else
+		snprintf(text, capacity, "sequence %llu", id);
+}
+
+int afd__attn_check_outputs(const struct afd_attn *attn)
+{
+	const struct afd__batch *batch = &attn->batch;
+	const struct afd__batch_entry *entry;
+	char name[80];
+	uint32_t row, i;
+
+	for (i = 0; i < batch->n_outputs; i++) {
+		if (attn->greedy[i] >= 0)
+			continue;
+		row = (uint32_t)batch->words[batch->outputs_at + i];
+		entry = afd__batch_entry_of(batch, row);
+		name_entry(entry, name, sizeof(name));
+		return afd__error(-EDOM, "%s, position %u: logit %d is not finite", name,
+				  entry->position0 + (row - entry->row0), -1 - attn->greedy[i]);
+	}
+	return 0;
+}

@@ -1,0 +1,231 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What the device does for a step, up to the FFN's input: ids become rows, and each layer adds what came before to the
+ * residual stream, attends, and leaves the normed rows for the FFN. Nothing here waits; all of it is enqueued in order.
+ *
+ * Lanes use the same qkv and mixed memory, because the queue runs one after the other. Called by step.
+ */
+#include "attn.h"
+
+/* ---- the start of a step ---- */
+
+static int copy_page(struct afd_attn *attn, uint32_t group, int32_t from, int32_t to)
+{
+	const struct afd_kv_layout *l = &attn->layout;
+	uint32_t layer;
+	int rc = 0;
+
+	for (layer = 0; !rc && layer < l->n_layers; layer++) {
+		char *pages = (char *)l->memory + layer * l->layer_bytes;
+		const struct afd__copy_args copy = { pages + (size_t)to * l->page_bytes,
+						     pages + (size_t)from * l->page_bytes, l->page_bytes };
+
+		if (attn->groups[layer] == group)
+			rc = afd__copy(&attn->queue, &copy);
+	}
+	return rc;
+}
+
+static int copy_shared_pages(struct afd_attn *attn)
+{
+	uint32_t entry, group;
+	int32_t from, to;
+	int rc = 0;
+
+	for (entry = 0; entry < attn->batch.n_entries; entry++) {
+		for (group = 0; !rc && group < attn->kv.shape.n_groups; group++) {
+			if (afd__kv_copy(&attn->kv, attn->batch.entries[entry].sequence, group, &from, &to))
+				rc = copy_page(attn, group, from, to);
+		}
+	}
+	return rc;
+}
+
+static float *angles_of(const struct afd_attn *attn, uint32_t rope, uint32_t row)
+{
+	uint32_t head_dim = attn->layout.head_dim;
+
+	return attn->memory.angles + ((size_t)rope * attn->params.max_rows + row) * head_dim;
+}
+
+static int enqueue_angles(struct afd_attn *attn)
+{
+	uint32_t i;
+	int rc = 0;
+
+	for (i = 0; !rc && i < attn->weights.n_ropes; i++) {
+		const struct afd__attn_rope *rope = &attn->weights.ropes[i];
+		const struct afd__angles_args angles = {
+			.positions = attn->memory.words + attn->batch.positions_at,
+			.inv_freq = rope->inv_freq,
+			.out = angles_of(attn, i, 0),
+			.n_rows = attn->batch.n_rows,
+			.head_dim = rope->arch->head_dim,
+			.scale = rope->arch->scale,
+		};
+
+		rc = afd__angles(&attn->queue, &angles);
+	}
+	return rc;
+}
+
+int afd__attn_enqueue_start(struct afd_attn *attn)
+{
+	const struct afd__embed_args embed = {
+		.table = attn->weights.embed,
+		.ids = attn->memory.words,
+		.out = attn->memory.h,
+		.n_rows = attn->batch.n_rows,
+		.scale = attn->arch->embedding_scale,
+	};
+	int rc;
+
+	rc = afd__queue_upload(&attn->queue, attn->memory.words, attn->batch.words,
+			       attn->batch.n_words * sizeof(int32_t));
+	rc = rc ? rc : copy_shared_pages(attn);
+	rc = rc ? rc : enqueue_angles(attn);
+	return rc ? rc : afd__embed(&attn->queue, &embed);
+}
+
+/* ---- one layer of one lane ---- */
+
+static int enqueue_norm(struct afd_attn *attn, const struct afd__lane *lane, const float *weight, bool add)
+{
+	const struct afd__norm_args norm = {
+		.h = afd__attn_rows(attn, attn->memory.h, lane->row0),
+		.add = add ? afd__attn_rows(attn, attn->memory.y, lane->row0) : NULL,
+		.weight = weight,
+		.out = afd__attn_rows(attn, attn->memory.x, lane->row0),
+		.n_rows = lane->n_rows,
+		.width = attn->arch->hidden_size,
+		.eps = attn->arch->rms_norm_eps,
+	};
+
+	return afd__norm(&attn->queue, &norm);
+}
+
+static int enqueue_qkv(struct afd_attn *attn, const struct afd__lane *lane, const struct afd__attn_layer *w)
+{
+	uint32_t part, column = 0;
+	int rc = 0;
+
+	for (part = 0; !rc && part < w->n_qkv; part++) {
+		const struct afd__product_args product = {
+			.x = afd__attn_rows(attn, attn->memory.x, lane->row0),
+			.w = w->qkv[part],
+			.bias = w->qkv_bias ? w->qkv_bias + column : NULL,
+			.y = attn->memory.qkv + column,
+			.x_stride = attn->arch->hidden_size,
+			.y_stride = attn->qkv_width,
+			.n_rows = lane->n_rows,
+		};
+
+		rc = afd__product(&attn->queue, &product);
+		column += w->qkv[part].n;
+	}
+	return rc;
+}
+
+static int enqueue_rope(struct afd_attn *attn, const struct afd__lane *lane, const struct afd__attn_layer *w)
+{
+	struct afd__rope_args rope = {
+		.qkv = attn->memory.qkv,
+		.q_norm = w->q_norm,
+		.k_norm = w->k_norm,
+		.angles = w->rope < 0 ? NULL : angles_of(attn, (uint32_t)w->rope, lane->row0),
+		.slots = attn->memory.words + afd__batch_slots_at(&attn->batch, attn->groups[lane->layer]) + lane->row0,
+		.n_rows = lane->n_rows,
+		.n_heads = w->arch->n_heads,
+		.eps = attn->arch->rms_norm_eps,
+	};
+
+	afd__attn_kv_view(attn, lane->layer, &rope.kv);
+	return afd__rope(&attn->queue, &rope);
+}
+
+static int enqueue_attend(struct afd_attn *attn, const struct afd__lane *lane, const struct afd__attn_layer *w)
+{
+	const int32_t *words = attn->memory.words;
+	struct afd__attend_args attend = {
+		.qkv = attn->memory.qkv,
+		.positions = words + attn->batch.positions_at + lane->row0,
+		.sequences = words + attn->batch.table_rows_at + lane->row0,
+		.page_table = words + afd__batch_table_at(&attn->batch, attn->groups[lane->layer]),
+		.out = attn->memory.mixed,
+		.n_rows = lane->n_rows,
+		.n_heads = w->arch->n_heads,
+		.table_stride = attn->batch.table_stride,
+		.window = w->arch->window,
+		.scale = w->arch->softmax_scale,
+	};
+
+	afd__attn_kv_view(attn, lane->layer, &attend.kv);
+	return afd__attend(&attn->queue, &attend);
+}
+
+static int enqueue_o(struct afd_attn *attn, const struct afd__lane *lane, const struct afd__attn_layer *w)
+{
+	const struct afd__product_args product = {
+		.x = attn->memory.mixed,
+		.w = w->o,
+		.bias = w->o_bias,
+		.y = afd__attn_rows(attn, attn->memory.y, lane->row0),
+		.x_stride = attn->mixed_width,
+		.y_stride = attn->arch->hidden_size,
+		.n_rows = lane->n_rows,
+	};
+
+	return afd__product(&attn->queue, &product);
+}
+
+int afd__attn_enqueue_layer(struct afd_attn *attn, const struct afd__lane *lane)
+{
+	const struct afd__attn_layer *w = &attn->weights.layers[lane->layer];
+	int rc;
+
+	/* y is the FFN's of the layer before; the first layer has none. */
+	rc = enqueue_norm(attn, lane, w->input_norm, lane->layer > 0);
+	rc = rc ? rc : enqueue_qkv(attn, lane, w);
+	rc = rc ? rc : enqueue_rope(attn, lane, w);
+	rc = rc ? rc : enqueue_attend(attn, lane, w);
+	rc = rc ? rc : enqueue_o(attn, lane, w);
+	return rc ? rc : enqueue_norm(attn, lane, w->ffn_norm, true);
+}
+
+/* ---- y, as the sum of what shards return ---- */
+
+int afd__attn_clear_rows(struct afd_attn *attn, float *rows, uint32_t n_rows)
+{
+	size_t row_bytes = attn->arch->hidden_size * sizeof(float);
+	const struct afd__convert_args convert = {
+		.src = attn->memory.zeros,
+		.dst = rows,
+		.index = (const int32_t *)attn->memory.zeros,
+		.src_stride = row_bytes,
+		.dst_stride = row_bytes,
+		.n_rows = n_rows,
+		.width = attn->arch->hidden_size,
+		.src_dtype = AFD_DTYPE_F32,
+		.dst_dtype = AFD_DTYPE_F32,
+	};
+
+	return afd__convert(&attn->queue, &convert);
+}
+
+int afd__attn_add_rows(struct afd_attn *attn, const void *src, int32_t dtype, float *rows, uint32_t n_rows)
+{
+	uint32_t hidden = attn->arch->hidden_size;
+	const struct afd__convert_args convert = {
+		.src = src,
+		.dst = rows,
+		.src_stride = hidden * afd_dtype_bytes(dtype),
+		.dst_stride = hidden * sizeof(float),
+		.n_rows = n_rows,
+		.width = hidden,
+		.src_dtype = dtype,
+		.dst_dtype = AFD_DTYPE_F32,
+		.accumulate = 1,
+	};
+
+	return afd__convert(&attn->queue, &convert);
+}

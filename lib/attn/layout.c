@@ -1,0 +1,110 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Where K and V lie in the pool: layer by layer, page by page; in a page all of K, then all of V, head by head, so that a
+ * head reads its positions in one run. The layout is public: a host can export and import KV, or own the memory.
+ *
+ * Page ids are counted per group of layers that see the same window; each group uses its own layers' part of the pool.
+ */
+#include <assert.h>
+
+#include "attn.h"
+
+static int multiply(size_t *out, size_t a, size_t b)
+{
+	if (__builtin_mul_overflow(a, b, out))
+		return afd__error(-EINVAL, "KV cache: %zu times %zu bytes overflow", a, b);
+	return 0;
+}
+
+int afd__attn_layout_plan(struct afd_kv_layout *layout, const struct afd__arch *arch, const struct afd_attn_params *params)
+{
+	const struct afd__layer *first = &arch->layers[0];
+	uint32_t i;
+	int rc;
+
+	for (i = 0; i < arch->n_layers; i++)
+		assert(arch->layers[i].n_kv_heads == first->n_kv_heads && arch->layers[i].head_dim == first->head_dim);
+	*layout = (struct afd_kv_layout){
+		.size = sizeof(*layout),
+		.n_layers = arch->n_layers,
+		.n_pages = params->kv_pages,
+		.page_size = params->page_size,
+		.n_kv_heads = first->n_kv_heads,
+		.head_dim = first->head_dim,
+		.dtype = params->kv_dtype,
+		.k_scale = 1,
+		.v_scale = 1,
+	};
+	layout->position_bytes = first->head_dim * afd_dtype_bytes(params->kv_dtype);
+	rc = multiply(&layout->head_bytes, layout->position_bytes, params->page_size);
+	rc = rc ? rc : multiply(&layout->kv_bytes, layout->head_bytes, first->n_kv_heads);
+	rc = rc ? rc : multiply(&layout->page_bytes, layout->kv_bytes, 2);
+	rc = rc ? rc : multiply(&layout->layer_bytes, layout->page_bytes, params->kv_pages);
+	return rc ? rc : multiply(&layout->memory_bytes, layout->layer_bytes, arch->n_layers);
+}
+
+void afd__attn_kv_view(const struct afd_attn *attn, uint32_t layer, struct afd__kv_view *view)
+{
+	const struct afd_kv_layout *l = &attn->layout;
+
+	*view = (struct afd__kv_view){
+		.data = (char *)l->memory + layer * l->layer_bytes,
+		.page_stride = l->page_bytes,
+		.v_offset = l->kv_bytes,
+		.head_stride = l->head_bytes,
+		.position_stride = l->position_bytes,
+		.page_size = l->page_size,
+		.n_kv_heads = l->n_kv_heads,
+		.head_dim = l->head_dim,
+		.dtype = l->dtype,
+	};
+}
+
+int afd__attn_groups_create(struct afd_attn *attn, uint32_t *n_groups)
+{
+	uint32_t n = 0, layer, g;
+
+	attn->groups = afd__alloc(attn->ctx, attn->arch->n_layers, sizeof(*attn->groups));
+	attn->windows = afd__alloc(attn->ctx, attn->arch->n_layers, sizeof(*attn->windows));
+	if (!attn->groups || !attn->windows)
+		return -ENOMEM;
+	for (layer = 0; layer < attn->arch->n_layers; layer++) {
+		for (g = 0; g < n && attn->windows[g] != attn->arch->layers[layer].window;)
+			g++;
+		attn->windows[g] = attn->arch->layers[layer].window;
+		attn->groups[layer] = g;
+		n = g == n ? n + 1 : n;
+	}
+	*n_groups = n;
+	return 0;
+}
+
+int afd_attn_kv_layout(const afd_attn *attn, struct afd_kv_layout *layout)
+{
+	int rc = afd__context_check(attn ? attn->ctx : NULL, "attn");
+
+	return rc ? rc : afd__params_give(layout, &attn->layout, sizeof(attn->layout), "KV layout");
+}
+
+int afd_attn_pages(const afd_attn *attn, uint64_t sequence, uint32_t layer, int32_t *ids, uint32_t capacity)
+{
+	uint32_t n, i;
+	int rc = afd__context_check(attn ? attn->ctx : NULL, "attn"), index;
+
+	if (rc)
+		return rc;
+	if (layer >= attn->arch->n_layers)
+		return afd__error(-EINVAL, "attn: layer %u, the model has %u", layer, attn->arch->n_layers);
+	index = afd__sequences_find(&attn->sequences, sequence);
+	if (index < 0)
+		return index;
+	n = afd__kv_pages(&attn->kv, attn->kv.sequences[index].length);
+	if (n > capacity)
+		return afd__error(-ENOSPC, "sequence %llu: %u pages, capacity is %u", (unsigned long long)sequence, n,
+				  capacity);
+	if (n && !ids)
+		return afd__error(-EINVAL, "sequence %llu: ids is NULL", (unsigned long long)sequence);
+	for (i = 0; i < n; i++)
+		ids[i] = afd__kv_list(&attn->kv, (uint32_t)index, attn->groups[layer])[i];
+	return (int)n;
+}

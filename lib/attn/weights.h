@@ -1,0 +1,61 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The weights of an attention stage, on its device. Matrices stay in the checkpoint's dtype; vectors (norms, biases, rotation
+ * frequencies) are float32 and lie in one piece of memory.
+ *
+ * Invariant: fixed once loaded. Made and ended by attn, read by layer and head.
+ */
+#ifndef AFD_LIB_ATTN_WEIGHTS_H
+#define AFD_LIB_ATTN_WEIGHTS_H
+
+#include <afd/attn.h>
+
+#include "../device/device.h"
+#include "../model/model.h"
+
+enum { AFD__QKV_PARTS = 3 };
+
+struct afd__attn_layer {
+	const struct afd__layer *arch;
+	/* q, k and v under each other as one matrix, or three: in place, or of several dtypes. */
+	struct afd__matrix qkv[AFD__QKV_PARTS];
+	uint32_t n_qkv;
+	struct afd__matrix o;    /* [hidden][n_heads * head_dim] */
+	const float *input_norm; /* dev [hidden] */
+	const float *ffn_norm;   /* dev [hidden] */
+	const float *qkv_bias;   /* dev [(n_heads + 2 n_kv_heads) * head_dim], or NULL */
+	const float *o_bias;     /* dev [hidden], or NULL */
+	const float *q_norm;     /* dev [head_dim], or NULL */
+	const float *k_norm;     /* dev [head_dim], or NULL */
+	int32_t rope;            /* index of its angles, -1: no rotation */
+};
+
+/* Layers that rotate alike share their angles. */
+struct afd__attn_rope {
+	const struct afd__rope *arch;
+	const float *inv_freq; /* dev [head_dim / 2] */
+};
+
+struct afd__attn_weights {
+	struct afd_context *ctx;
+	struct afd__device *device;
+	struct afd__attn_layer *layers; /* [n_layers] */
+	struct afd__attn_rope *ropes;   /* [n_ropes] */
+	uint32_t n_layers, n_ropes;
+	struct afd__matrix embed;       /* [vocab][hidden] */
+	struct afd__matrix head;        /* the same memory when tied */
+	int32_t head_is_embed;
+	const float *final_norm;        /* dev [hidden] */
+	float *vectors;                 /* dev [n_numbers] */
+	size_t vector_bytes;
+};
+
+/* Loads all of the role's tensors; waits for the device. On an error nothing is held. */
+int afd__attn_weights_load(struct afd__attn_weights *weights, const struct afd_model *model, struct afd__queue *queue,
+			   afd_progress progress, void *progress_user);
+void afd__attn_weights_free(struct afd__attn_weights *weights); /* also of a zeroed one */
+
+/* Device memory held. */
+uint64_t afd__attn_weights_bytes(const struct afd__attn_weights *weights);
+
+#endif
