@@ -1,0 +1,146 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * afd_ffn_forward: a layer for a host that moves rows itself. Its memory is any host memory, which a device cannot read, so
+ * rows cross by upload and download, max_rows at a time; numbers of 2 bytes are converted on the device. The bits are those
+ * of the server, since both end in afd__ffn_dense. This is the one call of a stage that waits for its device.
+ */
+#include "stage.h"
+
+#include <string.h>
+
+static bool is_number(int32_t dtype)
+{
+	return dtype == AFD_DTYPE_F32 || dtype == AFD_DTYPE_BF16 || dtype == AFD_DTYPE_F16;
+}
+
+static int check_side(const struct afd_ffn *ffn, char side, const void *memory, int32_t dtype, size_t row_bytes)
+{
+	size_t least;
+
+	if (!memory)
+		return afd__error(-EINVAL, "ffn rows: %c is NULL", side);
+	if (dtype == AFD_DTYPE_FP8)
+		return afd__error(-ENOTSUP, "ffn rows: %c_dtype is fp8, supported are f32, bf16 and f16", side);
+	if (!is_number(dtype))
+		return afd__error(-EINVAL, "ffn rows: %c_dtype is %d, must be f32 (1), bf16 (2) or f16 (3)", side, dtype);
+	least = ffn->hidden * afd_dtype_bytes(dtype);
+	if (row_bytes < least)
+		return afd__error(-EINVAL, "ffn rows: %c_row_bytes is %zu, a row has %zu", side, row_bytes, least);
+	return 0;
+}
+
+/* Fills the defaults in. */
+static int check(const struct afd_ffn *ffn, struct afd_ffn_rows *r)
+{
+	int rc;
+
+	if (ffn->host.compute)
+		return afd__error(-EINVAL, "ffn: a stage made from a compute function has no forward");
+	if (ffn->server.run.under_way)
+		return afd__error(-EBUSY, "ffn: a pass of the server is under way");
+	if (!afd__ffn_holds(ffn, r->layer))
+		return afd__error(-EINVAL, "ffn: layer %d is not held, it holds %u .. %u", r->layer, ffn->first_layer,
+		                  ffn->first_layer + ffn->n_layers - 1);
+	r->x_dtype = r->x_dtype ? r->x_dtype : AFD_DTYPE_F32;
+	r->y_dtype = r->y_dtype ? r->y_dtype : AFD_DTYPE_F32;
+	r->x_row_bytes = r->x_row_bytes ? r->x_row_bytes : ffn->hidden * afd_dtype_bytes(r->x_dtype);
+	r->y_row_bytes = r->y_row_bytes ? r->y_row_bytes : ffn->hidden * afd_dtype_bytes(r->y_dtype);
+	if (!r->n_rows)
+		return 0;
+	rc = check_side(ffn, 'x', r->x, r->x_dtype, r->x_row_bytes);
+	return rc ? rc : check_side(ffn, 'y', r->y, r->y_dtype, r->y_row_bytes);
+}
+
+/* ---- rows across ---- */
+
+static int convert(struct afd_ffn *ffn, const void *src, int32_t src_dtype, void *dst, int32_t dst_dtype, uint32_t n_rows)
+{
+	struct afd__convert_args args = {
+		.src = src, .src_dtype = src_dtype, .src_stride = ffn->hidden * afd_dtype_bytes(src_dtype),
+		.dst = dst, .dst_dtype = dst_dtype, .dst_stride = ffn->hidden * afd_dtype_bytes(dst_dtype),
+		.n_rows = n_rows, .width = ffn->hidden,
+	};
+
+	return afd__convert(&ffn->queue, &args);
+}
+
+/* Between packed dev rows and host rows row_bytes apart; at most as many at once as the seam allows. */
+static int cross(struct afd_ffn *ffn, char *dev, char *host, size_t dense_bytes, size_t row_bytes, uint32_t n_rows, bool up)
+{
+	uint32_t limit = (uint32_t)(AFD__UPLOAD_MAX / dense_bytes), row, n;
+	uint32_t together = row_bytes == dense_bytes ? limit : 1;
+	int rc = 0;
+
+	for (row = 0; row < n_rows && !rc; row += n) {
+		n = n_rows - row < together ? n_rows - row : together;
+		if (up)
+			rc = afd__queue_upload(&ffn->queue, dev + row * dense_bytes, host + row * row_bytes, n * dense_bytes);
+		else
+			rc = afd__queue_download(&ffn->queue, host + row * row_bytes, dev + row * dense_bytes, n * dense_bytes);
+	}
+	return rc;
+}
+
+static int rows_in(struct afd_ffn *ffn, const struct afd_ffn_rows *r, uint32_t row0, uint32_t n_rows)
+{
+	size_t dense_bytes = ffn->hidden * afd_dtype_bytes(r->x_dtype);
+	char *host = (char *)r->x + row0 * r->x_row_bytes;
+	char *dev = r->x_dtype == AFD_DTYPE_F32 ? (char *)ffn->x : ffn->staging;
+	int rc = cross(ffn, dev, host, dense_bytes, r->x_row_bytes, n_rows, true);
+
+	if (rc || r->x_dtype == AFD_DTYPE_F32)
+		return rc;
+	return convert(ffn, dev, r->x_dtype, ffn->x, AFD_DTYPE_F32, n_rows);
+}
+
+static int rows_out(struct afd_ffn *ffn, const struct afd_ffn_rows *r, uint32_t row0, uint32_t n_rows)
+{
+	size_t dense_bytes = ffn->hidden * afd_dtype_bytes(r->y_dtype);
+	char *host = (char *)r->y + row0 * r->y_row_bytes;
+	char *dev = r->y_dtype == AFD_DTYPE_F32 ? (char *)ffn->y : ffn->staging;
+	int rc = 0;
+
+	if (r->y_dtype != AFD_DTYPE_F32)
+		rc = convert(ffn, ffn->y, AFD_DTYPE_F32, dev, r->y_dtype, n_rows);
+	return rc ? rc : cross(ffn, dev, host, dense_bytes, r->y_row_bytes, n_rows, false);
+}
+
+/* Waits also after a failure: downloads that are enqueued write the host's memory. */
+static int forward_pass(struct afd_ffn *ffn, const struct afd_ffn_rows *r, uint32_t row0, uint32_t n_rows)
+{
+	uint64_t started_ns = afd__now_ns(), ticket;
+	char text[512];
+	int rc = rows_in(ffn, r, row0, n_rows), waited;
+
+	if (!rc)
+		rc = afd__ffn_dense(ffn, &ffn->queue, (uint32_t)r->layer, n_rows, ffn->x, ffn->y);
+	if (!rc)
+		rc = rows_out(ffn, r, row0, n_rows);
+	if (rc)
+		afd__error_save(text, sizeof(text));
+	waited = afd__queue_ticket(&ffn->queue, &ticket);
+	if (!waited)
+		waited = afd__queue_wait(&ffn->queue, ticket, AFD__FFN_WAIT_MS, "a pass of the ffn stage");
+	if (rc)
+		return afd__error(rc, "%s", text);
+	if (!waited)
+		afd__ffn_count_pass(ffn, n_rows, afd__now_ns() - started_ns);
+	return waited;
+}
+
+int afd_ffn_forward(afd_ffn *ffn, const struct afd_ffn_rows *rows)
+{
+	struct afd_ffn_rows r;
+	uint32_t row0, n;
+	int rc = afd__ffn_check(ffn);
+
+	if (!rc)
+		rc = afd__params_copy(&r, sizeof(r), rows, "struct afd_ffn_rows");
+	if (!rc)
+		rc = check(ffn, &r);
+	for (row0 = 0; !rc && row0 < r.n_rows; row0 += n) {
+		n = r.n_rows - row0 < ffn->max_rows ? r.n_rows - row0 : ffn->max_rows;
+		rc = forward_pass(ffn, &r, row0, n);
+	}
+	return rc;
+}

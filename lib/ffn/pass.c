@@ -1,0 +1,232 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Carries gathered parts through the stage: slots → rows in f32 → one pass (or several, when there are more rows than
+ * max_rows) → the replies' slots → replies. A part is answered once, when the pass of its last row is done.
+ *
+ * On a device everything of a pass is enqueued at once and looked for by a ticket; with a compute function the host's memory
+ * takes the device's place, and the rows go back when the function has completed. Called by serve.c.
+ */
+#include "stage.h"
+
+#include <assert.h>
+
+/* ---- rows in and out ---- */
+
+/* The rows of a part that are in the pass under way: its rows from .. from + n_rows - 1 are the pass's from `to` on. */
+struct piece {
+	const struct afd__part *part;
+	uint32_t from, to, n_rows;
+};
+
+static bool piece_of(const struct afd__ffn_run *run, uint64_t part_row0, const struct afd__part *part, struct piece *piece)
+{
+	uint64_t begin = part_row0 > run->row0 ? part_row0 : run->row0;
+	uint64_t end = part_row0 + part->n_rows, pass_end = run->row0 + run->n_pass_rows;
+
+	if (end > pass_end)
+		end = pass_end;
+	if (begin >= end)
+		return false;
+	*piece = (struct piece){
+		.part = part, .from = (uint32_t)(begin - part_row0), .to = (uint32_t)(begin - run->row0),
+		.n_rows = (uint32_t)(end - begin),
+	};
+	return true;
+}
+
+static int convert_in(struct afd_ffn *ffn, const struct piece *piece)
+{
+	const struct afd__part *part = piece->part;
+	size_t slot_row_bytes = ffn->hidden * afd_dtype_bytes(part->x_dtype);
+	struct afd__convert_args args = {
+		.src = (const char *)part->x + piece->from * slot_row_bytes, .src_stride = slot_row_bytes, .src_dtype = part->x_dtype,
+		.dst = ffn->x + (size_t)piece->to * ffn->hidden, .dst_stride = ffn->hidden * sizeof(float),
+		.dst_dtype = AFD_DTYPE_F32, .n_rows = piece->n_rows, .width = ffn->hidden,
+	};
+
+	return afd__convert(&ffn->queue, &args);
+}
+
+static int convert_out(struct afd_ffn *ffn, const struct piece *piece)
+{
+	const struct afd__part *part = piece->part;
+	size_t slot_row_bytes = ffn->hidden * afd_dtype_bytes(part->y_dtype);
+	struct afd__convert_args args = {
+		.src = ffn->y + (size_t)piece->to * ffn->hidden, .src_stride = ffn->hidden * sizeof(float),
+		.src_dtype = AFD_DTYPE_F32,
+		.dst = (char *)part->y + piece->from * slot_row_bytes, .dst_stride = slot_row_bytes, .dst_dtype = part->y_dtype,
+		.n_rows = piece->n_rows, .width = ffn->hidden,
+	};
+
+	return afd__convert(&ffn->queue, &args);
+}
+
+static int convert_all(struct afd_ffn *ffn, int (*convert)(struct afd_ffn *ffn, const struct piece *piece))
+{
+	const struct afd__ffn_run *run = &ffn->server.run;
+	uint64_t part_row0 = 0;
+	struct piece piece;
+	uint32_t i;
+	int rc = 0;
+
+	for (i = 0; i < run->n_parts && !rc; i++) {
+		if (piece_of(run, part_row0, &run->parts[i], &piece))
+			rc = convert(ffn, &piece);
+		part_row0 += run->parts[i].n_rows;
+	}
+	return rc;
+}
+
+/* ---- replies ---- */
+
+void afd__ffn_refuse(struct afd_ffn *ffn, const struct afd__part *part, int status)
+{
+	afd__metric_count(ffn->metrics.errors, 1);
+	/* A link that cannot carry the reply fails on its own, and its peer learns it that way. */
+	(void)afd__exchange_reply(ffn->net, part, status, 0, 0);
+}
+
+/* Answers every part: with y, or with the error whose text the thread holds. */
+static void answer(struct afd_ffn *ffn, int status)
+{
+	struct afd__ffn_run *run = &ffn->server.run;
+	uint64_t now_ns = afd__now_ns();
+	char text[512];
+	uint32_t i;
+
+	if (status)
+		afd__error_save(text, sizeof(text));
+	for (i = 0; i < run->n_parts; i++) {
+		const struct afd__part *part = &run->parts[i];
+		uint64_t gather_ns = run->begun_ns > part->arrived_ns ? run->begun_ns - part->arrived_ns : 0;
+
+		if (status) {
+			afd__ffn_refuse(ffn, part, afd__error(status, "%s", text));
+			continue;
+		}
+		afd__metric_observe(ffn->metrics.gather_seconds, (double)gather_ns * 1e-9);
+		(void)afd__exchange_reply(ffn->net, part, 0, gather_ns, run->compute_ns);
+		afd__arrivals_answered(&ffn->server.arrivals, part, now_ns);
+	}
+	run->n_parts = 0;
+	run->under_way = false;
+	if (status)
+		afd__error(status, "%s", text);
+}
+
+/* ---- one pass ---- */
+
+/* A pass was enqueued in part: what stands in the queue may still write slots that an error is about to give back. */
+static int settle(struct afd_ffn *ffn, int error)
+{
+	char text[512];
+	uint64_t ticket;
+
+	afd__error_save(text, sizeof(text));
+	if (!afd__queue_ticket(&ffn->queue, &ticket))
+		(void)afd__queue_wait(&ffn->queue, ticket, AFD__FFN_WAIT_MS, "a pass of the ffn stage");
+	return afd__error(error, "%s", text);
+}
+
+static int begin_on_device(struct afd_ffn *ffn)
+{
+	struct afd__ffn_run *run = &ffn->server.run;
+	int rc = convert_all(ffn, convert_in);
+
+	if (!rc)
+		rc = afd__ffn_dense(ffn, &ffn->queue, run->layer, run->n_pass_rows, ffn->x, ffn->y);
+	if (!rc)
+		rc = convert_all(ffn, convert_out);
+	if (!rc)
+		rc = afd__queue_ticket(&ffn->queue, &run->ticket);
+	return rc ? settle(ffn, rc) : 0;
+}
+
+/* 0, also when the pass is done already: _reached tells. */
+static int begin_pass(struct afd_ffn *ffn)
+{
+	struct afd__ffn_run *run = &ffn->server.run;
+	uint64_t left = run->n_rows - run->row0;
+	int rc;
+
+	run->n_pass_rows = left < ffn->max_rows ? (uint32_t)left : ffn->max_rows;
+	run->started_ns = afd__now_ns();
+	run->under_way = true;
+	if (!ffn->host.compute)
+		return begin_on_device(ffn);
+	rc = convert_all(ffn, convert_in);
+	if (!rc)
+		rc = afd__ffn_host_begin(ffn, run->layer, run->n_pass_rows);
+	run->ticket = rc > 0;
+	return rc < 0 ? rc : 0;
+}
+
+static int reached(struct afd_ffn *ffn)
+{
+	struct afd__ffn_run *run = &ffn->server.run;
+	int rc;
+
+	if (!ffn->host.compute)
+		return afd__queue_reached(&ffn->queue, run->ticket);
+	rc = run->ticket ? 1 : afd__ffn_host_reached(ffn);
+	if (rc <= 0)
+		return rc;
+	rc = convert_all(ffn, convert_out);
+	return rc ? rc : 1;
+}
+
+static void account(struct afd_ffn *ffn)
+{
+	struct afd__ffn_server *server = &ffn->server;
+	struct afd__ffn_run *run = &server->run;
+	uint64_t ns = afd__now_ns() - run->started_ns;
+	struct afd_span span = {
+		.name = "ffn", .start_ns = run->started_ns, .duration_ns = ns, .step = run->parts[0].step,
+		.layer = (int32_t)run->layer, .lane = run->n_parts == 1 ? (int32_t)run->parts[0].lane : -1,
+		.n_rows = run->n_pass_rows,
+	};
+
+	run->compute_ns += ns;
+	server->mean_pass_ns = server->mean_pass_ns ? (server->mean_pass_ns * 7 + ns) / 8 : ns;
+	afd__ffn_count_pass(ffn, run->n_pass_rows, ns);
+	afd__span(ffn->ctx, &span);
+}
+
+/* ---- all passes of the gathered parts ---- */
+
+int afd__ffn_run_begin(struct afd_ffn *ffn)
+{
+	struct afd__ffn_run *run = &ffn->server.run;
+	int rc;
+
+	assert(run->n_parts && run->n_rows && !run->under_way);
+	run->row0 = 0;
+	run->compute_ns = 0;
+	run->begun_ns = afd__now_ns();
+	rc = begin_pass(ffn);
+	if (rc)
+		answer(ffn, rc);
+	return ffn->queue.error ? rc : 0;
+}
+
+int afd__ffn_run_poll(struct afd_ffn *ffn)
+{
+	struct afd__ffn_run *run = &ffn->server.run;
+	int rc;
+
+	while (run->under_way) {
+		rc = reached(ffn);
+		if (!rc)
+			return 0;
+		if (rc > 0) {
+			account(ffn);
+			run->row0 += run->n_pass_rows;
+			rc = run->row0 < run->n_rows ? begin_pass(ffn) : 1;
+		}
+		if (rc)
+			answer(ffn, rc < 0 ? rc : 0);
+		if (rc < 0 && ffn->queue.error)
+			return rc;
+	}
+	return 1;
+}
