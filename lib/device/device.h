@@ -7,7 +7,8 @@
  * is looked for with a ticket: afd__queue_ticket() after the last operation of interest, afd__queue_reached() to look.
  *
  * The front door (device.c) checks every argument once. So a backend may rely on this and checks nothing:
- *   - pointers are non-NULL where the comment does not say "or NULL", 4-byte aligned, sizes > 0 and fit the tensors;
+ *   - pointers are non-NULL where the comment does not say "or NULL", aligned to 4 bytes (rows of convert and weights in
+ *     place: to a number of their dtype), sizes > 0 and fit the tensors; a call with no rows ends at the front door;
  *   - args are copied by an asynchronous backend at the call; what they point to is dev memory that outlives the operation,
  *     or host memory registered with the device (slots, weights in place), where the comment says "dev or slot".
  * An operation returns 0 or a negative errno, and has then changed nothing but its outputs. A failure that comes later is
@@ -175,31 +176,35 @@ struct afd__queue {
 	struct afd__device *dev;
 	void *state;
 	int fd;      /* readable when the queue may have advanced; -1: operations are done when their call returns */
-	int error;   /* sticky */
-	/* Called between tiles of long operations in the thread that enqueues, so that a stage can beat. NULL: never. */
+	int error;   /* sticky, with its text */
+	char error_text[256];
+	/* Called in the thread that enqueues, between operations and between tiles of long ones and while it waits, about
+	 * every 10 ms and at least every 50 ms, so that a stage can beat. Set after afd__queue_open. NULL: never. */
 	void (*on_tile)(void *user);
 	void *on_tile_user;
 };
 
 /* ---- the front door (device.c) ---- */
 
-/* "cpu", "deferred", "cuda:0". -EINVAL unknown name, -ENOSYS not in this build (says which module), -ENODEV the machine cannot. */
+/* "cpu", "deferred", "cuda:0". -EINVAL unknown name, -ENOSYS not in this build (says which module), -EPROTO the module is of
+ * another build, -ENODEV the machine cannot. Modules lie in afd/ beside libafd.so, or where AFD_MODULE_DIR says. */
 int afd__device_open(struct afd__device **out, struct afd_context *ctx, const char *name);
 void afd__device_close(struct afd__device *dev);
 
 int afd__device_alloc(struct afd__device *dev, size_t bytes, const char *what, void **out);
 void afd__device_free(struct afd__device *dev, void *memory, size_t bytes);
 
-/* Makes an empty packed matrix, or one that borrows rows in place (rows != NULL). */
+/* Makes an empty packed matrix, or one that borrows rows in place (rows != NULL; host memory, aligned to a number). */
 int afd__matrix_create(struct afd__device *dev, struct afd__matrix *out, uint32_t n, uint32_t k, int32_t dtype, const void *rows);
 int afd__matrix_load(struct afd__device *dev, struct afd__matrix *m, const void *rows, uint32_t row0, uint32_t n_rows);
 void afd__matrix_destroy(struct afd__device *dev, struct afd__matrix *m); /* also of a zeroed one */
 
-int afd__queue_open(struct afd__queue *q, struct afd__device *dev);
+int afd__queue_open(struct afd__queue *q, struct afd__device *dev); /* overwrites all of q */
 void afd__queue_close(struct afd__queue *q); /* waits for what runs; also of a zeroed one */
 int afd__queue_ticket(struct afd__queue *q, uint64_t *ticket);
 int afd__queue_reached(struct afd__queue *q, uint64_t ticket);
-/* One of the named places that wait: polls until reached or the deadline (then -ETIMEDOUT, naming `what`). Calls on_tile meanwhile. */
+/* One of the named places that wait: polls until reached or the deadline (then -ETIMEDOUT, naming `what`). Calls on_tile
+ * meanwhile. timeout_ms 0 means 30 s; -1 only looks: -EAGAIN when not reached. */
 int afd__queue_wait(struct afd__queue *q, uint64_t ticket, int timeout_ms, const char *what);
 int afd__queue_upload(struct afd__queue *q, void *dst, const void *host, size_t bytes);
 int afd__queue_download(struct afd__queue *q, void *host, const void *src, size_t bytes);

@@ -1,0 +1,92 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Finds and opens device modules. They lie in afd/ beside libafd.so, wherever that was loaded from, so that a wheel or a
+ * DESTDIR works; AFD_MODULE_DIR names another folder. No code of a module runs before its build was compared.
+ */
+#include "module.h"
+
+#include <dlfcn.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "backends.h"
+#include "lib/device/build_id.h"
+
+static const struct afd__module_host host = {
+	.cpu = &afd__cpu_device_ops,
+	.alloc = afd__alloc,
+	.free = afd__free,
+	.error = afd__error,
+	.error_save = afd__error_save,
+	.log = afd__log,
+	.now_ns = afd__now_ns,
+};
+
+/* Which package brings a module, for the text of its absence. */
+static const char *package_of(const char *name)
+{
+	return !strcmp(name, "deferred") ? "it comes with libafd unless that was built with -Ddeferred=false" :
+					   "no package of this version has it";
+}
+
+static int module_path(const char *name, char *path, size_t capacity)
+{
+	const char *dir = secure_getenv("AFD_MODULE_DIR"), *slash;
+	Dl_info info;
+	int n;
+
+	if (dir && dir[0]) {
+		n = snprintf(path, capacity, "%s/afd-%s.so", dir, name);
+	} else {
+		if (!dladdr((void *)&host, &info) || !info.dli_fname)
+			return afd__error(-ENOSYS, "device %s: the place of libafd.so is unknown; set AFD_MODULE_DIR", name);
+		slash = strrchr(info.dli_fname, '/');
+		n = snprintf(path, capacity, "%.*s/afd/afd-%s.so", slash ? (int)(slash - info.dli_fname) : 1,
+			     slash ? info.dli_fname : ".", name);
+	}
+	if (n < 0 || (size_t)n >= capacity)
+		return afd__error(-EINVAL, "device %s: the path of its module has %d bytes, limit %zu", name, n, capacity - 1);
+	return 0;
+}
+
+static int check_build(const char *path, const struct afd__module *module)
+{
+	if (!module)
+		return afd__error(-EPROTO, "%s: has no symbol %s, so it is no module of libafd", path, AFD__MODULE_SYMBOL);
+	if (strncmp(module->build, AFD__BUILD_ID, sizeof(module->build)))
+		return afd__error(-EPROTO, "%s: is of build \"%.*s\", libafd is of \"%s\"", path,
+				  (int)strnlen(module->build, sizeof(module->build)), module->build, AFD__BUILD_ID);
+	return 0;
+}
+
+int afd__module_load(const char *name, void **handle, const struct afd__device_ops **ops)
+{
+	const struct afd__module *module;
+	char path[1024];
+	void *opened;
+	int rc;
+
+	rc = module_path(name, path, sizeof(path));
+	if (rc)
+		return rc;
+	opened = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+	if (!opened)
+		return afd__error(-ENOSYS, "device %s: no module (%s): %s", name, package_of(name), dlerror());
+	module = dlsym(opened, AFD__MODULE_SYMBOL);
+	rc = check_build(path, module);
+	if (!rc)
+		rc = module->start(&host, ops);
+	if (rc) {
+		dlclose(opened);
+		return rc;
+	}
+	*handle = opened;
+	return 0;
+}
+
+void afd__module_unload(void *handle)
+{
+	if (handle)
+		dlclose(handle);
+}

@@ -1,0 +1,237 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The operations of the front door: each checks its arguments, then hands them to the backend. A check keeps the first
+ * thing that is wrong and names the operation, the argument, its value and the limit.
+ *
+ * What lies in device memory (ids, positions, slots) cannot be looked at here: the stage has checked it before upload.
+ */
+#include "device.h"
+
+#include "../../kernels/cpu/kernels.h"
+#include "backends.h"
+
+struct check {
+	const char *op;
+	int code;
+};
+
+static void need_aligned(struct check *c, const char *name, const void *p, size_t alignment)
+{
+	if (c->code)
+		return;
+	if (!p)
+		c->code = afd__error(-EINVAL, "%s: %s is NULL", c->op, name);
+	else if ((uintptr_t)p % alignment)
+		c->code = afd__error(-EINVAL, "%s: %s %p, must be aligned to %zu bytes", c->op, name, p, alignment);
+}
+
+static void need(struct check *c, const char *name, const void *p)
+{
+	need_aligned(c, name, p, 4);
+}
+
+static void may(struct check *c, const char *name, const void *p)
+{
+	if (p)
+		need_aligned(c, name, p, 4);
+}
+
+static void within(struct check *c, const char *name, uint64_t value, uint64_t low, uint64_t high)
+{
+	if (!c->code && (value < low || value > high))
+		c->code = afd__error(-EINVAL, "%s: %s %llu, limit %llu to %llu", c->op, name, (unsigned long long)value,
+				     (unsigned long long)low, (unsigned long long)high);
+}
+
+/* n_rows * width numbers of 4 bytes must be countable. */
+static void countable(struct check *c, uint64_t n_rows, uint64_t width)
+{
+	uint64_t bytes;
+
+	within(c, "width", width, 1, UINT32_MAX);
+	if (!c->code && (__builtin_mul_overflow(n_rows, width, &bytes) || bytes > SIZE_MAX / 8))
+		c->code = afd__error(-EINVAL, "%s: %llu rows of %llu numbers overflow", c->op, (unsigned long long)n_rows,
+				     (unsigned long long)width);
+}
+
+static size_t number_bytes(int32_t dtype)
+{
+	return dtype == AFD_DTYPE_F32 ? 4 : 2;
+}
+
+static void need_dtype(struct check *c, const char *name, int32_t dtype)
+{
+	if (!c->code && dtype != AFD_DTYPE_F32 && dtype != AFD_DTYPE_BF16 && dtype != AFD_DTYPE_F16)
+		c->code = afd__error(-EINVAL, "%s: %s %d is none of f32, bf16, f16", c->op, name, dtype);
+}
+
+static void need_matrix(struct check *c, const char *name, const struct afd__matrix *m)
+{
+	need_dtype(c, name, m->dtype);
+	need_aligned(c, name, m->data, m->layout == AFD__LAYOUT_IN_PLACE ? number_bytes(m->dtype) : 4);
+	within(c, "matrix layout", (uint64_t)m->layout, AFD__LAYOUT_PACKED, AFD__LAYOUT_IN_PLACE);
+	within(c, "matrix n", m->n, 1, UINT32_MAX - AFD_K_PANEL);
+	within(c, "matrix k", m->k, 1, UINT32_MAX);
+}
+
+/* Heads of a position and positions of a page may interleave, but never overlap a position's own numbers. */
+static void need_kv(struct check *c, const struct afd__kv_view *kv, uint32_t n_rows, uint32_t n_heads)
+{
+	size_t head_bytes = (size_t)kv->head_dim * number_bytes(kv->dtype);
+
+	need(c, "kv.data", kv->data);
+	need_dtype(c, "kv.dtype", kv->dtype);
+	within(c, "kv.page_size", kv->page_size, 1, INT32_MAX);
+	within(c, "kv.head_dim", kv->head_dim, 2, 1u << 20);
+	within(c, "kv.n_kv_heads", kv->n_kv_heads, 1, 1u << 16);
+	within(c, "n_heads", n_heads, 1, 1u << 16);
+	within(c, "kv.position_stride", kv->position_stride, head_bytes, SIZE_MAX / 2);
+	within(c, "kv.v_offset", kv->v_offset, head_bytes, SIZE_MAX / 2);
+	if (kv->n_kv_heads > 1)
+		within(c, "kv.head_stride", kv->head_stride, head_bytes, SIZE_MAX / 2);
+	within(c, "kv.page_stride", kv->page_stride, head_bytes, SIZE_MAX / 2);
+	if (!c->code && (kv->head_dim % 2 || n_heads % kv->n_kv_heads))
+		c->code = afd__error(-EINVAL, "%s: head_dim %u must be even, %u heads a multiple of %u kv heads", c->op, kv->head_dim,
+				     n_heads, kv->n_kv_heads);
+	if (!c->code && (kv->position_stride | kv->v_offset | kv->head_stride | kv->page_stride) % number_bytes(kv->dtype))
+		c->code = afd__error(-EINVAL, "%s: a stride of kv is no multiple of %zu bytes", c->op, number_bytes(kv->dtype));
+	countable(c, n_rows, ((uint64_t)n_heads + 2 * (uint64_t)kv->n_kv_heads) * kv->head_dim);
+}
+
+static void check_embed(struct check *c, const struct afd__embed_args *a)
+{
+	need_matrix(c, "table", &a->table);
+	need(c, "ids", a->ids);
+	need(c, "out", a->out);
+	countable(c, a->n_rows, a->table.k);
+}
+
+static void check_norm(struct check *c, const struct afd__norm_args *a)
+{
+	need(c, "h", a->h);
+	may(c, "add", a->add);
+	may(c, "out", a->out);
+	if (a->out)
+		need(c, "weight", a->weight);
+	else
+		need(c, "add (out is NULL)", a->add);
+	countable(c, a->n_rows, a->width);
+}
+
+static void check_product(struct check *c, const struct afd__product_args *a)
+{
+	need_matrix(c, "w", &a->w);
+	need(c, "x", a->x);
+	may(c, "bias", a->bias);
+	need(c, "y", a->y);
+	within(c, "x_stride", a->x_stride, a->w.k, UINT32_MAX);
+	within(c, "y_stride", a->y_stride, a->w.n, UINT32_MAX);
+	countable(c, a->n_rows, a->x_stride > a->y_stride ? a->x_stride : a->y_stride);
+}
+
+static void check_angles(struct check *c, const struct afd__angles_args *a)
+{
+	need(c, "positions", a->positions);
+	need(c, "inv_freq", a->inv_freq);
+	need(c, "out", a->out);
+	within(c, "head_dim", a->head_dim, 2, 1u << 20);
+	if (!c->code && a->head_dim % 2)
+		c->code = afd__error(-EINVAL, "angles: head_dim %u must be even", a->head_dim);
+	countable(c, a->n_rows, a->head_dim);
+}
+
+static void check_rope(struct check *c, const struct afd__rope_args *a)
+{
+	need(c, "qkv", a->qkv);
+	may(c, "q_norm", a->q_norm);
+	may(c, "k_norm", a->k_norm);
+	may(c, "angles", a->angles);
+	need(c, "slots", a->slots);
+	need_kv(c, &a->kv, a->n_rows, a->n_heads);
+}
+
+static void check_attend(struct check *c, const struct afd__attend_args *a)
+{
+	need(c, "qkv", a->qkv);
+	need(c, "positions", a->positions);
+	need(c, "sequences", a->sequences);
+	need(c, "page_table", a->page_table);
+	need(c, "out", a->out);
+	need_kv(c, &a->kv, a->n_rows, a->n_heads);
+	within(c, "table_stride", a->table_stride, 1, INT32_MAX);
+	if (!c->code)
+		within(c, "query heads of a kv head", a->n_heads / a->kv.n_kv_heads, 1, AFD_K_GROUP_MAX);
+	within(c, "tasks", (uint64_t)a->n_rows * a->kv.n_kv_heads, 0, UINT32_MAX);
+}
+
+static void check_activation(struct check *c, const struct afd__activation_args *a)
+{
+	need(c, "gate_up", a->gate_up);
+	need(c, "out", a->out);
+	countable(c, a->n_rows, 2 * (uint64_t)a->width);
+}
+
+static void check_convert(struct check *c, const struct afd__convert_args *a)
+{
+	size_t src = number_bytes(a->src_dtype), dst = number_bytes(a->dst_dtype);
+
+	need_dtype(c, "src_dtype", a->src_dtype);
+	need_dtype(c, "dst_dtype", a->dst_dtype);
+	need_aligned(c, "src", a->src, src);
+	need_aligned(c, "dst", a->dst, dst);
+	may(c, "index", a->index);
+	countable(c, a->n_rows, a->width);
+	within(c, "src_stride", a->src_stride, a->n_rows > 1 || a->index ? a->width * src : 0, SIZE_MAX / 2);
+	within(c, "dst_stride", a->dst_stride, a->n_rows > 1 ? a->width * dst : 0, SIZE_MAX / 2);
+	if (!c->code && (a->src_stride % src || a->dst_stride % dst))
+		c->code = afd__error(-EINVAL, "convert: strides %zu and %zu must be multiples of %zu and %zu bytes", a->src_stride,
+				     a->dst_stride, src, dst);
+	within(c, "accumulate", (uint64_t)a->accumulate, 0, 1);
+	if (!c->code && a->accumulate && a->dst_dtype != AFD_DTYPE_F32)
+		c->code = afd__error(-EINVAL, "convert: accumulates in f32, dst_dtype is %s", afd_dtype_name(a->dst_dtype));
+	if (!c->code && a->src_dtype != a->dst_dtype && a->src_dtype != AFD_DTYPE_F32 && a->dst_dtype != AFD_DTYPE_F32)
+		c->code = afd__error(-EINVAL, "convert: from %s to %s, one of them must be f32", afd_dtype_name(a->src_dtype),
+				     afd_dtype_name(a->dst_dtype));
+}
+
+static void check_argmax(struct check *c, const struct afd__argmax_args *a)
+{
+	need(c, "x", a->x);
+	need(c, "ids", a->ids);
+	within(c, "width", a->width, 1, INT32_MAX);
+	countable(c, a->n_rows, a->width);
+}
+
+static void check_copy(struct check *c, const struct afd__copy_args *a)
+{
+	const char *dst = a->dst, *src = a->src;
+
+	need(c, "dst", dst);
+	need(c, "src", src);
+	if (!c->code && (dst < src ? (size_t)(src - dst) : (size_t)(dst - src)) < a->bytes)
+		c->code = afd__error(-EINVAL, "copy: %zu bytes from %p to %p overlap", a->bytes, a->src, a->dst);
+}
+
+#define OPERATION(name, count)                                                \
+	int afd__##name(struct afd__queue *q, const struct afd__##name##_args *a) \
+	{                                                                     \
+		struct check c = { .op = #name };                             \
+									      \
+		if (q->error)                                                 \
+			return afd__queue_error(q);                           \
+		if (!a->count)                                                \
+			return 0;                                             \
+		check_##name(&c, a);                                          \
+		return c.code ? c.code : q->dev->ops->name(q, a);             \
+	}
+
+OPERATION(embed, n_rows)
+OPERATION(norm, n_rows)
+OPERATION(product, n_rows)
+OPERATION(angles, n_rows)
+OPERATION(rope, n_rows)
+OPERATION(attend, n_rows)
+OPERATION(activation, n_rows)
+OPERATION(convert, n_rows)
+OPERATION(argmax, n_rows)
+OPERATION(copy, bytes)
