@@ -2,9 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The promises of docs/abi.md, held against a release build (AFD_BUILD) and against an installed copy of it that was moved.
 
-Standard library only. Tools that may be missing (abidiff, cmake, clang) skip their sentence with the reason.
+Run by sentences.py. Standard library only. Tools that may be missing (abidiff, cmake, clang) skip their sentence with the reason.
 check.py --record writes tests/abi/libafd.abi anew: only for a release that may change the ABI.
 """
+import atexit
 import functools
 import os
 import pathlib
@@ -17,7 +18,6 @@ import unittest
 
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "tools"))
-import sentences  # noqa: E402
 from sentences import BUILD, ROOT  # noqa: E402
 
 HEADERS = sorted((ROOT / "include/afd").glob("*.h"))
@@ -27,6 +27,7 @@ LIBRARY = BUILD / "libafd.so"
 MODEL = ROOT / "models/tiny-qwen3"
 STRICT = ["-pedantic", "-Wall", "-Wextra", "-Werror"]
 SCRATCH = pathlib.Path(tempfile.mkdtemp(prefix="afd-abi-"))
+atexit.register(shutil.rmtree, SCRATCH, ignore_errors=True)
 
 
 def run(*command, **options):
@@ -260,10 +261,6 @@ def record():
 
 
 if __name__ == "__main__":
-    try:
-        if sys.argv[1:] == ["--record"]:
-            record()
-        else:
-            sentences.main("abi")
-    finally:
-        shutil.rmtree(SCRATCH, ignore_errors=True)
+    if sys.argv[1:] != ["--record"]:
+        sys.exit(__doc__)
+    record()

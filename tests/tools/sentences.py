@@ -1,10 +1,12 @@
+#!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""What the Python tests share: where things are, and a runner that prints one line per sentence.
+"""Runs a file of unittest sentences: sentences.py SUITE FILE.py
 
 Each test method's name is a sentence. Its outcome is one line on stdout, tab-separated, which
 tests/run.sh counts:  passed|failed|skipped  SUITE: sentence  [reason].  Details of a failure go to
-stderr. A test file ends with sentences.main("suite").
+stderr.
 """
+import importlib.util
 import os
 import pathlib
 import sys
@@ -51,8 +53,17 @@ class Lines(unittest.TestResult):
             self.fail(test, err, f"{subtest._subDescription()} ")
 
 
-def main(suite, module="__main__"):
-    tests = unittest.defaultTestLoader.loadTestsFromModule(sys.modules[module])
+def main(suite, path):
+    path = pathlib.Path(path).resolve()
+    sys.path[:0] = [str(path.parent), str(pathlib.Path(__file__).resolve().parent)]
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
     result = Lines(suite)
-    tests.run(result)
-    sys.exit(1 if result.n_failed else 0)
+    unittest.defaultTestLoader.loadTestsFromModule(module).run(result)
+    return 1 if result.n_failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

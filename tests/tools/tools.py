@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tools as processes: start, wait, stop, and never leave one behind."""
+import array
+import ast
+import itertools
+import json
+import os
+import pathlib
+import re
+import select
+import shutil
+import signal
+import struct
+import subprocess
+import tempfile
+import time
+import unittest
+
+from sentences import BUILD, ROOT
+
+GOLDEN = ROOT / "tests/golden"
+MODEL = ROOT / "models/tiny-qwen3"
+DEVICE = os.environ.get("AFD_TEST_DEVICE", "cpu")
+NAMES = itertools.count()
+ENV = {**os.environ, "AFD_MODULE_DIR": str(BUILD / "modules")}
+ENV.pop("AFD_TEST_DEVICE", None)
+BOTH_F32 = ["--wire-dtype", "f32", "--kv-dtype", "f32"]
+
+
+def tool(name):
+    return str(BUILD / "examples" / name)
+
+
+def address():
+    return f"shm:test.{os.getpid()}.{next(NAMES)}"
+
+
+def run(name, *args, timeout=60, **env):
+    """A tool that runs to its end: CompletedProcess with text."""
+    return subprocess.run([tool(name), *map(str, args)], text=True, capture_output=True, timeout=timeout, env={**ENV, **env})
+
+
+def segments():
+    """Names of shared memory that outlives a process, and would be a leak."""
+    return {path.name for path in pathlib.Path("/dev/shm").iterdir() if path.name.startswith("afd")}
+
+
+def read_npy(path):
+    """(shape, float32 values) of a .npy file of ours."""
+    data = pathlib.Path(path).read_bytes()
+    start = 10 + struct.unpack_from("<H", data, 8)[0]
+    head = ast.literal_eval(data[10:start].decode("latin1"))
+    assert data[:6] == b"\x93NUMPY" and head["descr"] == "<f4" and not head["fortran_order"], head
+    return head["shape"], array.array("f", data[start:])
+
+
+class Case(unittest.TestCase):
+    """A test with a scratch folder, whose processes end with it."""
+
+    def setUp(self):
+        self.scratch = pathlib.Path(tempfile.mkdtemp(prefix="afd-test-"))
+        self.processes = []
+        self.addCleanup(shutil.rmtree, self.scratch, True)
+        self.addCleanup(self.end_processes)
+
+    def end_processes(self):
+        for process in self.processes:
+            if process.poll() is None:
+                process.kill()
+            process.communicate()
+
+    def start(self, name, *args, **env):
+        process = subprocess.Popen([tool(name), *map(str, args)], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                   env={**ENV, **env})
+        self.processes.append(process)
+        return process
+
+    def serve(self, model, *args, listen=None):
+        """A server that is ready, and its address."""
+        listen = listen or address()
+        server = self.start("afd-serve-ffn", "--model", model, "--listen", listen, "--threads", 1, "--device", DEVICE, *args)
+        if not select.select([server.stdout], [], [], 30)[0]:
+            self.fail(f"{listen}: no ready line within 30 s")
+        line = server.stdout.readline()
+        if line != f"ready {listen}\n":
+            server.kill()
+            self.fail(f"wanted 'ready {listen}', got {line!r}, stderr {server.communicate()[1]!r}")
+        return server, listen
+
+    def generate(self, model, *args, **env):
+        """afd-generate under way, one thread."""
+        return self.start("afd-generate", "--model", model, "--threads", 1, "--device", DEVICE, *args, **env)
+
+    def result(self, process, timeout=120):
+        """stdout of a process that must end well."""
+        out, err = process.communicate(timeout=timeout)
+        self.assertEqual(process.returncode, 0, f"{' '.join(process.args)}: {err}")
+        return out
+
+    def json(self, process, timeout=120):
+        return json.loads(self.result(process, timeout))
+
+    def stop(self, server, seconds=10):
+        """Ends a server as a user would; it must drain and exit with 0."""
+        server.send_signal(signal.SIGTERM)
+        _, err = server.communicate(timeout=seconds)
+        self.assertEqual(server.returncode, 0, err)
+
+    def write_batch(self, entries):
+        path = self.scratch / f"batch{len(list(self.scratch.iterdir()))}.json"
+        path.write_text(json.dumps(entries))
+        return path
+
+    def metric(self, path, name):
+        match = re.search(rf"^{name}(?:{{[^}}]*}})? (\S+)$", pathlib.Path(path).read_text(), re.M)
+        self.assertIsNotNone(match, f"{name} is not in {path}")
+        return float(match[1])
+
+    def until(self, what, condition, seconds=30):
+        """Waits for a condition, and fails with its name."""
+        end = time.monotonic() + seconds
+        while not condition():
+            if time.monotonic() > end:
+                self.fail(f"not within {seconds} s: {what}")
+            time.sleep(0.01)
