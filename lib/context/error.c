@@ -37,7 +37,8 @@ int afd__error_prefix(int code, const char *format, ...)
 	vsnprintf(text, sizeof(text), format, args);
 	va_end(args);
 	n = strlen(text);
-	snprintf(text + n, sizeof(text) - n, ": %s", error_text);
+	if (n + 2 < sizeof(text))
+		snprintf(text + n, sizeof(text) - n, ": %.*s", (int)(sizeof(text) - n - 3), error_text);
 	memcpy(error_text, text, sizeof(text));
 	return code;
 }
