@@ -107,26 +107,27 @@ int tool_set_log(const struct tool_option *option, const char *value)
 	return tool_fail(TOOL_USAGE, "--%s: value '%s', limit error, warn, info or debug", option->name, value);
 }
 
-static int read_dtype(const struct tool_option *option, const char *value, size_t n_chars, int32_t *out)
+/* One name of the value, n_chars from `name` on. */
+static int read_dtype(const struct tool_option *option, const char *value, const char *name, size_t n_chars, int32_t *out)
 {
 	static const struct { const char *name; int32_t dtype; } names[] = {
 		{ "auto", 0 }, { "f32", AFD_DTYPE_F32 }, { "bf16", AFD_DTYPE_BF16 }, { "f16", AFD_DTYPE_F16 },
 	};
 
 	for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
-		if (strlen(names[i].name) == n_chars && !memcmp(value, names[i].name, n_chars)) {
+		if (strlen(names[i].name) == n_chars && !memcmp(name, names[i].name, n_chars)) {
 			*out = names[i].dtype;
 			return TOOL_DONE;
 		}
 	}
-	if (n_chars == 3 && !memcmp(value, "fp8", 3))
+	if (n_chars == 3 && !memcmp(name, "fp8", 3))
 		return tool_fail(TOOL_USAGE, "--%s %s: fp8 is not in this version, limit f32, bf16 or f16", option->name, value);
 	return tool_fail(TOOL_USAGE, "--%s: value '%s', limit auto, f32, bf16 or f16", option->name, value);
 }
 
 int tool_set_dtype(const struct tool_option *option, const char *value)
 {
-	return read_dtype(option, value, strlen(value), option->into);
+	return read_dtype(option, value, value, strlen(value), option->into);
 }
 
 int tool_set_dtypes(const struct tool_option *option, const char *value)
@@ -136,12 +137,12 @@ int tool_set_dtypes(const struct tool_option *option, const char *value)
 	int status;
 
 	if (!second) {
-		status = read_dtype(option, value, strlen(value), &dtypes[0]);
+		status = read_dtype(option, value, value, strlen(value), &dtypes[0]);
 		dtypes[1] = dtypes[0];
 		return status;
 	}
-	status = read_dtype(option, value, second - value, &dtypes[0]);
-	return status ? status : read_dtype(option, second + 1, strlen(second + 1), &dtypes[1]);
+	status = read_dtype(option, value, value, second - value, &dtypes[0]);
+	return status ? status : read_dtype(option, value, second + 1, strlen(second + 1), &dtypes[1]);
 }
 
 int tool_set_device(const struct tool_option *option, const char *value)
@@ -178,8 +179,7 @@ int tool_set_zero(const struct tool_option *option, const char *value)
 
 int tool_set_later(const struct tool_option *option, const char *value)
 {
-	(void)value;
-	return tool_fail(TOOL_USAGE, "--%s: not in this version", option->name);
+	return tool_fail(TOOL_USAGE, "--%s%s%s: not in this version", option->name, value ? " " : "", value ? value : "");
 }
 
 static void print_help(const struct tool_option *options, const char *usage)
