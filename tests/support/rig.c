@@ -1,0 +1,138 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Builds and drives the decoder of rig.h. */
+#include "rig.h"
+
+#include <stdarg.h>
+#include <setjmp.h>
+#include <stddef.h>
+#include <cmocka.h>
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+/* cmocka would say only that a number differs. */
+static void check(int rc, const char *what)
+{
+	if (rc < 0)
+		fail_msg("%s: %d, %s", what, rc, afd_last_error());
+}
+
+const char *rig_device(void)
+{
+	const char *device = getenv("AFD_TEST_DEVICE");
+
+	return device ? device : "cpu";
+}
+
+static void open_model(struct rig *rig, const struct rig_params *p)
+{
+	struct afd_context_params context = { .size = sizeof(context), .n_threads = p->n_threads, .tracer = p->tracer,
+					      .log = p->log };
+	struct afd_model_params model = { .size = sizeof(model), .weights = p->weights };
+	struct afd_model_info info = { .size = sizeof(info) };
+
+	check(afd_context_create(&rig->ctx, &context), "context");
+	check(afd_model_open(&rig->model, rig->ctx, p->checkpoint, &model), "model");
+	check(afd_model_info(rig->model, &info), "model info");
+	rig->vocab = info.vocab_size;
+	rig->n_layers = info.n_layers;
+}
+
+static void open_nets(struct rig *rig, const struct rig_params *p)
+{
+	struct afd_transport_params params = { .size = sizeof(params), .max_rows = p->max_part_rows };
+	struct afd_contract contract = { .size = sizeof(contract) };
+
+	check(afd_model_contract(rig->model, &contract), "contract");
+	params.listen = &p->address;
+	params.n_listen = 1;
+	check(afd_transport_create(&rig->ffn_net, rig->ctx, &contract, &params), "FFN transport");
+	params.listen = NULL;
+	params.n_listen = 0;
+	params.connect = &p->address;
+	params.n_connect = 1;
+	params.lanes = p->lanes;
+	params.to_ffn_dtype = params.to_attention_dtype = p->wire_dtype ? p->wire_dtype : AFD_DTYPE_F32;
+	check(afd_transport_create(&rig->attn_net, rig->ctx, &contract, &params), "attention transport");
+}
+
+void rig_open(struct rig *rig, const struct rig_params *p)
+{
+	struct afd_ffn_params ffn = { .size = sizeof(ffn), .device = rig_device(), .compute = p->compute,
+				      .compute_user = p->compute_user };
+	struct afd_attn_params attn = p->attn;
+
+	memset(rig, 0, sizeof(*rig));
+	open_model(rig, p);
+	if (p->address)
+		open_nets(rig, p);
+	check(afd_ffn_create(&rig->ffn, p->compute ? NULL : rig->model, rig->ffn_net, &ffn), "ffn");
+	attn.size = sizeof(attn);
+	attn.device = rig_device();
+	attn.kv_dtype = attn.kv_dtype ? attn.kv_dtype : AFD_DTYPE_F32;
+	if (!p->address) {
+		attn.ffn = rig->ffn;
+		attn.lanes = p->lanes;
+		attn.to_ffn_dtype = attn.to_attention_dtype = p->wire_dtype ? p->wire_dtype : AFD_DTYPE_F32;
+	}
+	check(afd_attn_create(&rig->attn, rig->model, rig->attn_net, &attn), "attn");
+}
+
+void rig_close(struct rig *rig)
+{
+	afd_attn_destroy(rig->attn);
+	afd_ffn_destroy(rig->ffn);
+	afd_transport_destroy(rig->attn_net);
+	afd_transport_destroy(rig->ffn_net);
+	afd_model_close(rig->model);
+	afd_context_destroy(rig->ctx);
+	memset(rig, 0, sizeof(*rig));
+}
+
+int rig_turn(struct rig *rig)
+{
+	int rc = afd_attn_poll(rig->attn);
+
+	if (!rc && rig->ffn_net)
+		check(afd_ffn_poll(rig->ffn), "ffn poll");
+	return rc;
+}
+
+int rig_step(struct rig *rig, const struct afd_batch *batch)
+{
+	time_t end = time(NULL) + 60;
+	int rc = afd_attn_begin(rig->attn, batch);
+
+	if (rc)
+		return rc;
+	while (!(rc = rig_turn(rig)))
+		assert_true(time(NULL) < end);
+	return rc < 0 ? rc : 0;
+}
+
+void rig_append(struct rig *rig, uint64_t sequence, const int32_t *ids, uint32_t n, float *logits)
+{
+	struct afd_entry entry = { .sequence = sequence, .ids = ids, .n_ids = n, .outputs = AFD_OUTPUT_ALL };
+	struct afd_batch batch = { .size = sizeof(batch), .entries = &entry, .n_entries = 1, .entry_bytes = sizeof(entry),
+				   .logits = logits, .logits_rows = n };
+
+	check(rig_step(rig, &batch), "step");
+}
+
+void rig_decode(struct rig *rig, const struct golden *golden, uint32_t chunk, float *logits)
+{
+	uint32_t done = 0;
+
+	check(afd_attn_add(rig->attn, 1), "add");
+	while (done < golden->n_positions) {
+		uint32_t n = done < golden->n_prompt ? golden->n_prompt - done : 1;
+
+		if (chunk && n > chunk)
+			n = chunk;
+		rig_append(rig, 1, golden->ids + done, n, logits + (size_t)done * golden->vocab);
+		done += n;
+	}
+	check(afd_attn_drop(rig->attn, 1), "drop");
+}
