@@ -53,56 +53,73 @@ static int check(const struct afd_ffn *ffn, struct afd_ffn_rows *r)
 
 /* ---- rows across ---- */
 
-static int convert(struct afd_ffn *ffn, const void *src, int32_t src_dtype, void *dst, int32_t dst_dtype, uint32_t n_rows)
+/* One side of a crossing: rows of host memory, and where they stand on the device. */
+struct side {
+	char *host, *dev;
+	size_t row_bytes;      /* of the numbers of a row */
+	size_t host_row_bytes; /* from row to row */
+	size_t dev_row_bytes;
+};
+
+/* f32 rows stand in x or y; others in staging, each at an address that the seam takes. */
+static struct side side_of(const struct afd_ffn *ffn, const void *host, size_t host_row_bytes, uint32_t row0, int32_t dtype,
+                           float *floats)
 {
-	struct afd__convert_args args = {
-		.src = src, .src_dtype = src_dtype, .src_stride = ffn->hidden * afd_dtype_bytes(src_dtype),
-		.dst = dst, .dst_dtype = dst_dtype, .dst_stride = ffn->hidden * afd_dtype_bytes(dst_dtype),
-		.n_rows = n_rows, .width = ffn->hidden,
+	struct side side = {
+		.host = (char *)host + row0 * host_row_bytes, .host_row_bytes = host_row_bytes, .dev = (char *)floats,
+		.row_bytes = ffn->hidden * afd_dtype_bytes(dtype),
 	};
 
-	return afd__convert(&ffn->queue, &args);
+	side.dev_row_bytes = side.row_bytes;
+	if (dtype != AFD_DTYPE_F32) {
+		side.dev = ffn->staging;
+		side.dev_row_bytes = AFD__FFN_STAGING_ROW_BYTES(ffn->hidden);
+	}
+	return side;
 }
 
-/* Between packed dev rows and host rows row_bytes apart; at most as many at once as the seam allows. */
-static int cross(struct afd_ffn *ffn, char *dev, char *host, size_t dense_bytes, size_t row_bytes, uint32_t n_rows, bool up)
+/* Rows without gaps cross together, as many at once as the seam allows. */
+static int cross(struct afd_ffn *ffn, const struct side *s, uint32_t n_rows, bool up)
 {
-	uint32_t limit = (uint32_t)(AFD__UPLOAD_MAX / dense_bytes), row, n;
-	uint32_t together = row_bytes == dense_bytes ? limit : 1;
+	bool dense = s->host_row_bytes == s->row_bytes && s->dev_row_bytes == s->row_bytes;
+	uint32_t together = dense ? (uint32_t)(AFD__UPLOAD_MAX / s->row_bytes) : 1, row, n;
 	int rc = 0;
 
 	for (row = 0; row < n_rows && !rc; row += n) {
+		char *host = s->host + row * s->host_row_bytes, *dev = s->dev + row * s->dev_row_bytes;
+
 		n = n_rows - row < together ? n_rows - row : together;
 		if (up)
-			rc = afd__queue_upload(&ffn->queue, dev + row * dense_bytes, host + row * row_bytes, n * dense_bytes);
+			rc = afd__queue_upload(&ffn->queue, dev, host, n * s->row_bytes);
 		else
-			rc = afd__queue_download(&ffn->queue, host + row * row_bytes, dev + row * dense_bytes, n * dense_bytes);
+			rc = afd__queue_download(&ffn->queue, host, dev, n * s->row_bytes);
 	}
 	return rc;
 }
 
 static int rows_in(struct afd_ffn *ffn, const struct afd_ffn_rows *r, uint32_t row0, uint32_t n_rows)
 {
-	size_t dense_bytes = ffn->hidden * afd_dtype_bytes(r->x_dtype);
-	char *host = (char *)r->x + row0 * r->x_row_bytes;
-	char *dev = r->x_dtype == AFD_DTYPE_F32 ? (char *)ffn->x : ffn->staging;
-	int rc = cross(ffn, dev, host, dense_bytes, r->x_row_bytes, n_rows, true);
+	struct side x = side_of(ffn, r->x, r->x_row_bytes, row0, r->x_dtype, ffn->x);
+	struct afd__convert_args args = {
+		.src = x.dev, .src_dtype = r->x_dtype, .src_stride = x.dev_row_bytes,
+		.dst = ffn->x, .dst_dtype = AFD_DTYPE_F32, .dst_stride = ffn->hidden * sizeof(float),
+		.n_rows = n_rows, .width = ffn->hidden,
+	};
+	int rc = cross(ffn, &x, n_rows, true);
 
-	if (rc || r->x_dtype == AFD_DTYPE_F32)
-		return rc;
-	return convert(ffn, dev, r->x_dtype, ffn->x, AFD_DTYPE_F32, n_rows);
+	return rc || r->x_dtype == AFD_DTYPE_F32 ? rc : afd__convert(&ffn->queue, &args);
 }
 
 static int rows_out(struct afd_ffn *ffn, const struct afd_ffn_rows *r, uint32_t row0, uint32_t n_rows)
 {
-	size_t dense_bytes = ffn->hidden * afd_dtype_bytes(r->y_dtype);
-	char *host = (char *)r->y + row0 * r->y_row_bytes;
-	char *dev = r->y_dtype == AFD_DTYPE_F32 ? (char *)ffn->y : ffn->staging;
-	int rc = 0;
+	struct side y = side_of(ffn, r->y, r->y_row_bytes, row0, r->y_dtype, ffn->y);
+	struct afd__convert_args args = {
+		.src = ffn->y, .src_dtype = AFD_DTYPE_F32, .src_stride = ffn->hidden * sizeof(float),
+		.dst = y.dev, .dst_dtype = r->y_dtype, .dst_stride = y.dev_row_bytes, .n_rows = n_rows, .width = ffn->hidden,
+	};
+	int rc = r->y_dtype == AFD_DTYPE_F32 ? 0 : afd__convert(&ffn->queue, &args);
 
-	if (r->y_dtype != AFD_DTYPE_F32)
-		rc = convert(ffn, ffn->y, AFD_DTYPE_F32, dev, r->y_dtype, n_rows);
-	return rc ? rc : cross(ffn, dev, host, dense_bytes, r->y_row_bytes, n_rows, false);
+	return rc ? rc : cross(ffn, &y, n_rows, false);
 }
 
 /* Waits also after a failure: downloads that are enqueued write the host's memory. */

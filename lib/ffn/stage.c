@@ -127,7 +127,7 @@ static int allocate(struct afd_ffn *ffn)
 		{ (void **)&ffn->y, ffn->hidden, sizeof(float), "ffn: y" },
 		{ (void **)&ffn->gate_up, 2 * (size_t)ffn->weights.max_width, sizeof(float), "ffn: gate and up" },
 		{ (void **)&ffn->activated, ffn->weights.max_width, sizeof(float), "ffn: activation" },
-		{ &ffn->staging, ffn->hidden, sizeof(uint16_t), "ffn: staging" },
+		{ &ffn->staging, AFD__FFN_STAGING_ROW_BYTES(ffn->hidden), 1, "ffn: staging" },
 	};
 	size_t i, n = ffn->host.compute ? 2 : sizeof(buffers) / sizeof(buffers[0]);
 	int rc = 0;
@@ -145,7 +145,7 @@ static void release(struct afd_ffn *ffn)
 		{ ffn->y, ffn->hidden, sizeof(float) },
 		{ ffn->gate_up, 2 * (size_t)ffn->weights.max_width, sizeof(float) },
 		{ ffn->activated, ffn->weights.max_width, sizeof(float) },
-		{ ffn->staging, ffn->hidden, sizeof(uint16_t) },
+		{ ffn->staging, AFD__FFN_STAGING_ROW_BYTES(ffn->hidden), 1 },
 	};
 	size_t i;
 

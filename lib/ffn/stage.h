@@ -19,6 +19,9 @@ enum {
 	AFD__FFN_WAIT_MS = 60000, /* for a device, and for the last passes after a stop */
 };
 
+/* Rows of 2-byte numbers stand 4-byte aligned, as the seam asks of what is uploaded. */
+#define AFD__FFN_STAGING_ROW_BYTES(hidden) (((size_t)(hidden) * 2 + 3) & ~(size_t)3)
+
 /* The weights of one layer. Gate and up are one matrix [2 * width][hidden] where they have one dtype and are packed: then a
  * row is read once for both. */
 struct afd__ffn_layer {
@@ -98,7 +101,7 @@ struct afd_ffn {
 	float *x, *y;                 /* dev (host memory for a compute function) [max_rows][hidden] */
 	float *gate_up;               /* dev [max_rows][2 * max_width] */
 	float *activated;             /* dev [max_rows][max_width] */
-	void *staging;                /* dev [max_rows][hidden] of 2-byte numbers, for afd_ffn_forward */
+	void *staging;                /* dev [max_rows] rows of 2-byte numbers, for afd_ffn_forward */
 
 	struct afd__ffn_server server; /* net only */
 	struct afd__ffn_metrics metrics;
