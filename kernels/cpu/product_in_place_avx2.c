@@ -99,7 +99,7 @@ INLINE void run_rows(const struct afd__product_args *a, uint32_t n, const int n_
 
 	for (; a->n_rows - row >= ROWS; row += ROWS)
 		run_tile(a, row, n, ROWS, n_columns, dtype);
-	for (; row < a->n_rows; row++)
+	if (row < a->n_rows)
 		run_tile(a, row, n, 1, n_columns, dtype);
 }
 

@@ -74,7 +74,9 @@ INLINE void run_rows(const struct afd__product_args *a, uint32_t n, const int n_
 
 	for (; a->n_rows - row >= ROWS; row += ROWS)
 		run_tile(a, row, n, ROWS, n_columns, dtype);
-	for (; row < a->n_rows; row++)
+	for (; a->n_rows - row >= ROWS / 2; row += ROWS / 2)
+		run_tile(a, row, n, ROWS / 2, n_columns, dtype);
+	if (row < a->n_rows)
 		run_tile(a, row, n, 1, n_columns, dtype);
 }
 
