@@ -1,0 +1,270 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The law that a row does not know its neighbours: the same bits whatever the chunk, the page size, the threads, the lanes,
+ * and the other sequences of the batch; also on forks and after truncation. Held with bf16 KV and wire, where rounding
+ * would show a value that was used before it was rounded.
+ */
+#include <stdarg.h>
+#include <setjmp.h>
+#include <stddef.h>
+#include <cmocka.h>
+
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "../support/rig.h"
+
+/* Odd shapes, a window smaller than the prompt, rotation by YaRN, three dtypes. */
+static const char *const CASES[] = { "bf16-tied", "odd-f32", "odd-f16", "window-layer-types", "yarn-v5", "mixed-dtypes" };
+enum { N_CASES = sizeof(CASES) / sizeof(*CASES) };
+
+static void set_narrow(struct rig_params *params)
+{
+	params->wire_dtype = AFD_DTYPE_BF16;
+	params->attn.kv_dtype = AFD_DTYPE_BF16;
+	params->attn.max_outputs = 2048;
+}
+
+/* All logits of a case under some params; to be freed. */
+static float *decode(const struct golden *golden, struct rig_params params, uint32_t chunk)
+{
+	float *logits = calloc((size_t)golden->n_positions * golden->vocab, sizeof(*logits));
+	struct rig rig;
+
+	assert_non_null(logits);
+	params.checkpoint = golden->checkpoint;
+	rig_open(&rig, &params);
+	rig_decode(&rig, golden, chunk, logits);
+	rig_close(&rig);
+	return logits;
+}
+
+static void expect_same_bits(const float *a, const float *b, size_t n, const char *name)
+{
+	if (memcmp(a, b, n * sizeof(*a)))
+		fail_msg("%s: other bits", name);
+}
+
+/* Decodes each case under `reference` and under `changed`. */
+static void compare(struct rig_params reference, struct rig_params changed, uint32_t chunk)
+{
+	uint32_t i;
+
+	set_narrow(&reference);
+	set_narrow(&changed);
+	for (i = 0; i < N_CASES; i++) {
+		struct golden golden;
+		float *a, *b;
+
+		golden_open(&golden, CASES[i]);
+		a = decode(&golden, reference, 0);
+		b = decode(&golden, changed, chunk);
+		expect_same_bits(a, b, (size_t)golden.n_positions * golden.vocab, CASES[i]);
+		free(a);
+		free(b);
+		golden_close(&golden);
+	}
+}
+
+static void chunks_of_a_prompt_do_not_change_bits(void **state)
+{
+	const struct rig_params params = { 0 };
+
+	compare(params, params, 1);
+	compare(params, params, 7);
+}
+
+static void page_sizes_do_not_change_bits(void **state)
+{
+	static const uint32_t sizes[] = { 1, 3, 64, 4096 };
+	const struct rig_params reference = { 0 };
+	uint32_t i;
+
+	for (i = 0; i < 4; i++) {
+		const struct rig_params params = { .attn.page_size = sizes[i] };
+
+		compare(reference, params, 5);
+	}
+}
+
+static void threads_do_not_change_bits(void **state)
+{
+	const struct rig_params one = { .n_threads = 1 }, two = { .n_threads = 2 }, three = { .n_threads = 3 };
+
+	compare(one, two, 0);
+	compare(one, three, 7);
+}
+
+/* ---- batches of several sequences ---- */
+
+enum { N_SEQUENCES = 5, N_STEPS = 3 };
+
+/* Sequence s appends counts[step][s] ids in each step. */
+static const uint32_t COUNTS[N_STEPS][N_SEQUENCES] = { { 7, 1, 3, 5, 2 }, { 1, 1, 4, 1, 1 }, { 1, 2, 1, 1, 3 } };
+
+static uint32_t count_before(uint32_t step, uint32_t s)
+{
+	uint32_t n = 0, i;
+
+	for (i = 0; i < step; i++)
+		n += COUNTS[i][s];
+	return n;
+}
+
+/* Ids of sequence s: the case's, from s on. */
+static const int32_t *ids_of(const struct golden *golden, uint32_t s, uint32_t step)
+{
+	return golden->ids + s + count_before(step, s);
+}
+
+/* Runs the sequences `from` .. `end`-1 of a step as one batch, all outputs; returns how many there were. */
+static uint32_t run_step(struct rig *rig, const struct golden *golden, uint32_t step, uint32_t from, uint32_t end,
+			 float *logits)
+{
+	struct afd_entry entries[N_SEQUENCES] = { 0 };
+	struct afd_batch batch = { .size = sizeof(batch), .entries = entries, .entry_bytes = sizeof(*entries),
+				   .logits = logits };
+	uint32_t s;
+
+	for (s = from; s < end; s++) {
+		entries[s - from] = (struct afd_entry){ .sequence = s, .ids = ids_of(golden, s, step),
+							.n_ids = COUNTS[step][s], .outputs = AFD_OUTPUT_ALL };
+		batch.logits_rows += COUNTS[step][s];
+	}
+	batch.n_entries = end - from;
+	if (rig_step(rig, &batch))
+		fail_msg("step: %s", afd_last_error());
+	return batch.logits_rows;
+}
+
+static void add_sequences(struct rig *rig)
+{
+	uint64_t s;
+
+	for (s = 0; s < N_SEQUENCES; s++)
+		assert_int_equal(afd_attn_add(rig->attn, s), 0);
+}
+
+/* Logits of all steps in the order of steps, sequences and ids; together or each sequence in a step of its own. */
+static float *run_batches(const struct golden *golden, struct rig_params params, bool together)
+{
+	float *logits = calloc((size_t)100 * golden->vocab, sizeof(*logits)), *at = logits;
+	struct rig rig;
+	uint32_t step, s;
+
+	assert_non_null(logits);
+	set_narrow(&params);
+	params.checkpoint = golden->checkpoint;
+	rig_open(&rig, &params);
+	add_sequences(&rig);
+	for (step = 0; step < N_STEPS; step++) {
+		if (together)
+			at += (size_t)run_step(&rig, golden, step, 0, N_SEQUENCES, at) * golden->vocab;
+		for (s = 0; !together && s < N_SEQUENCES; s++)
+			at += (size_t)run_step(&rig, golden, step, s, s + 1, at) * golden->vocab;
+	}
+	rig_close(&rig);
+	return logits;
+}
+
+static void compare_batches(struct rig_params changed, bool together)
+{
+	uint32_t i;
+
+	for (i = 0; i < N_CASES; i++) {
+		const struct rig_params reference = { 0 };
+		struct golden golden;
+		float *a, *b;
+
+		golden_open(&golden, CASES[i]);
+		a = run_batches(&golden, reference, true);
+		b = run_batches(&golden, changed, together);
+		expect_same_bits(a, b, (size_t)100 * golden.vocab, CASES[i]);
+		free(a);
+		free(b);
+		golden_close(&golden);
+	}
+}
+
+static void neighbours_in_the_batch_do_not_change_bits(void **state)
+{
+	const struct rig_params params = { 0 };
+
+	compare_batches(params, false);
+}
+
+static void lanes_do_not_change_bits(void **state)
+{
+	uint32_t lanes;
+
+	for (lanes = 2; lanes <= 4; lanes++) {
+		const struct rig_params params = { .lanes = lanes };
+
+		compare_batches(params, true);
+	}
+}
+
+/* More outputs than the head takes at a time. */
+static void chunks_of_the_head_do_not_change_bits(void **state)
+{
+	const struct rig_params params = { .attn.max_outputs = 2048 };
+	struct golden golden;
+	struct rig_params p = params;
+	float *a, *b;
+
+	golden_open(&golden, "long-prompt");
+	assert_true(golden.n_prompt > 64);
+	a = decode(&golden, p, 0);
+	b = decode(&golden, p, 1);
+	expect_same_bits(a, b, (size_t)golden.n_positions * golden.vocab, "long-prompt");
+	free(a);
+	free(b);
+	golden_close(&golden);
+}
+
+/* ---- forks and truncation ---- */
+
+static void a_fork_goes_on_with_the_bits_of_its_source(void **state)
+{
+	struct rig_params params = { .attn.page_size = 4 };
+	struct golden golden;
+	struct rig rig;
+	float *a, *b;
+
+	golden_open(&golden, "window-layer-types");
+	a = calloc(20 * (size_t)golden.vocab, sizeof(*a));
+	b = calloc(20 * (size_t)golden.vocab, sizeof(*b));
+	set_narrow(&params);
+	params.checkpoint = golden.checkpoint;
+	rig_open(&rig, &params);
+	assert_int_equal(afd_attn_add(rig.attn, 1), 0);
+	rig_append(&rig, 1, golden.ids, 10, a);
+	assert_int_equal(afd_attn_fork(rig.attn, 1, 2, 6), 0);
+	/* The fork writes other ids to the page that both share, then its source goes on. */
+	rig_append(&rig, 2, golden.ids, 5, b);
+	rig_append(&rig, 1, golden.ids + 10, 6, a + 10 * (size_t)golden.vocab);
+	assert_int_equal(afd_attn_truncate(rig.attn, 2, 6), 0);
+	rig_append(&rig, 2, golden.ids + 6, 10, b + 6 * (size_t)golden.vocab);
+	expect_same_bits(a + 6 * (size_t)golden.vocab, b + 6 * (size_t)golden.vocab, 10 * (size_t)golden.vocab, "fork");
+	rig_close(&rig);
+	free(a);
+	free(b);
+	golden_close(&golden);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(chunks_of_a_prompt_do_not_change_bits),
+		cmocka_unit_test(page_sizes_do_not_change_bits),
+		cmocka_unit_test(threads_do_not_change_bits),
+		cmocka_unit_test(neighbours_in_the_batch_do_not_change_bits),
+		cmocka_unit_test(lanes_do_not_change_bits),
+		cmocka_unit_test(chunks_of_the_head_do_not_change_bits),
+		cmocka_unit_test(a_fork_goes_on_with_the_bits_of_its_source),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
