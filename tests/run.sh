@@ -24,7 +24,7 @@ usage() {
 	       asan      the suites under AddressSanitizer and UndefinedBehaviorSanitizer
 	       tsan      the transport and server suites under ThreadSanitizer
 	       fuzz      libFuzzer for a few seconds per target (the corpus is replayed in plain and asan)
-	       readme    the README's program and commands
+	       docs      the README, and that the documents list what is there
 	       quickstart  examples/quickstart.sh from a fresh build
 	       golden    the golden files, made anew (only with --all)
 	TEXT
@@ -193,7 +193,7 @@ write_report() {
 [ $INSTALL = 1 ] && say "what is needed" && install_needs
 DEBUG="-Dbuildtype=debugoptimized -Db_ndebug=false -Dtools=false"
 
-if wanted plain || wanted tools || wanted abi || wanted deferred || wanted readme; then
+if wanted plain || wanted tools || wanted abi || wanted deferred || wanted docs; then
 	say "release build" && build plain -Dbuildtype=release -Dprefix=/usr/local || ONLY=",none," # nothing to run then
 fi
 wanted plain && say "plain suites" && suites plain plain 1
@@ -202,7 +202,7 @@ wanted tools && say "tools" && sentences tools tests/tools/test_*.py
 wanted deferred && AFD_TEST_DEVICE=deferred sentences tools-deferred tests/tools/test_layouts.py
 wanted abi && say "abi" && sentences abi tests/abi/check.py
 wanted style && say "style" && sentences style tests/tools/style.py
-wanted readme && say "readme" && sentences readme tests/tools/readme.py
+wanted docs && say "docs" && sentences docs tests/tools/docs.py
 wanted asan && say "AddressSanitizer, UndefinedBehaviorSanitizer" && build asan $DEBUG -Db_sanitize=address,undefined &&
 	ASAN_OPTIONS=detect_leaks=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 suites asan asan 5
 wanted tsan && say "ThreadSanitizer" && build tsan $DEBUG -Db_sanitize=thread &&
