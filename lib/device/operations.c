@@ -67,7 +67,7 @@ static void need_dtype(struct check *c, const char *name, int32_t dtype)
 
 static void need_matrix(struct check *c, const char *name, const struct afd__matrix *m)
 {
-	need_dtype(c, name, m->dtype);
+	need_dtype(c, "matrix dtype", m->dtype);
 	need_aligned(c, name, m->data, m->layout == AFD__LAYOUT_IN_PLACE ? number_bytes(m->dtype) : 4);
 	within(c, "matrix layout", (uint64_t)m->layout, AFD__LAYOUT_PACKED, AFD__LAYOUT_IN_PLACE);
 	within(c, "matrix n", m->n, 1, UINT32_MAX - AFD_K_PANEL);

@@ -1,0 +1,239 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The rig of the device tests (rig.h).
+ */
+#include "rig.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define CANARY_BYTES 64
+#define CANARY 0x5a
+
+static const char *device_name = "cpu";
+
+const struct rig_kind rig_kinds[RIG_N_KINDS] = { { "ordinary", 1 }, { "tiny", 1e-30f }, { "huge", 1e15f } };
+const struct rig_kind rig_kinds_f16[RIG_N_KINDS] = { { "ordinary", 1 }, { "tiny", 1e-6f }, { "huge", 8e3f } };
+
+int rig_device(int argc, char **argv)
+{
+	afd_context *ctx;
+
+	if (argc > 1)
+		device_name = argv[1];
+	if (!afd_context_create(&ctx, NULL)) {
+		afd_context_destroy(ctx);
+		return 0;
+	}
+	printf("%s\n", afd_last_error());
+	return 77;
+}
+
+const char *rig_device_name(void)
+{
+	return device_name;
+}
+
+struct rig *rig_make(uint32_t n_threads)
+{
+	struct afd_context_params params = { .size = sizeof(params), .n_threads = n_threads };
+	struct rig *r = calloc(1, sizeof(*r));
+
+	assert_non_null(r);
+	r->random = 88172645463325252u;
+	RIG_OK(afd_context_create(&r->ctx, &params));
+	if (afd__device_open(&r->dev, r->ctx, device_name))
+		fail_msg("%s", afd_last_error());
+	RIG_OK(afd__queue_open(&r->q, r->dev));
+	return r;
+}
+
+static void check_canaries(struct rig *r, const struct rig_memory *m)
+{
+	unsigned char before[CANARY_BYTES], after[CANARY_BYTES];
+	uint64_t ticket;
+
+	RIG_OK(afd__queue_download(&r->q, before, m->base, CANARY_BYTES));
+	RIG_OK(afd__queue_download(&r->q, after, m->base + CANARY_BYTES + m->bytes, CANARY_BYTES));
+	RIG_OK(afd__queue_ticket(&r->q, &ticket));
+	RIG_OK(afd__queue_wait(&r->q, ticket, 0, "canaries"));
+	for (unsigned i = 0; i < CANARY_BYTES; i++) {
+		assert_int_equal(before[i], CANARY);
+		assert_int_equal(after[i], CANARY);
+	}
+}
+
+void rig_end(struct rig *r)
+{
+	for (unsigned i = 0; i < r->n_memory; i++)
+		check_canaries(r, &r->memory[i]);
+	afd__queue_close(&r->q);
+	for (unsigned i = 0; i < r->n_memory; i++)
+		afd__device_free(r->dev, r->memory[i].base, r->memory[i].bytes + 2 * CANARY_BYTES);
+	assert_int_equal(atomic_load(&r->dev->bytes_held), 0);
+	afd__device_close(r->dev);
+	afd_context_destroy(r->ctx);
+	free(r);
+}
+
+int rig_open(void **state)
+{
+	*state = rig_make(2);
+	return 0;
+}
+
+int rig_close(void **state)
+{
+	rig_end(*state);
+	return 0;
+}
+
+/* xorshift64*, so that a failure can be repeated anywhere */
+static uint32_t next_random(struct rig *r)
+{
+	r->random ^= r->random >> 12;
+	r->random ^= r->random << 25;
+	r->random ^= r->random >> 27;
+	return (uint32_t)((r->random * 2685821657736338717u) >> 32);
+}
+
+uint32_t rig_below(struct rig *r, uint32_t n)
+{
+	return (uint32_t)((uint64_t)next_random(r) * n >> 32);
+}
+
+float rig_random(struct rig *r, float scale)
+{
+	double sum = 0;
+
+	for (int i = 0; i < 12; i++)
+		sum += next_random(r) * 0x1p-32;
+	sum -= 6;
+	return (float)((fabs(sum) < 1e-3 ? 0.5 : sum) * scale);
+}
+
+void rig_fill(struct rig *r, float *x, size_t n, float scale)
+{
+	for (size_t i = 0; i < n; i++)
+		x[i] = rig_random(r, scale);
+}
+
+static void *memory_between_canaries(struct rig *r, const void *contents, size_t bytes)
+{
+	size_t whole = (bytes + 3) / 4 * 4; /* uploads are aligned */
+	struct rig_memory *m = &r->memory[r->n_memory];
+	unsigned char *image = malloc(whole + 2 * CANARY_BYTES);
+	void *base;
+
+	assert_true(r->n_memory < sizeof(r->memory) / sizeof(r->memory[0]));
+	assert_non_null(image);
+	memset(image, CANARY, whole + 2 * CANARY_BYTES);
+	memset(image + CANARY_BYTES, 0xff, whole);
+	if (contents)
+		memcpy(image + CANARY_BYTES, contents, bytes);
+	RIG_OK(afd__device_alloc(r->dev, whole + 2 * CANARY_BYTES, "test memory", &base));
+	assert_int_equal((uintptr_t)base % 64, 0);
+	m->base = base;
+	m->bytes = whole;
+	r->n_memory++;
+	RIG_OK(afd__queue_upload(&r->q, m->base, image, whole + 2 * CANARY_BYTES));
+	memset(image, 0xee, whole + 2 * CANARY_BYTES); /* an upload has read its source when it returns */
+	free(image);
+	return m->base + CANARY_BYTES;
+}
+
+void *rig_input(struct rig *r, const void *host, size_t bytes)
+{
+	return memory_between_canaries(r, host, bytes);
+}
+
+void *rig_output(struct rig *r, size_t bytes)
+{
+	return memory_between_canaries(r, NULL, bytes);
+}
+
+void rig_write(struct rig *r, void *dev, const void *host, size_t bytes)
+{
+	RIG_OK(afd__queue_upload(&r->q, dev, host, bytes));
+}
+
+void rig_fetch(struct rig *r, void *host, const void *dev, size_t bytes)
+{
+	uint64_t ticket;
+
+	RIG_OK(afd__queue_download(&r->q, host, dev, bytes));
+	RIG_OK(afd__queue_ticket(&r->q, &ticket));
+	RIG_OK(afd__queue_wait(&r->q, ticket, 0, "a test"));
+}
+
+size_t rig_bytes(int32_t dtype)
+{
+	return dtype == AFD_DTYPE_F32 ? 4 : 2;
+}
+
+double rig_decode(const void *numbers, size_t i, int32_t dtype)
+{
+	uint16_t h;
+	float f;
+
+	if (dtype == AFD_DTYPE_F32) {
+		memcpy(&f, (const char *)numbers + 4 * i, 4);
+		return f;
+	}
+	memcpy(&h, (const char *)numbers + 2 * i, 2);
+	int bits = dtype == AFD_DTYPE_BF16 ? 7 : 10, bias = dtype == AFD_DTYPE_BF16 ? 127 : 15;
+	int exponent = (h & 0x7fff) >> bits, fraction = h & ((1 << bits) - 1);
+	double sign = h & 0x8000 ? -1 : 1;
+
+	if (exponent == 2 * bias + 1)
+		return fraction ? (double)NAN : sign * (double)INFINITY;
+	return sign * ldexp(exponent ? fraction + (1 << bits) : fraction, (exponent ? exponent : 1) - bias - bits);
+}
+
+/* The nearest number of `bits` fraction bits and the smallest normal exponent `low`, by rint (ties to even). */
+static double round_to(double x, int bits, int low)
+{
+	int exponent;
+
+	frexp(x, &exponent);
+	if (exponent - 1 < low)
+		exponent = low + 1;
+	return ldexp(rint(ldexp(x, bits + 1 - exponent)), exponent - 1 - bits);
+}
+
+void rig_encode(void *numbers, size_t i, int32_t dtype, double x)
+{
+	int bits = dtype == AFD_DTYPE_BF16 ? 7 : 10, bias = dtype == AFD_DTYPE_BF16 ? 127 : 15, exponent;
+	uint16_t h = signbit(x) ? 0x8000 : 0;
+	float f = (float)x;
+
+	if (dtype == AFD_DTYPE_F32) {
+		memcpy((char *)numbers + 4 * i, &f, 4);
+		return;
+	}
+	x = fabs(x);
+	if (isnan(x)) {
+		h |= (uint16_t)((2 * bias + 1) << bits | 1 << (bits - 1));
+	} else if (x > 0) {
+		double rounded = isinf(x) ? x : round_to(x, bits, 1 - bias);
+
+		if (rounded >= ldexp(1, bias + 1))
+			h |= (uint16_t)((2 * bias + 1) << bits);
+		else if (rounded < ldexp(1, 1 - bias))
+			h |= (uint16_t)ldexp(rounded, bias - 1 + bits);
+		else {
+			frexp(rounded, &exponent);
+			h |= (uint16_t)(((exponent - 1 + bias) << bits) + (int)(ldexp(rounded, bits + 1 - exponent)) - (1 << bits));
+		}
+	}
+	memcpy((char *)numbers + 2 * i, &h, 2);
+}
+
+void rig_near(double got, double want, double relative, double absolute, const char *what, size_t i)
+{
+	if (!(fabs(got - want) <= relative * fabs(want) + absolute))
+		fail_msg("%s[%zu]: got %.9g, want %.9g (relative %.3g, allowed %.3g)", what, i, got, want,
+			 fabs(got - want) / fabs(want), relative);
+}

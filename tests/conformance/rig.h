@@ -1,0 +1,74 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What the conformance tests of devices share: a device and a queue opened by the name in argv[1], inputs of three kinds,
+ * and outputs that are poisoned and stand between canaries. A test runs unchanged on every device.
+ *
+ * Nothing here computes what an operation computes: references stand in the tests, in double, written plainly.
+ */
+#ifndef AFD_TESTS_RIG_H
+#define AFD_TESTS_RIG_H
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include "../../lib/device/device.h"
+
+struct rig {
+	afd_context *ctx;
+	struct afd__device *dev;
+	struct afd__queue q;
+	struct rig_memory {
+		char *base;
+		size_t bytes; /* without the canaries */
+	} memory[128];
+	unsigned n_memory;
+	uint64_t random;
+};
+
+/* Runs the tests on the device argv[1] ("cpu" when absent); 77 when this machine cannot. */
+#define RIG_RUN(tests) (rig_device(argc, argv) ? 77 : cmocka_run_group_tests(tests, NULL, NULL))
+
+int rig_device(int argc, char **argv);
+const char *rig_device_name(void);
+
+/* For cmocka_unit_test_setup_teardown: *state is a struct rig. n_threads as RIG_THREADS says. */
+int rig_open(void **state);
+int rig_close(void **state); /* checks every canary first */
+#define RIG_TEST(f) cmocka_unit_test_setup_teardown(f, rig_open, rig_close)
+struct rig *rig_make(uint32_t n_threads);
+void rig_end(struct rig *r);
+
+/* ---- kinds of input ---- */
+struct rig_kind {
+	const char *name;
+	float scale;
+};
+enum { RIG_N_KINDS = 3 };
+extern const struct rig_kind rig_kinds[RIG_N_KINDS];      /* ordinary, tiny, huge: in f32 and bf16 */
+extern const struct rig_kind rig_kinds_f16[RIG_N_KINDS];  /* the same within the range of f16 */
+
+float rig_random(struct rig *r, float scale); /* about normal, not 0 */
+uint32_t rig_below(struct rig *r, uint32_t n);
+void rig_fill(struct rig *r, float *x, size_t n, float scale);
+
+/* ---- device memory between canaries; fetch waits for the queue, copies and checks them ---- */
+void *rig_input(struct rig *r, const void *host, size_t bytes);
+void *rig_output(struct rig *r, size_t bytes); /* poisoned: NaN in every dtype */
+void rig_fetch(struct rig *r, void *host, const void *dev, size_t bytes);
+void rig_write(struct rig *r, void *dev, const void *host, size_t bytes);
+
+/* ---- numbers, by their definition ---- */
+double rig_decode(const void *numbers, size_t i, int32_t dtype);
+void rig_encode(void *numbers, size_t i, int32_t dtype, double x); /* nearest, ties to even */
+size_t rig_bytes(int32_t dtype);
+
+/* Fails unless |got - want| <= relative * |want| + absolute. */
+void rig_near(double got, double want, double relative, double absolute, const char *what, size_t i);
+
+#define RIG_OK(call) assert_int_equal(call, 0)
+
+#endif

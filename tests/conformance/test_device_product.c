@@ -1,0 +1,112 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The product through the front door: against double, in every dtype and both layouts; and the law that a row's bits
+ * depend neither on the other rows, nor on the threads, nor on how the matrix was loaded. (tests/unit/test_product.c
+ * looks at the kernels themselves.)
+ */
+#include "rig.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { MAX_ROWS = 70, N = 77, K = 131, X_STRIDE = 140, Y_STRIDE = 90 };
+
+struct product_data {
+	float x[MAX_ROWS * X_STRIDE], bias[N];
+	_Alignas(4) char w[N * K * 4];
+};
+
+static struct product_data *make(struct rig *r, int32_t dtype, float scale)
+{
+	struct product_data *t = malloc(sizeof(*t));
+
+	rig_fill(r, t->x, MAX_ROWS * X_STRIDE, scale);
+	rig_fill(r, t->bias, N, scale);
+	for (size_t i = 0; i < N * K; i++)
+		rig_encode(t->w, i, dtype, rig_random(r, 0.1f));
+	return t;
+}
+
+/* y: [n_rows][Y_STRIDE], untouched beyond N. load_rows: how many rows of w each load brings; 0: in place. */
+static void run(const struct product_data *t, int32_t dtype, uint32_t row0, uint32_t n_rows, uint32_t n_threads, uint32_t load_rows,
+		float *y)
+{
+	struct rig *r = rig_make(n_threads);
+	struct afd__matrix w;
+
+	RIG_OK(afd__matrix_create(r->dev, &w, N, K, dtype, load_rows ? NULL : t->w));
+	for (uint32_t row = 0; load_rows && row < N; row += load_rows)
+		RIG_OK(afd__matrix_load(r->dev, &w, t->w + row * K * rig_bytes(dtype), row, N - row < load_rows ? N - row : load_rows));
+	struct afd__product_args a = { .x = rig_input(r, t->x + row0 * X_STRIDE, n_rows * X_STRIDE * 4), .w = w,
+				       .bias = rig_input(r, t->bias, sizeof(t->bias)), .y = rig_output(r, n_rows * Y_STRIDE * 4),
+				       .x_stride = X_STRIDE, .y_stride = Y_STRIDE, .n_rows = n_rows };
+	RIG_OK(afd__product(&r->q, &a));
+	rig_fetch(r, y, a.y, n_rows * Y_STRIDE * 4);
+	afd__matrix_destroy(r->dev, &w);
+	rig_end(r);
+}
+
+static void check(int32_t dtype, float scale, uint32_t load_rows)
+{
+	static float y[MAX_ROWS * Y_STRIDE];
+	struct rig source = { .random = 99 };
+	struct product_data *t = make(&source, dtype, scale);
+
+	run(t, dtype, 0, MAX_ROWS, 2, load_rows, y);
+	for (size_t i = 0; i < MAX_ROWS * Y_STRIDE; i++) {
+		size_t row = i / Y_STRIDE, column = i % Y_STRIDE;
+		double want = 0, size = 0;
+
+		if (column >= N) {
+			assert_true(isnan(y[i]));
+			continue;
+		}
+		for (size_t k = 0; k < K; k++) {
+			want += t->x[row * X_STRIDE + k] * rig_decode(t->w, column * K + k, dtype);
+			size += fabs(t->x[row * X_STRIDE + k] * rig_decode(t->w, column * K + k, dtype));
+		}
+		rig_near(y[i], want + t->bias[column], 0, 3e-6 * (size + fabs(t->bias[column])), "product", i);
+	}
+	free(t);
+}
+
+static void products_agree_with_double_in_every_dtype_layout_and_kind(void **state)
+{
+	for (int32_t dtype = AFD_DTYPE_F32; dtype <= AFD_DTYPE_F16; dtype++) {
+		for (size_t k = 0; k < RIG_N_KINDS; k++) {
+			check(dtype, rig_kinds[k].scale, N);
+			check(dtype, rig_kinds[k].scale, 0);
+		}
+	}
+}
+
+static void neither_neighbours_nor_threads_nor_loading_show(void **state)
+{
+	static float all[MAX_ROWS * Y_STRIDE], part[MAX_ROWS * Y_STRIDE];
+	struct rig source = { .random = 100 };
+	const uint32_t counts[] = { 1, 2, 3, 5, 8, 13, 33 };
+
+	for (int32_t dtype = AFD_DTYPE_F32; dtype <= AFD_DTYPE_F16; dtype++) {
+		struct product_data *t = make(&source, dtype, 1);
+
+		for (size_t i = 0; i < 14; i++) {
+			uint32_t n = counts[i % 7], row0 = MAX_ROWS - n - 4;
+
+			run(t, dtype, 0, MAX_ROWS, 2, i < 7 ? N : 0, all);
+			run(t, dtype, row0, n, 1 + i % 3, i < 7 ? 19 : 0, part);
+			assert_memory_equal(part, all + row0 * Y_STRIDE, n * Y_STRIDE * 4);
+		}
+		free(t);
+	}
+}
+
+int main(int argc, char **argv)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(products_agree_with_double_in_every_dtype_layout_and_kind),
+		cmocka_unit_test(neither_neighbours_nor_threads_nor_loading_show),
+	};
+
+	return RIG_RUN(tests);
+}

@@ -1,0 +1,220 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What the front door refuses: each case spoils one argument of a good call and names a word of the text. Nothing
+ * reaches the backend, so the good call still works afterwards.
+ */
+#include "rig.h"
+
+#include <string.h>
+
+/* Good arguments of all operations over one piece of device memory; a case changes one field of `a`. */
+struct all_args {
+	struct afd__embed_args embed;
+	struct afd__norm_args norm;
+	struct afd__product_args product;
+	struct afd__angles_args angles;
+	struct afd__rope_args rope;
+	struct afd__attend_args attend;
+	struct afd__activation_args activation;
+	struct afd__convert_args convert;
+	struct afd__argmax_args argmax;
+	struct afd__copy_args copy;
+};
+
+static struct all_args good_args(float *m)
+{
+	struct afd__matrix w = { .data = m, .bytes = 4096, .n = 4, .k = 4, .dtype = AFD_DTYPE_F32, .layout = AFD__LAYOUT_IN_PLACE };
+	struct afd__kv_view kv = { .data = m, .page_stride = 256, .v_offset = 128, .head_stride = 16, .position_stride = 32,
+				   .page_size = 4, .n_kv_heads = 2, .head_dim = 4, .dtype = AFD_DTYPE_F32 };
+	int32_t *ids = (int32_t *)m;
+
+	return (struct all_args){
+		.embed = { .table = w, .ids = ids, .out = m + 64, .n_rows = 1, .scale = 1 },
+		.norm = { .h = m, .add = m + 8, .weight = m + 16, .out = m + 24, .n_rows = 1, .width = 8 },
+		.product = { .x = m, .w = w, .y = m + 64, .x_stride = 4, .y_stride = 4, .n_rows = 1 },
+		.angles = { .positions = ids, .inv_freq = m, .out = m + 8, .n_rows = 1, .head_dim = 4, .scale = 1 },
+		.rope = { .qkv = m, .slots = ids, .kv = kv, .n_rows = 1, .n_heads = 4 },
+		.attend = { .qkv = m, .positions = ids, .sequences = ids, .page_table = ids, .out = m + 64, .kv = kv, .n_rows = 1,
+			    .n_heads = 4, .table_stride = 1, .scale = 1 },
+		.activation = { .gate_up = m, .out = m + 64, .n_rows = 1, .width = 4 },
+		.convert = { .src = m, .dst = m + 64, .src_stride = 16, .dst_stride = 8, .n_rows = 2, .width = 4,
+			     .src_dtype = AFD_DTYPE_F32, .dst_dtype = AFD_DTYPE_BF16 },
+		.argmax = { .x = m, .ids = ids + 64, .n_rows = 1, .width = 4 },
+		.copy = { .dst = m + 64, .src = m, .bytes = 16 },
+	};
+}
+
+#define ODD(p) ((p) = (void *)((char *)(p) + 1))
+#define SPOILED(X) \
+	X(embed, a.table.data = NULL, "table is NULL") \
+	X(embed, a.table.dtype = AFD_DTYPE_FP8, "matrix dtype 4") \
+	X(embed, a.table.layout = 0, "layout") \
+	X(embed, a.ids = NULL, "ids is NULL") \
+	X(embed, ODD(a.out), "aligned") \
+	X(norm, a.h = NULL, "h is NULL") \
+	X(norm, a.weight = NULL, "weight is NULL") \
+	X(norm, a.width = 0, "width 0") \
+	X(norm, ODD(a.add), "aligned") \
+	X(norm, (a.out = NULL, a.add = NULL), "add (out is NULL)") \
+	X(product, a.x_stride = 3, "x_stride 3") \
+	X(product, a.y_stride = 3, "y_stride 3") \
+	X(product, a.w.n = 0, "matrix n 0") \
+	X(product, a.w.k = 0, "matrix k 0") \
+	X(product, a.x = NULL, "x is NULL") \
+	X(product, ODD(a.bias), "bias") \
+	X(angles, a.head_dim = 5, "even") \
+	X(angles, a.head_dim = 0, "head_dim 0") \
+	X(angles, a.inv_freq = NULL, "inv_freq is NULL") \
+	X(rope, a.slots = NULL, "slots is NULL") \
+	X(rope, a.kv.data = NULL, "kv.data is NULL") \
+	X(rope, a.kv.page_size = 0, "page_size 0") \
+	X(rope, a.kv.head_dim = 3, "even") \
+	X(rope, a.kv.dtype = 77, "kv.dtype 77") \
+	X(rope, a.kv.position_stride = 15, "position_stride 15") \
+	X(rope, a.kv.v_offset = 0, "v_offset 0") \
+	X(rope, a.kv.head_stride = 18, "multiple of 4") \
+	X(rope, a.n_heads = 3, "multiple of 2 kv heads") \
+	X(rope, a.kv.n_kv_heads = 0, "n_kv_heads 0") \
+	X(attend, a.n_heads = 130, "query heads of a kv head 65") \
+	X(attend, a.table_stride = 0, "table_stride 0") \
+	X(attend, a.page_table = NULL, "page_table is NULL") \
+	X(attend, a.n_rows = 0x80000000u, "tasks") \
+	X(activation, a.out = NULL, "out is NULL") \
+	X(activation, a.width = 0, "width 0") \
+	X(convert, a.dst_dtype = AFD_DTYPE_FP8, "dst_dtype") \
+	X(convert, (a.src_dtype = AFD_DTYPE_F16), "one of them must be f32") \
+	X(convert, a.accumulate = 1, "accumulates in f32") \
+	X(convert, a.accumulate = 2, "accumulate 2") \
+	X(convert, a.src_stride = 12, "src_stride 12") \
+	X(convert, a.dst_stride = 9, "multiples") \
+	X(convert, ODD(a.index), "index") \
+	X(argmax, a.width = 0x80000000u, "width") \
+	X(argmax, a.ids = NULL, "ids is NULL") \
+	X(copy, a.src = NULL, "src is NULL") \
+	X(copy, a.bytes = 257, "overlap")
+
+#define SPOILED_CASE(op, change, word)                                               \
+	{                                                                            \
+		struct afd__##op##_args a = good.op;                                 \
+		int rc;                                                              \
+										     \
+		change;                                                              \
+		rc = afd__##op(&r->q, &a);                                           \
+		if (rc != -EINVAL || !strstr(afd_last_error(), #op ":") || !strstr(afd_last_error(), word)) \
+			fail_msg("%s with %s: %d, \"%s\"", #op, #change, rc, afd_last_error()); \
+	}
+
+static void each_bad_argument_is_refused_by_name(void **state)
+{
+	struct rig *r = *state;
+	float zeros[256] = { 0 };
+	struct all_args good = good_args(rig_input(r, zeros, sizeof(zeros)));
+
+	SPOILED(SPOILED_CASE)
+}
+
+static void the_good_arguments_are_taken(void **state)
+{
+	struct rig *r = *state;
+	float zeros[256] = { 0 };
+	struct all_args good = good_args(rig_input(r, zeros, sizeof(zeros)));
+
+	good.embed.table.data = good.product.w.data = zeros; /* in place: host memory */
+#define GOOD_CASE(op) RIG_OK(afd__##op(&r->q, &good.op));
+	AFD__DEVICE_OPERATIONS(GOOD_CASE)
+	rig_fetch(r, zeros, good.norm.h, sizeof(zeros)); /* waits: the operations read them in place */
+}
+
+static void calls_without_rows_do_nothing(void **state)
+{
+	struct rig *r = *state;
+	float x[256], got[256];
+
+	rig_fill(r, x, 256, 1);
+	float *m = rig_input(r, x, sizeof(x));
+	struct all_args none = good_args(m);
+	none.embed.n_rows = none.norm.n_rows = none.product.n_rows = none.angles.n_rows = none.rope.n_rows = none.attend.n_rows = 0;
+	none.activation.n_rows = none.convert.n_rows = none.argmax.n_rows = 0;
+	none.copy.bytes = 0;
+#define NO_ROWS_CASE(op) RIG_OK(afd__##op(&r->q, &none.op));
+	AFD__DEVICE_OPERATIONS(NO_ROWS_CASE)
+	RIG_OK(afd__queue_upload(&r->q, m, x + 100, 0));
+	rig_fetch(r, got, m, sizeof(got));
+	assert_memory_equal(got, x, sizeof(x));
+}
+
+static void bad_devices_are_refused_by_name(void **state)
+{
+	const struct {
+		const char *name, *word;
+		int code;
+	} bad[] = {
+		{ "gpu", "none of", -EINVAL }, { "", "none of", -EINVAL }, { "cpu:x", "number", -EINVAL }, { "cpu:0x", "number", -EINVAL },
+		{ "cpu:", "number", -EINVAL }, { "cpu:-1", "number", -EINVAL }, { "cpu:99999999999999999999", "number", -EINVAL },
+		{ "cpu:0", "takes no number", -EINVAL }, { "cuda:0", "afd-cuda.so", -ENOSYS },
+	};
+	struct rig *r = *state;
+	struct afd__device *dev = NULL;
+
+	for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
+		int rc = afd__device_open(&dev, r->ctx, bad[i].name);
+
+		if (rc != bad[i].code || dev || !strstr(afd_last_error(), bad[i].word))
+			fail_msg("%s: %d, \"%s\"", bad[i].name, rc, afd_last_error());
+	}
+}
+
+static void bad_memory_and_matrices_are_refused(void **state)
+{
+	struct rig *r = *state;
+	struct afd__matrix m = { 0 }, lent;
+	float rows[64] = { 0 };
+	void *p = rows;
+
+	assert_int_equal(afd__device_alloc(r->dev, 0, "nothing", &p), -EINVAL);
+	assert_int_equal(afd__device_alloc(r->dev, SIZE_MAX - 100, "all", &p), -EINVAL);
+	assert_int_equal(afd__device_alloc(r->dev, (size_t)1 << 62, "too much", &p), -ENOMEM);
+	assert_non_null(strstr(afd_last_error(), "too much"));
+	assert_ptr_equal(p, rows);
+	assert_int_equal(afd__matrix_create(r->dev, &m, 0, 8, AFD_DTYPE_F32, NULL), -EINVAL);
+	assert_int_equal(afd__matrix_create(r->dev, &m, 8, 8, AFD_DTYPE_FP8, NULL), -EINVAL);
+	assert_int_equal(afd__matrix_create(r->dev, &m, 8, 8, AFD_DTYPE_F32, (char *)rows + 2), -EINVAL);
+	assert_true(afd__matrix_create(r->dev, &m, UINT32_MAX, UINT32_MAX, AFD_DTYPE_F32, NULL) < 0);
+	assert_null(m.data);
+	RIG_OK(afd__matrix_create(r->dev, &m, 8, 8, AFD_DTYPE_F32, NULL));
+	RIG_OK(afd__matrix_create(r->dev, &lent, 8, 8, AFD_DTYPE_F32, rows));
+	assert_int_equal(afd__matrix_load(r->dev, &m, rows, 5, 4), -EINVAL);
+	assert_int_equal(afd__matrix_load(r->dev, &m, rows, UINT32_MAX, 2), -EINVAL);
+	assert_int_equal(afd__matrix_load(r->dev, &lent, rows, 0, 8), -EINVAL);
+	afd__matrix_destroy(r->dev, &lent);
+	afd__matrix_destroy(r->dev, &m);
+	afd__matrix_destroy(r->dev, &m);
+}
+
+static void bad_transfers_are_refused(void **state)
+{
+	struct rig *r = *state;
+	char host[64];
+	char *dev = rig_output(r, 64);
+
+	assert_int_equal(afd__queue_upload(&r->q, dev + 1, host, 4), -EINVAL);
+	assert_int_equal(afd__queue_upload(&r->q, NULL, host, 4), -EINVAL);
+	assert_int_equal(afd__queue_upload(&r->q, dev, NULL, 4), -EINVAL);
+	assert_int_equal(afd__queue_upload(&r->q, dev, host, AFD__UPLOAD_MAX + 1), -EINVAL);
+	assert_int_equal(afd__queue_download(&r->q, host, dev + 2, 4), -EINVAL);
+	assert_int_equal(afd__queue_download(&r->q, NULL, dev, 4), -EINVAL);
+}
+
+int main(int argc, char **argv)
+{
+	const struct CMUnitTest tests[] = {
+		RIG_TEST(each_bad_argument_is_refused_by_name),
+		RIG_TEST(the_good_arguments_are_taken),
+		RIG_TEST(calls_without_rows_do_nothing),
+		RIG_TEST(bad_devices_are_refused_by_name),
+		RIG_TEST(bad_memory_and_matrices_are_refused),
+		RIG_TEST(bad_transfers_are_refused),
+	};
+
+	return RIG_RUN(tests);
+}
