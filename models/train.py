@@ -12,7 +12,7 @@ values have fewer heads than queries, the head is tied to the embedding, and no 
 holds an lm_head. Weights are rounded to bf16 before the last loss is measured, so the loss printed
 is that of the committed file.
 
-Needs apt-get, dpkg-deb, and: pip install torch transformers tokenizers safetensors numpy
+Needs apt-get (after apt-get update), dpkg-deb, libreadline8, and: pip install torch transformers tokenizers safetensors numpy
 """
 import argparse
 import json
@@ -26,7 +26,7 @@ import time
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers import Qwen3Config, Qwen3ForCausalLM
 
 END = "<|endoftext|>"
 SHAPE = dict(
@@ -68,6 +68,15 @@ def train_tokenizer(texts):
         vocab_size=SHAPE["vocab_size"], special_tokens=[END],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
     return tok
+
+
+def save_tokenizer(tok, where):
+    """By hand, because transformers 5 would write a class name that transformers 4 cannot load."""
+    tok.save(str(where / "tokenizer.json"))
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": END, "eos_token": END,
+              "clean_up_tokenization_spaces": False,
+              "model_max_length": SHAPE["max_position_embeddings"]}
+    (where / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
 def stream(tok, texts):
@@ -149,8 +158,7 @@ def main():
     train(model, ids, held_out, args)
 
     model.bfloat16().save_pretrained(args.out)
-    PreTrainedTokenizerFast(tokenizer_object=tok, bos_token=END, eos_token=END,
-                            clean_up_tokenization_spaces=False).save_pretrained(args.out)
+    save_tokenizer(tok, args.out)
     model = model.float()
     text_bytes = sum(len(t) for t in texts[49::50])
     nats = held_out_loss(model, held_out, args.context)

@@ -35,7 +35,7 @@ TRAINED = HERE.parent.parent / "models" / "tiny-qwen3"
 DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 LONG = {"f32": "float32", "f16": "float16", "bf16": "bfloat16", "mixed": "bfloat16"}
 SAFE_MARGIN = 0.05  # logits; far above float32 noise, so greedy ids are the same everywhere
-TRAINED_PROMPT = "And it came to pass in those days, that"
+TRAINED_PROMPT = "And it shall come to pass in that day, that"
 
 
 # ------------------------------------------------------------------------------ the checkpoint
