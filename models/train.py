@@ -12,7 +12,8 @@ values have fewer heads than queries, the head is tied to the embedding, and no 
 holds an lm_head. Weights are rounded to bf16 before the last loss is measured, so the loss printed
 is that of the committed file.
 
-Needs apt-get (after apt-get update), dpkg-deb, libreadline8, and: pip install torch transformers tokenizers safetensors numpy
+Needs apt-get (after apt-get update), dpkg-deb, libreadline8, and:
+pip install torch transformers tokenizers safetensors numpy
 """
 import argparse
 import json
@@ -41,7 +42,8 @@ def fetch_text(cache):
     text = cache / "kjv.txt"
     if not text.exists():
         # The download runs in a world-writable place because apt drops to the user _apt.
-        subprocess.run(["apt-get", "download", "bible-kjv", "bible-kjv-text"], cwd=cache, check=True)
+        subprocess.run(["apt-get", "download", "bible-kjv", "bible-kjv-text"], cwd=cache,
+                       check=True)
         for deb in cache.glob("*.deb"):
             subprocess.run(["dpkg-deb", "-x", deb, cache / "root"], check=True)
         out = subprocess.run(
