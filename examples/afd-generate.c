@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * afd-generate: continues sequences of token ids. With --ffn the FFN is done by that peer; without, by a stage in this
- * process, with rows rounded as on a wire: the ids and the logits are the same either way.
+ * afd-generate: continues sequences of token ids. With --ffn the FFN is done by that peer; without,
+ * by a stage in this process, with rows rounded as on a wire: the ids and the logits are the same
+ * either way.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -22,8 +23,8 @@
 #include "tool/stage.h"
 
 #define MAX_STEP_ROWS 65536 /* afd_attn_params.max_rows */
-#define AUTO_LANES 5        /* --lanes auto, until the batch is known */
-#define AUTO_BATCH 8        /* from so many sequences on, auto takes two lanes */
+#define AUTO_LANES    5     /* --lanes auto, until the batch is known */
+#define AUTO_BATCH    8     /* from so many sequences on, auto takes two lanes */
 
 struct flags {
 	struct tool_stage stage;
@@ -71,7 +72,8 @@ static int set_gate(const struct tool_option *option, const char *value)
 	int ffn = !strcmp(value, "ffn");
 
 	if (!ffn && strcmp(value, "attention"))
-		return tool_fail(TOOL_USAGE, "--%s: value '%s', limit attention or ffn", option->name, value);
+		return tool_fail(TOOL_USAGE, "--%s: value '%s', limit attention or ffn",
+			option->name, value);
 	*(uint32_t *)option->into = ffn ? AFD_GATE_FFN : AFD_GATE_ATTENTION;
 	return TOOL_DONE;
 }
@@ -83,10 +85,13 @@ static int check_flags(const struct flags *flags)
 	if (!flags->stage.model)
 		return tool_fail(TOOL_USAGE, "--model: required");
 	if (!flags->ids == !flags->batch)
-		return tool_fail(TOOL_USAGE, "--ids, --batch: %s given, limit one of them", flags->ids ? "both" : "none");
+		return tool_fail(TOOL_USAGE, "--ids, --batch: %s given, limit one of them",
+			flags->ids ? "both" : "none");
 	if (flags->ffn.n_items > 1)
-		return tool_fail(TOOL_USAGE, "--ffn: %" PRIu32 " peers, limit 1: shards and replicas are not in this version",
-				 flags->ffn.n_items);
+		return tool_fail(TOOL_USAGE,
+			"--ffn: %" PRIu32
+			" peers, limit 1: shards and replicas are not in this version",
+			flags->ffn.n_items);
 	return TOOL_DONE;
 }
 
@@ -102,7 +107,8 @@ static int read_eos(struct program *program)
 		long id = strtol(list->items[i], &end, 10);
 
 		if (end == list->items[i] || *end || id < 0 || id > INT32_MAX)
-			return tool_fail(TOOL_USAGE, "--eos: value '%s', limit 0 to %d", list->items[i], INT32_MAX);
+			return tool_fail(TOOL_USAGE, "--eos: value '%s', limit 0 to %d",
+				list->items[i], INT32_MAX);
 		program->eos_ids[i] = id;
 	}
 	return TOOL_DONE;
@@ -111,11 +117,14 @@ static int read_eos(struct program *program)
 static int read_input(struct program *program)
 {
 	const struct flags *flags = program->flags;
-	int status = flags->ids ? input_from_ids(&program->input, flags->ids, flags->max_tokens, flags->seed)
-				: input_from_batch(&program->input, flags->batch, flags->max_tokens, flags->seed);
+	int status = flags->ids ? input_from_ids(&program->input, flags->ids, flags->max_tokens,
+					  flags->seed)
+				: input_from_batch(&program->input, flags->batch, flags->max_tokens,
+					  flags->seed);
 
 	if (!status && flags->logits && program->input.n_sequences > 1)
-		return tool_fail(TOOL_USAGE, "--logits: %" PRIu32 " sequences in --batch, limit 1", program->input.n_sequences);
+		return tool_fail(TOOL_USAGE, "--logits: %" PRIu32 " sequences in --batch, limit 1",
+			program->input.n_sequences);
 	return status ? status : read_eos(program);
 }
 
@@ -130,16 +139,21 @@ static int check_ids(const struct program *program)
 
 		for (uint32_t j = 0; j < sequence->n_prompt; j++) {
 			if ((uint32_t)sequence->ids[j] >= vocab_size)
-				return tool_fail(TOOL_FAILED, "sequence %" PRIu32 ": id %" PRId32 " at position %" PRIu32 ", limit %" PRIu32,
-						 i, sequence->ids[j], j, vocab_size - 1);
+				return tool_fail(TOOL_FAILED,
+					"sequence %" PRIu32 ": id %" PRId32 " at position %" PRIu32
+					", limit %" PRIu32,
+					i, sequence->ids[j], j, vocab_size - 1);
 		}
 		if (sequence->n_prompt + sequence->max_tokens - 1 > positions)
 			positions = sequence->n_prompt + sequence->max_tokens - 1;
 	}
-	if (program->info.max_position_embeddings && positions > program->info.max_position_embeddings &&
-	    program->flags->stage.log != AFD_LOG_ERROR)
-		tool_fail(0, "warn: %" PRIu32 " positions, the model was made for %" PRIu32 " (max_position_embeddings)", positions,
-			  program->info.max_position_embeddings);
+	if (program->info.max_position_embeddings &&
+		positions > program->info.max_position_embeddings &&
+		program->flags->stage.log != AFD_LOG_ERROR)
+		tool_fail(0,
+			"warn: %" PRIu32 " positions, the model was made for %" PRIu32
+			" (max_position_embeddings)",
+			positions, program->info.max_position_embeddings);
 	return TOOL_DONE;
 }
 
@@ -157,25 +171,35 @@ static int create_transport(struct program *program)
 	const struct flags *flags = program->flags;
 	struct afd_contract contract = { .size = sizeof contract };
 	struct afd_transport_params params = {
-		.size = sizeof params, .connect = flags->ffn.items, .n_connect = flags->ffn.n_items, .lanes = choose_lanes(program),
-		.max_rows = flags->stage.max_rows, .gate = flags->gate, .deadline_ms = flags->stage.deadline_ms,
+		.size = sizeof params,
+		.connect = flags->ffn.items,
+		.n_connect = flags->ffn.n_items,
+		.lanes = choose_lanes(program),
+		.max_rows = flags->stage.max_rows,
+		.gate = flags->gate,
+		.deadline_ms = flags->stage.deadline_ms,
 		.connect_timeout_ms = flags->stage.connect_timeout_ms,
-		.to_ffn_dtype = flags->wire_dtypes[0], .to_attention_dtype = flags->wire_dtypes[1],
+		.to_ffn_dtype = flags->wire_dtypes[0],
+		.to_attention_dtype = flags->wire_dtypes[1],
 	};
 	int rc;
 
 	if (afd_model_contract(program->model, &contract))
 		return tool_fail(TOOL_FAILED, "%s", afd_last_error());
 	rc = afd_transport_create(&program->net, program->ctx, &contract, &params);
-	return rc ? tool_fail(rc == -EINVAL || rc == -ENOSYS ? TOOL_USAGE : TOOL_FAILED, "%s", afd_last_error()) : TOOL_DONE;
+	return rc ? tool_fail(rc == -EINVAL || rc == -ENOSYS ? TOOL_USAGE : TOOL_FAILED, "%s",
+			    afd_last_error())
+		  : TOOL_DONE;
 }
 
 static int create_ffn(struct program *program)
 {
-	struct afd_ffn_params params = { .size = sizeof params, .device = program->flags->stage.device };
+	struct afd_ffn_params params = { .size = sizeof params,
+		.device = program->flags->stage.device };
 
-	return afd_ffn_create(&program->ffn, program->model, NULL, &params) ? tool_fail(TOOL_FAILED, "%s", afd_last_error())
-									     : TOOL_DONE;
+	return afd_ffn_create(&program->ffn, program->model, NULL, &params)
+		       ? tool_fail(TOOL_FAILED, "%s", afd_last_error())
+		       : TOOL_DONE;
 }
 
 /* Pages for every position that a step will store: the last generated token is never fed. */
@@ -184,7 +208,9 @@ static uint64_t count_pages(const struct input *input, uint32_t page_size)
 	uint64_t n = 0;
 
 	for (uint32_t i = 0; i < input->n_sequences; i++)
-		n += (input->sequences[i].n_prompt + (uint64_t)input->sequences[i].max_tokens - 1 + page_size - 1) / page_size;
+		n += (input->sequences[i].n_prompt + (uint64_t)input->sequences[i].max_tokens - 1 +
+			     page_size - 1) /
+		     page_size;
 	return n;
 }
 
@@ -193,15 +219,23 @@ static int create_attention(struct program *program)
 	const struct flags *flags = program->flags;
 	char what[256];
 	struct tool_progress progress = { .what = what };
-	uint64_t n_pages = flags->kv_pages ? flags->kv_pages : count_pages(&program->input, flags->page_size);
+	uint64_t n_pages =
+		flags->kv_pages ? flags->kv_pages : count_pages(&program->input, flags->page_size);
 	struct afd_attn_params params = {
-		.size = sizeof params, .device = flags->stage.device, .ffn = program->ffn, .max_sequences = program->input.n_sequences,
-		.page_size = flags->page_size, .kv_pages = n_pages, .kv_dtype = flags->kv_dtype,
-		.progress = tool_progress_show, .progress_user = &progress,
+		.size = sizeof params,
+		.device = flags->stage.device,
+		.ffn = program->ffn,
+		.max_sequences = program->input.n_sequences,
+		.page_size = flags->page_size,
+		.kv_pages = n_pages,
+		.kv_dtype = flags->kv_dtype,
+		.progress = tool_progress_show,
+		.progress_user = &progress,
 	};
 
 	if (n_pages > UINT32_MAX)
-		return tool_fail(TOOL_FAILED, "kv: %" PRIu64 " pages, limit %" PRIu32, n_pages, UINT32_MAX);
+		return tool_fail(
+			TOOL_FAILED, "kv: %" PRIu64 " pages, limit %" PRIu32, n_pages, UINT32_MAX);
 	snprintf(what, sizeof what, "loading %s", flags->stage.model);
 	if (program->ffn) {
 		params.to_ffn_dtype = flags->wire_dtypes[0];
@@ -228,13 +262,18 @@ static int create(struct program *program)
 		return status;
 	program->info.size = sizeof program->info;
 	if (afd_model_open(&program->model, program->ctx, flags->stage.model, NULL) ||
-	    afd_model_info(program->model, &program->info))
+		afd_model_info(program->model, &program->info))
 		return tool_fail(TOOL_FAILED, "%s", afd_last_error());
 	program->run = (struct run){
-		.input = &program->input, .eos_ids = program->eos_ids, .n_eos = flags->eos.n_items,
-		.vocab_size = program->info.vocab_size, .logits_file = flags->logits ? &program->npy : NULL,
-		.sample = { .size = sizeof program->run.sample, .temperature = flags->temperature, .top_p = flags->top_p,
-			    .top_k = flags->top_k },
+		.input = &program->input,
+		.eos_ids = program->eos_ids,
+		.n_eos = flags->eos.n_items,
+		.vocab_size = program->info.vocab_size,
+		.logits_file = flags->logits ? &program->npy : NULL,
+		.sample = { .size = sizeof program->run.sample,
+			.temperature = flags->temperature,
+			.top_p = flags->top_p,
+			.top_k = flags->top_k },
 	};
 	status = check_ids(program);
 	if (!status)
@@ -262,8 +301,10 @@ static json_t *peers_json(const struct program *program)
 	json_t *list = json_array();
 
 	for (uint32_t i = 0; program->net && !afd_transport_peer(program->net, i, &peer); i++)
-		json_array_append_new(list, json_pack("{s:s, s:I, s:I, s:I}", "address", peer.address, "parts", (json_int_t)peer.n_parts,
-						      "rows", (json_int_t)peer.n_rows, "resent_rows", (json_int_t)peer.n_resent_rows));
+		json_array_append_new(
+			list, json_pack("{s:s, s:I, s:I, s:I}", "address", peer.address, "parts",
+				      (json_int_t)peer.n_parts, "rows", (json_int_t)peer.n_rows,
+				      "resent_rows", (json_int_t)peer.n_resent_rows));
 	return list;
 }
 
@@ -289,11 +330,14 @@ static int print_json(const struct program *program)
 
 	if (afd_attn_stats(program->attn, &stats))
 		return tool_fail(TOOL_FAILED, "%s", afd_last_error());
-	return tool_json_print(json_pack("{s:o, s:f, s:{s:f, s:f, s:f, s:f}, s:o, s:I, s:I, s:I, s:s}",
-		"ids", ids_json(&program->input), "tokens_per_second", run->seconds > 0 ? run->n_generated / run->seconds : 0.0,
-		"seconds", "attention", stats.attention_ns * 1e-9, "ffn", stats.ffn_ns * 1e-9, "wait", stats.wait_ns * 1e-9,
-		"total", run->seconds, "peers", peers_json(program), "steps", (json_int_t)stats.n_steps,
-		"rows", (json_int_t)stats.n_rows, "lanes", (json_int_t)choose_lanes(program), "isa", afd_context_isa(program->ctx)));
+	return tool_json_print(json_pack(
+		"{s:o, s:f, s:{s:f, s:f, s:f, s:f}, s:o, s:I, s:I, s:I, s:s}", "ids",
+		ids_json(&program->input), "tokens_per_second",
+		run->seconds > 0 ? run->n_generated / run->seconds : 0.0, "seconds", "attention",
+		stats.attention_ns * 1e-9, "ffn", stats.ffn_ns * 1e-9, "wait", stats.wait_ns * 1e-9,
+		"total", run->seconds, "peers", peers_json(program), "steps",
+		(json_int_t)stats.n_steps, "rows", (json_int_t)stats.n_rows, "lanes",
+		(json_int_t)choose_lanes(program), "isa", afd_context_isa(program->ctx)));
 }
 
 static int print_ids(const struct input *input)
@@ -315,14 +359,16 @@ static int generate(const struct flags *flags)
 
 	if (!status)
 		status = create(&program);
-	if (!status && flags->logits && (rc = tool_npy_open(&program.npy, flags->logits, program.info.vocab_size)))
+	if (!status && flags->logits &&
+		(rc = tool_npy_open(&program.npy, flags->logits, program.info.vocab_size)))
 		status = tool_fail(TOOL_FAILED, "--logits %s: %s", flags->logits, strerror(-rc));
 	if (!status) {
 		program.run.attn = program.attn;
 		status = run_steps(&program.run, &interrupted);
 		rc = tool_npy_close(&program.npy, !status);
 		if (rc && !status)
-			status = tool_fail(TOOL_FAILED, "--logits %s: %s", flags->logits, strerror(-rc));
+			status = tool_fail(
+				TOOL_FAILED, "--logits %s: %s", flags->logits, strerror(-rc));
 		rc = trace_write(&program.trace); /* of a failed run too: it shows where */
 		status = status ? status : rc;
 	}
@@ -332,43 +378,69 @@ static int generate(const struct flags *flags)
 	return status;
 }
 
+/* ---- flags ---- */
+
+static struct flags flags = { .max_tokens = 16, .lanes = 1, .page_size = 16, .top_p = 1 };
+
+static const struct tool_option options[] = {
+	TOOL_OPTIONS_STAGE(flags.stage),
+	{ "ids", "\"1 2 3\"", NULL, "token ids of the prompt; this or --batch is required",
+		tool_set_text, &flags.ids, 0, 0 },
+	{ "batch", "FILE", NULL, "JSON array of {\"ids\": [...], \"max_tokens\": n, \"seed\": s}",
+		tool_set_text, &flags.batch, 0, 0 },
+	{ "max-tokens", "N", "16", "generated tokens of a sequence, 1 to 1048576", tool_set_u32,
+		&flags.max_tokens, 1, 1048576 },
+	{ "eos", "ID", "none", "an id that ends a sequence; may be repeated", tool_set_list,
+		&flags.eos, 0, 0 },
+	{ "ffn", "ADDR", "in this process",
+		"the FFN peer, shm:NAME; more than one is not in this version", tool_set_list,
+		&flags.ffn, 0, 0 },
+	{ "lanes", "1..4|auto", "1",
+		"micro-batches that overlap; auto: 2 from 8 sequences on when --ffn is given, else "
+		"1",
+		set_lanes, &flags.lanes, 1, AFD_MAX_LANES },
+	{ "wire-dtype", "X|X:Y", "auto",
+		"f32, bf16 or f16 rows (attention to FFN : FFN to attention); auto: as "
+		"embed_tokens",
+		tool_set_dtypes, flags.wire_dtypes, 0, 0 },
+	{ "kv-dtype", "X", "auto", "f32, bf16 or f16 KV cache; auto: as embed_tokens",
+		tool_set_dtype, &flags.kv_dtype, 0, 0 },
+	{ "kv-pages", "N", "enough for the run", "pages of the KV cache, 1 to 4294967295",
+		tool_set_u32, &flags.kv_pages, 1, UINT32_MAX },
+	{ "page-size", "P", "16", "positions in a page, 1 to 65536", tool_set_u32, &flags.page_size,
+		1, 65536 },
+	{ "prefill-chunk", "C", "0", "prompt rows of one step, 0 to 65536; 0: all at once",
+		tool_set_u32, &flags.prefill_chunk, 0, MAX_STEP_ROWS },
+	{ "gate", "attention|ffn", "attention", "which side routes rows to experts", set_gate,
+		&flags.gate, 0, 0 },
+	{ "attention-tp", "i/n", "0/1", "attention rank; other values are not in this version",
+		tool_set_whole, NULL, 0, 0 },
+	{ "attention-group", "ADDR", NULL, "where attention ranks meet; not in this version",
+		tool_set_later, NULL, 0, 0 },
+	{ "temperature", "T", "0: greedy", "sampling temperature, 0 to 100", tool_set_real,
+		&flags.temperature, 0, 100 },
+	{ "top-k", "K", "0: off", "sample from the K largest logits", tool_set_u32, &flags.top_k, 0,
+		UINT32_MAX },
+	{ "top-p", "P", "1: off", "sample from the smallest set whose sum reaches P, 0 to 1",
+		tool_set_real, &flags.top_p, 0, 1 },
+	{ "seed", "S", "0", "seed of the first sequence; the others' follow", tool_set_u64,
+		&flags.seed, 0, 0 },
+	{ "logits", "FILE.npy", "none", "float32 [positions, vocab] of the one sequence",
+		tool_set_text, &flags.logits, 0, 0 },
+	{ "reconnect-s", "N", "0 s",
+		"wait for an FFN peer to come back; other values are not in this version",
+		tool_set_zero, NULL, 0, 0 },
+	{ "trace", "FILE.json", "none", "Chrome trace of the steps", tool_set_text, &flags.trace, 0,
+		0 },
+	{ "json", NULL, NULL, "one JSON object on stdout", tool_set_flag, &flags.json, 0, 0 },
+	{ 0 },
+};
+
 int main(int argc, char **argv)
 {
-	struct flags flags = { .max_tokens = 16, .lanes = 1, .page_size = 16, .top_p = 1 };
-	const struct tool_option options[] = {
-		TOOL_OPTIONS_STAGE(flags.stage),
-		{ "ids", "\"1 2 3\"", NULL, "token ids of the prompt; this or --batch is required", tool_set_text, &flags.ids, 0, 0 },
-		{ "batch", "FILE", NULL, "JSON array of {\"ids\": [...], \"max_tokens\": n, \"seed\": s}", tool_set_text, &flags.batch, 0, 0 },
-		{ "max-tokens", "N", "16", "generated tokens of a sequence, 1 to 1048576", tool_set_u32, &flags.max_tokens, 1, 1048576 },
-		{ "eos", "ID", "none", "an id that ends a sequence; may be repeated", tool_set_list, &flags.eos, 0, 0 },
-		{ "ffn", "ADDR", "in this process", "the FFN peer, shm:NAME; more than one is not in this version", tool_set_list,
-		  &flags.ffn, 0, 0 },
-		{ "lanes", "1..4|auto", "1", "micro-batches that overlap; auto: 2 from 8 sequences on when --ffn is given, else 1",
-		  set_lanes, &flags.lanes, 1, AFD_MAX_LANES },
-		{ "wire-dtype", "X|X:Y", "auto", "f32, bf16 or f16 rows (attention to FFN : FFN to attention); auto: as embed_tokens",
-		  tool_set_dtypes, flags.wire_dtypes, 0, 0 },
-		{ "kv-dtype", "X", "auto", "f32, bf16 or f16 KV cache; auto: as embed_tokens", tool_set_dtype, &flags.kv_dtype, 0, 0 },
-		{ "kv-pages", "N", "enough for the run", "pages of the KV cache, 1 to 4294967295", tool_set_u32, &flags.kv_pages, 1,
-		  UINT32_MAX },
-		{ "page-size", "P", "16", "positions in a page, 1 to 65536", tool_set_u32, &flags.page_size, 1, 65536 },
-		{ "prefill-chunk", "C", "0", "prompt rows of one step, 0 to 65536; 0: all at once", tool_set_u32, &flags.prefill_chunk, 0,
-		  MAX_STEP_ROWS },
-		{ "gate", "attention|ffn", "attention", "which side routes rows to experts", set_gate, &flags.gate, 0, 0 },
-		{ "attention-tp", "i/n", "0/1", "attention rank; other values are not in this version", tool_set_whole, NULL, 0, 0 },
-		{ "attention-group", "ADDR", NULL, "where attention ranks meet; not in this version", tool_set_later, NULL, 0, 0 },
-		{ "temperature", "T", "0: greedy", "sampling temperature, 0 to 100", tool_set_real, &flags.temperature, 0, 100 },
-		{ "top-k", "K", "0: off", "sample from the K largest logits", tool_set_u32, &flags.top_k, 0, UINT32_MAX },
-		{ "top-p", "P", "1: off", "sample from the smallest set whose sum reaches P, 0 to 1", tool_set_real, &flags.top_p, 0, 1 },
-		{ "seed", "S", "0", "seed of the first sequence; the others' follow", tool_set_u64, &flags.seed, 0, 0 },
-		{ "logits", "FILE.npy", "none", "float32 [positions, vocab] of the one sequence", tool_set_text, &flags.logits, 0, 0 },
-		{ "reconnect-s", "N", "0 s", "wait for an FFN peer to come back; other values are not in this version", tool_set_zero, NULL,
-		  0, 0 },
-		{ "trace", "FILE.json", "none", "Chrome trace of the steps", tool_set_text, &flags.trace, 0, 0 },
-		{ "json", NULL, NULL, "one JSON object on stdout", tool_set_flag, &flags.json, 0, 0 },
-		{ 0 },
-	};
 	const struct sigaction action = { .sa_handler = interrupt };
-	int status = tool_options_read(options, "--model DIR (--ids \"1 2 3\" | --batch FILE) [flags]", argc, argv);
+	int status = tool_options_read(
+		options, "--model DIR (--ids \"1 2 3\" | --batch FILE) [flags]", argc, argv);
 
 	if (status)
 		return status < 0 ? TOOL_DONE : status;

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * afd-serve-ffn: an FFN stage that serves attention peers until SIGINT or SIGTERM. The main thread serves; a keeper thread
- * takes the signals, and rewrites the metrics file every second (by rename, so a reader never sees half of one).
+ * afd-serve-ffn: an FFN stage that serves attention peers until SIGINT or SIGTERM. The main thread
+ * serves; a keeper thread takes the signals, and rewrites the metrics file every second (by rename,
+ * so a reader never sees half of one).
  */
 #include <errno.h>
 #include <pthread.h>
@@ -100,11 +101,13 @@ static void *keep(void *arg)
 		if (signal == SIGUSR1) /* the main thread: the server has ended by itself */
 			return NULL;
 		if (errno == EAGAIN && write_metrics(server) && !told++)
-			tool_fail(0, "warn: --metrics %s: cannot be written", server->flags->metrics);
+			tool_fail(
+				0, "warn: --metrics %s: cannot be written", server->flags->metrics);
 	}
 }
 
-/* The signals are blocked here, and a large model takes a while: nobody is served yet, so there is nothing to drain. */
+/* The signals are blocked here, and a large model takes a while: nobody is served yet, so there is
+ * nothing to drain. */
 static void load_progress(void *user, uint64_t done_bytes, uint64_t total_bytes)
 {
 	const struct timespec now = { 0 };
@@ -122,13 +125,21 @@ static int create(struct server *server)
 	struct loading loading = { .bar = { .what = what }, .signals = &server->signals };
 	struct afd_contract contract = { .size = sizeof contract };
 	struct afd_transport_params transport = {
-		.size = sizeof transport, .listen = flags->listen.items, .n_listen = flags->listen.n_items,
-		.max_rows = flags->stage.max_rows, .max_peers = flags->max_peers, .deadline_ms = flags->stage.deadline_ms,
-		.to_ffn_dtype = flags->wire_dtypes[0], .to_attention_dtype = flags->wire_dtypes[1],
+		.size = sizeof transport,
+		.listen = flags->listen.items,
+		.n_listen = flags->listen.n_items,
+		.max_rows = flags->stage.max_rows,
+		.max_peers = flags->max_peers,
+		.deadline_ms = flags->stage.deadline_ms,
+		.to_ffn_dtype = flags->wire_dtypes[0],
+		.to_attention_dtype = flags->wire_dtypes[1],
 	};
 	struct afd_ffn_params ffn = {
-		.size = sizeof ffn, .device = flags->stage.device, .gather_us = flags->gather_us,
-		.progress = load_progress, .progress_user = &loading,
+		.size = sizeof ffn,
+		.device = flags->stage.device,
+		.gather_us = flags->gather_us,
+		.progress = load_progress,
+		.progress_user = &loading,
 	};
 	int rc;
 
@@ -136,11 +147,12 @@ static int create(struct server *server)
 	if (tool_context_create(&server->ctx, &flags->stage, NULL))
 		return TOOL_FAILED;
 	if (afd_model_open(&server->model, server->ctx, flags->stage.model, NULL) ||
-	    afd_model_contract(server->model, &contract))
+		afd_model_contract(server->model, &contract))
 		return tool_fail(TOOL_FAILED, "%s", afd_last_error());
 	rc = afd_transport_create(&server->net, server->ctx, &contract, &transport);
 	if (rc) /* an address that means nothing here is wrong usage; one that is taken is not */
-		return tool_fail(rc == -EINVAL || rc == -ENOSYS ? TOOL_USAGE : TOOL_FAILED, "%s", afd_last_error());
+		return tool_fail(rc == -EINVAL || rc == -ENOSYS ? TOOL_USAGE : TOOL_FAILED, "%s",
+			afd_last_error());
 	if (afd_ffn_create(&server->ffn, server->model, server->net, &ffn))
 		return tool_fail(TOOL_FAILED, "%s", afd_last_error());
 	return TOOL_DONE;
@@ -166,13 +178,36 @@ static int print_ready(const struct server *server)
 	return fflush(stdout) ? tool_fail(TOOL_FAILED, "stdout: cannot be written") : TOOL_DONE;
 }
 
-static int serve(const struct flags *flags)
+static struct flags flags;
+
+static const struct tool_option options[] = {
+	TOOL_OPTIONS_STAGE(flags.stage),
+	{ "listen", "ADDR", NULL, "where to listen, shm:NAME; may be repeated; required",
+		tool_set_list, &flags.listen, 0, 0 },
+	{ "ffn-tp", "i/n", "0/1", "tensor-parallel shard; other values are not in this version",
+		tool_set_whole, NULL, 0, 0 },
+	{ "ffn-ep", "i/n", "0/1", "expert-parallel shard; other values are not in this version",
+		tool_set_whole, NULL, 0, 0 },
+	{ "metrics", "FILE", "none", "Prometheus text, rewritten every second and at exit",
+		tool_set_text, &flags.metrics, 0, 0 },
+	{ "max-peers", "N", "64", "attention peers at once, 1 to 1024", tool_set_u32,
+		&flags.max_peers, 1, 1024 },
+	{ "gather-us", "N", "2000 us", "the longest wait for rows of other peers, 1 to 1000000 us",
+		tool_set_u32, &flags.gather_us, 1, 1000000 },
+	{ "wire-dtype", "X|X:Y", "any",
+		"take only peers with f32, bf16 or f16 rows (attention to FFN : FFN to attention)",
+		tool_set_dtypes, flags.wire_dtypes, 0, 0 },
+	{ 0 },
+};
+
+static int serve(void)
 {
-	struct server server = { .flags = flags };
+	struct server server = { .flags = &flags };
 	pthread_t keeper;
 	int status;
 
-	/* Before any thread starts, so that all inherit the mask and the keeper alone takes the signals. */
+	/* Before any thread starts, so that all inherit the mask and the keeper alone takes the
+	 * signals. */
 	sigemptyset(&server.signals);
 	sigaddset(&server.signals, SIGINT);
 	sigaddset(&server.signals, SIGTERM);
@@ -181,7 +216,7 @@ static int serve(const struct flags *flags)
 
 	status = create(&server);
 	if (!status && write_metrics(&server))
-		status = tool_fail(TOOL_FAILED, "--metrics %s: cannot be written", flags->metrics);
+		status = tool_fail(TOOL_FAILED, "--metrics %s: cannot be written", flags.metrics);
 	if (!status && pthread_create(&keeper, NULL, keep, &server))
 		status = tool_fail(TOOL_FAILED, "the keeper thread cannot be started");
 	else if (!status) {
@@ -198,20 +233,6 @@ static int serve(const struct flags *flags)
 
 int main(int argc, char **argv)
 {
-	struct flags flags = { 0 };
-	const struct tool_option options[] = {
-		TOOL_OPTIONS_STAGE(flags.stage),
-		{ "listen", "ADDR", NULL, "where to listen, shm:NAME; may be repeated; required", tool_set_list, &flags.listen, 0, 0 },
-		{ "ffn-tp", "i/n", "0/1", "tensor-parallel shard; other values are not in this version", tool_set_whole, NULL, 0, 0 },
-		{ "ffn-ep", "i/n", "0/1", "expert-parallel shard; other values are not in this version", tool_set_whole, NULL, 0, 0 },
-		{ "metrics", "FILE", "none", "Prometheus text, rewritten every second and at exit", tool_set_text, &flags.metrics, 0, 0 },
-		{ "max-peers", "N", "64", "attention peers at once, 1 to 1024", tool_set_u32, &flags.max_peers, 1, 1024 },
-		{ "gather-us", "N", "2000 us", "the longest wait for rows of other peers, 1 to 1000000 us", tool_set_u32, &flags.gather_us,
-		  1, 1000000 },
-		{ "wire-dtype", "X|X:Y", "any", "take only peers with f32, bf16 or f16 rows (attention to FFN : FFN to attention)",
-		  tool_set_dtypes, flags.wire_dtypes, 0, 0 },
-		{ 0 },
-	};
 	int status = tool_options_read(options, "--model DIR --listen ADDR [flags]", argc, argv);
 
 	if (status)
@@ -220,7 +241,7 @@ int main(int argc, char **argv)
 		return tool_fail(TOOL_USAGE, "--model: required");
 	if (!flags.listen.n_items)
 		return tool_fail(TOOL_USAGE, "--listen: required");
-	status = serve(&flags);
+	status = serve();
 	free(flags.listen.items);
 	return status;
 }

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A host that lends libafd nothing it would miss: both stages of two models in one process and one thread, driven by the
- * host's own epoll loop. Every large allocation goes through the host's hooks, the KV pages lie in the host's memory, and
- * the compute tasks run on the host's executor. Ids and logits must have the bits of a plain run without any transport.
+ * A host that lends libafd nothing it would miss: both stages of two models in one process and one
+ * thread, driven by the host's own epoll loop. Every large allocation goes through the host's
+ * hooks, the KV pages lie in the host's memory, and the compute tasks run on the host's executor.
+ * Ids and logits must have the bits of a plain run without any transport.
  */
 #include <dirent.h>
 #include <stdio.h>
@@ -12,7 +13,11 @@
 
 #include <afd/afd.h>
 
-#define CHECK(call) do { if ((call) < 0) return fprintf(stderr, "event_loop: %s\n", afd_last_error()), -1; } while (0)
+#define CHECK(call) \
+	do { \
+		if ((call) < 0) \
+			return fprintf(stderr, "event_loop: %s\n", afd_last_error()), -1; \
+	} while (0)
 
 enum { N_MODELS = 2, N_PROMPT = 5, N_TOKENS = 12, KV_ALIGNMENT = 64 };
 
@@ -104,10 +109,17 @@ static int job_ended(const struct job *job)
 
 static int job_begin(struct job *job)
 {
-	struct afd_entry entry = { .sequence = 1, .ids = job->ids + job->n_fed, .n_ids = job->n_ids - job->n_fed };
-	struct afd_batch batch = { .size = sizeof batch, .entries = &entry, .n_entries = 1, .entry_bytes = sizeof entry,
-				   .greedy_ids = &job->next_id, .greedy_rows = 1,
-				   .logits = job->logits + (size_t)(job->n_ids - N_PROMPT) * job->vocab_size, .logits_rows = 1 };
+	struct afd_entry entry = {
+		.sequence = 1, .ids = job->ids + job->n_fed, .n_ids = job->n_ids - job->n_fed
+	};
+	struct afd_batch batch = { .size = sizeof batch,
+		.entries = &entry,
+		.n_entries = 1,
+		.entry_bytes = sizeof entry,
+		.greedy_ids = &job->next_id,
+		.greedy_rows = 1,
+		.logits = job->logits + (size_t)(job->n_ids - N_PROMPT) * job->vocab_size,
+		.logits_rows = 1 };
 
 	CHECK(afd_attn_begin(job->attn, &batch));
 	return 0;
@@ -149,8 +161,12 @@ static int run_plain(struct job *job, const char *dir)
 static int job_create(struct job *job, afd_context *ctx, const char *dir, const char *address)
 {
 	struct afd_contract contract = { .size = sizeof contract };
-	struct afd_transport_params listen = { .size = sizeof listen, .listen = &address, .n_listen = 1 };
-	struct afd_transport_params connect = { .size = sizeof connect, .connect = &address, .n_connect = 1 };
+	struct afd_transport_params listen = {
+		.size = sizeof listen, .listen = &address, .n_listen = 1
+	};
+	struct afd_transport_params connect = {
+		.size = sizeof connect, .connect = &address, .n_connect = 1
+	};
 	struct afd_attn_params params = { .size = sizeof params, .kv_pages = 4 };
 
 	CHECK(afd_model_open(&job->model, ctx, dir, NULL));
@@ -160,7 +176,8 @@ static int job_create(struct job *job, afd_context *ctx, const char *dir, const 
 	CHECK(afd_transport_create(&job->attn_net, ctx, &contract, &connect));
 
 	params.kv_memory_bytes = afd_attn_kv_bytes(job->model, &params);
-	if (!params.kv_memory_bytes || posix_memalign(&job->kv, KV_ALIGNMENT, params.kv_memory_bytes))
+	if (!params.kv_memory_bytes ||
+		posix_memalign(&job->kv, KV_ALIGNMENT, params.kv_memory_bytes))
 		return fprintf(stderr, "event_loop: no KV memory: %s\n", afd_last_error()), -1;
 	params.kv_memory = job->kv;
 	CHECK(afd_attn_create(&job->attn, job->model, job->attn_net, &params));
@@ -218,7 +235,8 @@ static int run_loop(struct job *jobs, int epoll_fd)
 			if (rc < 0)
 				return -1;
 			moved |= rc;
-			timeout_ms = sooner(timeout_ms, sooner(afd_ffn_timeout_ms(jobs[i].ffn), afd_attn_timeout_ms(jobs[i].attn)));
+			timeout_ms = sooner(timeout_ms, sooner(afd_ffn_timeout_ms(jobs[i].ffn),
+								afd_attn_timeout_ms(jobs[i].attn)));
 		}
 		if (!moved)
 			epoll_wait(epoll_fd, events, 2 * N_MODELS, timeout_ms);
@@ -241,20 +259,25 @@ static int run_host(struct job *jobs, struct host *host, char **dirs)
 	for (int i = 0; i < N_MODELS; i++) {
 		if (job_create(&jobs[i], ctx, dirs[i], addresses[i]))
 			return -1;
-		if (watch(epoll_fd, afd_ffn_fd(jobs[i].ffn)) || watch(epoll_fd, afd_attn_fd(jobs[i].attn)))
+		if (watch(epoll_fd, afd_ffn_fd(jobs[i].ffn)) ||
+			watch(epoll_fd, afd_attn_fd(jobs[i].attn)))
 			return perror("event_loop: epoll_ctl"), -1;
 	}
 	if (run_loop(jobs, epoll_fd))
 		return -1;
 	n_threads = count_threads();
-	printf("%zu large allocations of %zu bytes through the hooks, %zu tasks on the executor, %d thread\n", host->n_allocations,
-	       host->live_bytes, host->n_tasks, n_threads);
+	printf("%zu large allocations of %zu bytes through the hooks, %zu tasks on the executor, "
+	       "%d thread\n",
+		host->n_allocations, host->live_bytes, host->n_tasks, n_threads);
 	for (int i = 0; i < N_MODELS; i++)
 		job_destroy(&jobs[i]);
 	afd_context_destroy(ctx);
 	if (n_threads != 1 || !host->n_allocations || host->n_live || !host->n_tasks)
-		return fprintf(stderr, "event_loop: %d threads, %zu allocations, %zu still live, %zu tasks\n", n_threads, host->n_allocations,
-			       host->n_live, host->n_tasks), -1;
+		return fprintf(stderr,
+			       "event_loop: %d threads, %zu allocations, %zu still live, %zu "
+			       "tasks\n",
+			       n_threads, host->n_allocations, host->n_live, host->n_tasks),
+		       -1;
 	return 0;
 }
 
@@ -262,7 +285,10 @@ int main(int argc, char **argv)
 {
 	struct job plain[N_MODELS] = { 0 }, jobs[N_MODELS] = { 0 };
 	struct host host = { 0 };
-	char *dirs[N_MODELS] = { argc > 1 ? argv[1] : "models/tiny-qwen3", argc > 2 ? argv[2] : argc > 1 ? argv[1] : "models/tiny-qwen3" };
+	char *dirs[N_MODELS] = { argc > 1 ? argv[1] : "models/tiny-qwen3",
+		argc > 2   ? argv[2]
+		: argc > 1 ? argv[1]
+			   : "models/tiny-qwen3" };
 	int equal = 1;
 
 	if (run_host(jobs, &host, dirs))
@@ -273,7 +299,8 @@ int main(int argc, char **argv)
 		for (int j = 0; j < N_TOKENS; j++)
 			printf("%d%c", jobs[i].ids[N_PROMPT + j], j < N_TOKENS - 1 ? ' ' : '\n');
 		equal &= !memcmp(jobs[i].ids, plain[i].ids, sizeof plain[i].ids) &&
-			 !memcmp(jobs[i].logits, plain[i].logits, N_TOKENS * plain[i].vocab_size * sizeof *plain[i].logits);
+			 !memcmp(jobs[i].logits, plain[i].logits,
+				 N_TOKENS * plain[i].vocab_size * sizeof *plain[i].logits);
 		free(jobs[i].logits);
 		free(plain[i].logits);
 	}

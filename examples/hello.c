@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* One token, decoded across two processes: build/examples/hello models/tiny-qwen3. The README shows this file. */
+/* One token, decoded across two processes: build/examples/hello MODEL_DIR. The README shows it. */
 #include <signal.h>
 #include <stdio.h>
 #include <sys/prctl.h>
@@ -22,8 +22,8 @@ int main(int argc, char **argv)
 	struct afd_transport_params listen = { .size = sizeof listen, .listen = &address, .n_listen = 1 };
 	struct afd_transport_params connect = { .size = sizeof connect, .connect = &address, .n_connect = 1 };
 	struct afd_entry entry = { .sequence = 7, .ids = prompt, .n_ids = 3 };
-	struct afd_batch batch = { .size = sizeof batch, .entries = &entry, .n_entries = 1, .entry_bytes = sizeof entry,
-				   .greedy_ids = &id, .greedy_rows = 1 };
+	struct afd_batch batch = { .size = sizeof batch, .entries = &entry, .n_entries = 1,
+		.entry_bytes = sizeof entry, .greedy_ids = &id, .greedy_rows = 1 };
 
 	CHECK(afd_context_create(&ctx, NULL));
 	CHECK(afd_model_open(&model, ctx, argc > 1 ? argv[1] : "models/tiny-qwen3", NULL));

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * An engine that keeps its own attention and its own FFN, and takes only the exchange from libafd: no checkpoint, no
- * stage of attention. One process runs the attention loop, the other serves the engine's FFN function; rows of two lanes
- * cross, so that one lane computes while the other is away. The result must have the bits of the same loop without any
- * transport.
+ * An engine that keeps its own attention and its own FFN, and takes only the exchange from libafd:
+ * no checkpoint, no stage of attention. One process runs the attention loop, the other serves the
+ * engine's FFN function; rows of two lanes cross, so that one lane computes while the other is
+ * away. The result must have the bits of the same loop without any transport.
  */
 #include <errno.h>
 #include <poll.h>
@@ -15,7 +15,11 @@
 
 #include <afd/afd.h>
 
-#define CHECK(call) do { if ((call) < 0) return fprintf(stderr, "own_engine: %s\n", afd_last_error()), 1; } while (0)
+#define CHECK(call) \
+	do { \
+		if ((call) < 0) \
+			return fprintf(stderr, "own_engine: %s\n", afd_last_error()), 1; \
+	} while (0)
 
 enum { HIDDEN = 64, LAYERS = 6, LANES = 2, ROWS = 3 };
 
@@ -38,7 +42,9 @@ static void engine_attention(int layer, float *rows) /* [ROWS][HIDDEN] */
 {
 	for (int row = 1; row < ROWS; row++) {
 		for (int i = 0; i < HIDDEN; i++)
-			rows[row * HIDDEN + i] = 0.5f * rows[row * HIDDEN + i] + 0.375f * rows[(row - 1) * HIDDEN + (i + layer) % HIDDEN];
+			rows[row * HIDDEN + i] =
+				0.5f * rows[row * HIDDEN + i] +
+				0.375f * rows[(row - 1) * HIDDEN + (i + layer) % HIDDEN];
 	}
 }
 
@@ -62,7 +68,11 @@ static void run_alone(float rows[LANES][ROWS * HIDDEN])
 
 	for (int layer = 0; layer < LAYERS; layer++) {
 		for (int lane = 0; lane < LANES; lane++) {
-			struct afd_ffn_pass pass = { .size = sizeof pass, .layer = layer, .n_rows = ROWS, .x = rows[lane], .y = y };
+			struct afd_ffn_pass pass = { .size = sizeof pass,
+				.layer = layer,
+				.n_rows = ROWS,
+				.x = rows[lane],
+				.y = y };
 
 			engine_attention(layer, rows[lane]);
 			engine_ffn(NULL, &pass);
@@ -91,8 +101,12 @@ static int run_split(afd_transport *net, float rows[LANES][ROWS * HIDDEN])
 	CHECK(afd_transport_begin(net, &step));
 	for (int layer = 0; layer <= LAYERS; layer++) {
 		for (int lane = 0; lane < LANES; lane++) {
-			struct afd_frame frame = { .size = sizeof frame, .layer = layer, .lane = lane, .n_rows = ROWS,
-						   .x = rows[lane], .y = y[lane] };
+			struct afd_frame frame = { .size = sizeof frame,
+				.layer = layer,
+				.lane = lane,
+				.n_rows = ROWS,
+				.x = rows[lane],
+				.y = y[lane] };
 
 			if (layer > 0) { /* meanwhile the other lane is at the FFN */
 				CHECK(collect(net, lane));
@@ -119,8 +133,12 @@ static void stop(int signal)
 
 static int ffn_process(afd_context *ctx, const struct afd_contract *contract, const char *address)
 {
-	struct afd_transport_params listen = { .size = sizeof listen, .listen = &address, .n_listen = 1 };
-	struct afd_ffn_params params = { .size = sizeof params, .compute = engine_ffn, .weights = { 1, 1 } };
+	struct afd_transport_params listen = {
+		.size = sizeof listen, .listen = &address, .n_listen = 1
+	};
+	struct afd_ffn_params params = {
+		.size = sizeof params, .compute = engine_ffn, .weights = { 1, 1 }
+	};
 	afd_transport *net;
 
 	CHECK(afd_transport_create(&net, ctx, contract, &listen));
@@ -132,9 +150,12 @@ static int ffn_process(afd_context *ctx, const struct afd_contract *contract, co
 	return 0;
 }
 
-static int attention_process(afd_context *ctx, const struct afd_contract *contract, const char *address)
+static int attention_process(
+	afd_context *ctx, const struct afd_contract *contract, const char *address)
 {
-	struct afd_transport_params connect = { .size = sizeof connect, .connect = &address, .n_connect = 1, .lanes = LANES };
+	struct afd_transport_params connect = {
+		.size = sizeof connect, .connect = &address, .n_connect = 1, .lanes = LANES
+	};
 	float alone[LANES][ROWS * HIDDEN], split[LANES][ROWS * HIDDEN];
 	afd_transport *net;
 
@@ -147,13 +168,15 @@ static int attention_process(afd_context *ctx, const struct afd_contract *contra
 		return 1;
 	afd_transport_destroy(net);
 	printf("row 0 begins %g %g %g\nbits: %s\n", split[0][0], split[0][1], split[0][2],
-	       memcmp(alone, split, sizeof split) ? "differ" : "equal");
+		memcmp(alone, split, sizeof split) ? "differ" : "equal");
 	return memcmp(alone, split, sizeof split) != 0;
 }
 
 int main(void)
 {
-	struct afd_contract contract = { .size = sizeof contract, .hidden_size = HIDDEN, .n_layers = LAYERS };
+	struct afd_contract contract = {
+		.size = sizeof contract, .hidden_size = HIDDEN, .n_layers = LAYERS
+	};
 	char address[64];
 	pid_t parent = getpid(), child;
 	int status, child_status;
@@ -162,7 +185,8 @@ int main(void)
 	snprintf(address, sizeof address, "shm:own-engine.%d", (int)parent);
 	child = fork(); /* before the library is used: handles do not cross a fork */
 	CHECK(afd_context_create(&ctx, NULL));
-	status = child ? attention_process(ctx, &contract, address) : ffn_process(ctx, &contract, address);
+	status = child ? attention_process(ctx, &contract, address)
+		       : ffn_process(ctx, &contract, address);
 	afd_context_destroy(ctx);
 	if (child) {
 		kill(child, SIGTERM);

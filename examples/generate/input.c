@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Sequences from --ids and --batch; every size is checked before memory is asked for. See input.h. */
+/* Sequences from --ids and --batch; every size is checked before memory is asked for. See input.h.
+ */
 #include <ctype.h>
 #include <errno.h>
 #include <inttypes.h>
@@ -10,11 +11,14 @@
 #include "../tool/options.h"
 #include "input.h"
 
-static int sequence_create(struct sequence *sequence, uint32_t n_prompt, uint32_t max_tokens, const char *where)
+static int sequence_create(
+	struct sequence *sequence, uint32_t n_prompt, uint32_t max_tokens, const char *where)
 {
 	if (!n_prompt || n_prompt > INPUT_MAX_TOKENS || max_tokens > INPUT_MAX_TOKENS - n_prompt)
-		return tool_fail(TOOL_FAILED, "%s: %" PRIu32 " ids and %" PRIu32 " tokens to generate, limit 1 id and %d together",
-				 where, n_prompt, max_tokens, INPUT_MAX_TOKENS);
+		return tool_fail(TOOL_FAILED,
+			"%s: %" PRIu32 " ids and %" PRIu32
+			" tokens to generate, limit 1 id and %d together",
+			where, n_prompt, max_tokens, INPUT_MAX_TOKENS);
 	sequence->ids = calloc((size_t)n_prompt + max_tokens, sizeof *sequence->ids);
 	sequence->n_prompt = sequence->n_ids = n_prompt;
 	sequence->max_tokens = max_tokens;
@@ -29,7 +33,8 @@ static int read_id(const char **text, int32_t *id)
 
 	errno = 0;
 	value = strtol(*text, &end, 10);
-	if (end == *text || errno || value < 0 || value > INT32_MAX || (*end && !isspace((unsigned char)*end) && *end != ','))
+	if (end == *text || errno || value < 0 || value > INT32_MAX ||
+		(*end && !isspace((unsigned char)*end) && *end != ','))
 		return -1;
 	*id = value;
 	*text = end;
@@ -69,7 +74,8 @@ int input_from_ids(struct input *input, const char *text, uint32_t max_tokens, u
 	return TOOL_DONE;
 }
 
-static int read_optional(const json_t *entry, const char *key, const char *place, int64_t min, int64_t max, int64_t *out)
+static int read_optional(const json_t *entry, const char *key, const char *place, int64_t min,
+	int64_t max, int64_t *out)
 {
 	const json_t *value = json_object_get(entry, key);
 	char where[512];
@@ -79,7 +85,8 @@ static int read_optional(const json_t *entry, const char *key, const char *place
 }
 
 /* {"ids": [...], "max_tokens": n, "seed": s} */
-static int read_entry(struct sequence *sequence, const json_t *entry, const char *place, uint32_t max_tokens, uint64_t seed)
+static int read_entry(struct sequence *sequence, const json_t *entry, const char *place,
+	uint32_t max_tokens, uint64_t seed)
 {
 	const json_t *ids = json_object_get(entry, "ids");
 	int64_t tokens = max_tokens, own_seed = -1, id;
@@ -89,14 +96,17 @@ static int read_entry(struct sequence *sequence, const json_t *entry, const char
 	if (!json_is_array(ids))
 		return tool_fail(TOOL_FAILED, "%s.ids: not an array of token ids", place);
 	if (read_optional(entry, "max_tokens", place, 1, INPUT_MAX_TOKENS, &tokens) ||
-	    read_optional(entry, "seed", place, 0, INT64_MAX, &own_seed))
+		read_optional(entry, "seed", place, 0, INT64_MAX, &own_seed))
 		return TOOL_FAILED;
 	if (json_array_size(ids) > INPUT_MAX_TOKENS)
-		return tool_fail(TOOL_FAILED, "%s.ids: %zu ids, limit %d", place, json_array_size(ids), INPUT_MAX_TOKENS);
+		return tool_fail(TOOL_FAILED, "%s.ids: %zu ids, limit %d", place,
+			json_array_size(ids), INPUT_MAX_TOKENS);
 	status = sequence_create(sequence, json_array_size(ids), tokens, place);
 	for (size_t i = 0; i < json_array_size(ids) && !status; i++) {
 		snprintf(where, sizeof where, "%s.ids[%zu]", place, i);
-		status = tool_json_integer(json_array_get(ids, i), where, 0, INT32_MAX, &id) ? TOOL_FAILED : TOOL_DONE;
+		status = tool_json_integer(json_array_get(ids, i), where, 0, INT32_MAX, &id)
+				 ? TOOL_FAILED
+				 : TOOL_DONE;
 		sequence->ids[i] = status ? 0 : id;
 	}
 	sequence->seed = own_seed >= 0 ? (uint64_t)own_seed : seed;
@@ -113,8 +123,9 @@ int input_from_batch(struct input *input, const char *path, uint32_t max_tokens,
 	if (!document)
 		return TOOL_FAILED;
 	if (!json_is_array(document) || !n || n > INPUT_MAX_SEQUENCES) {
-		status = tool_fail(TOOL_FAILED, "%s: %s of %zu entries, limit an array of 1 to %d", path,
-				   json_is_array(document) ? "an array" : "not an array", n, INPUT_MAX_SEQUENCES);
+		status = tool_fail(TOOL_FAILED, "%s: %s of %zu entries, limit an array of 1 to %d",
+			path, json_is_array(document) ? "an array" : "not an array", n,
+			INPUT_MAX_SEQUENCES);
 		goto out;
 	}
 	input->sequences = calloc(n, sizeof *input->sequences);
@@ -125,7 +136,8 @@ int input_from_batch(struct input *input, const char *path, uint32_t max_tokens,
 	input->n_sequences = n;
 	for (size_t i = 0; i < n && !status; i++) {
 		snprintf(place, sizeof place, "%.300s: [%zu]", path, i);
-		status = read_entry(&input->sequences[i], json_array_get(document, i), place, max_tokens, seed + i);
+		status = read_entry(&input->sequences[i], json_array_get(document, i), place,
+			max_tokens, seed + i);
 	}
 out:
 	json_decref(document);

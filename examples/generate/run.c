@@ -20,7 +20,9 @@ uint32_t run_plan(struct run *run, uint32_t prefill_chunk, uint32_t max_rows)
 		n_prompt += input->sequences[i].n_prompt;
 	if (input->n_sequences >= max_rows)
 		return 0;
-	run->prompt_rows = prefill_chunk && prefill_chunk < n_prompt ? prefill_chunk : n_prompt < max_rows ? n_prompt : max_rows;
+	run->prompt_rows = prefill_chunk && prefill_chunk < n_prompt ? prefill_chunk
+			   : n_prompt < max_rows                     ? n_prompt
+								     : max_rows;
 	if (run->prompt_rows > max_rows - input->n_sequences)
 		run->prompt_rows = max_rows - input->n_sequences;
 	/* The last rows of a prompt and the decode rows of the other sequences share a step. */
@@ -38,8 +40,10 @@ static int create_buffers(struct run *run)
 	run->scratch = malloc(afd_sample_scratch_bytes(run->vocab_size));
 	if (run->sample.temperature > 0 || run->logits_file)
 		run->logits = calloc(run->max_outputs, vocab_bytes);
-	if (!run->entries || !run->greedy_ids || !run->scratch || (!run->logits && (run->sample.temperature > 0 || run->logits_file)))
-		return tool_fail(TOOL_FAILED, "outputs: no memory for %u rows of %u logits", run->max_outputs, run->vocab_size);
+	if (!run->entries || !run->greedy_ids || !run->scratch ||
+		(!run->logits && (run->sample.temperature > 0 || run->logits_file)))
+		return tool_fail(TOOL_FAILED, "outputs: no memory for %u rows of %u logits",
+			run->max_outputs, run->vocab_size);
 	return TOOL_DONE;
 }
 
@@ -71,8 +75,13 @@ static uint32_t fill_batch(struct run *run)
 			continue;
 		whole = sequence->n_fed + n_ids == sequence->n_ids;
 		run->entries[n_entries++] = (struct afd_entry){
-			.sequence = i, .ids = sequence->ids + sequence->n_fed, .n_ids = n_ids, .user_id = i,
-			.outputs = run->logits_file ? AFD_OUTPUT_ALL : whole ? AFD_OUTPUT_LAST : AFD_OUTPUT_NONE,
+			.sequence = i,
+			.ids = sequence->ids + sequence->n_fed,
+			.n_ids = n_ids,
+			.user_id = i,
+			.outputs = run->logits_file ? AFD_OUTPUT_ALL
+				   : whole          ? AFD_OUTPUT_LAST
+						    : AFD_OUTPUT_NONE,
 		};
 	}
 	return n_entries;
@@ -81,9 +90,14 @@ static uint32_t fill_batch(struct run *run)
 static int step(struct run *run, uint32_t n_entries, const volatile int *interrupted)
 {
 	struct afd_batch batch = {
-		.size = sizeof batch, .entries = run->entries, .n_entries = n_entries, .entry_bytes = sizeof *run->entries,
-		.logits = run->logits, .logits_rows = run->logits ? run->max_outputs : 0,
-		.greedy_ids = run->greedy_ids, .greedy_rows = run->max_outputs,
+		.size = sizeof batch,
+		.entries = run->entries,
+		.n_entries = n_entries,
+		.entry_bytes = sizeof *run->entries,
+		.logits = run->logits,
+		.logits_rows = run->logits ? run->max_outputs : 0,
+		.greedy_ids = run->greedy_ids,
+		.greedy_rows = run->max_outputs,
 	};
 	int rc = afd_attn_begin(run->attn, &batch);
 
@@ -115,13 +129,15 @@ static int append(struct run *run, struct sequence *sequence, uint32_t row)
 
 	if (run->sample.temperature > 0) {
 		run->sample.seed = sequence->seed;
-		id = afd_sample(run->logits + (size_t)row * run->vocab_size, run->vocab_size, sequence->n_ids, &run->sample, run->scratch);
+		id = afd_sample(run->logits + (size_t)row * run->vocab_size, run->vocab_size,
+			sequence->n_ids, &run->sample, run->scratch);
 	}
 	if (id < 0)
 		return tool_fail(TOOL_FAILED, "%s", afd_last_error());
 	sequence->ids[sequence->n_ids++] = id;
 	run->n_generated++;
-	sequence->ended = sequence->n_ids == sequence->n_prompt + sequence->max_tokens || is_eos(run, id);
+	sequence->ended =
+		sequence->n_ids == sequence->n_prompt + sequence->max_tokens || is_eos(run, id);
 	return TOOL_DONE;
 }
 
@@ -134,11 +150,16 @@ static int take_outputs(struct run *run, uint32_t n_entries)
 	for (uint32_t i = 0; i < n_entries && !status; i++) {
 		const struct afd_entry *entry = &run->entries[i];
 		struct sequence *sequence = &run->input->sequences[entry->sequence];
-		uint32_t n_rows = entry->outputs == AFD_OUTPUT_ALL ? entry->n_ids : entry->outputs == AFD_OUTPUT_LAST;
+		uint32_t n_rows = entry->outputs == AFD_OUTPUT_ALL
+					  ? entry->n_ids
+					  : entry->outputs == AFD_OUTPUT_LAST;
 
 		sequence->n_fed += entry->n_ids;
-		if (run->logits_file && tool_npy_append(run->logits_file, run->logits + (size_t)row * run->vocab_size, n_rows))
-			return tool_fail(TOOL_FAILED, "--logits %s: cannot be written", run->logits_file->path);
+		if (run->logits_file &&
+			tool_npy_append(run->logits_file,
+				run->logits + (size_t)row * run->vocab_size, n_rows))
+			return tool_fail(TOOL_FAILED, "--logits %s: cannot be written",
+				run->logits_file->path);
 		row += n_rows;
 		if (sequence->n_fed == sequence->n_ids)
 			status = append(run, sequence, row - 1);

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The loop of afd-generate: one step after the other over all sequences that have not ended. A step takes one id of each
- * sequence that decodes, and as many prompt rows as the budget allows, of the first sequences that still have some. What a
- * sequence generates depends on its ids, seed and positions only, not on this schedule.
+ * The loop of afd-generate: one step after the other over all sequences that have not ended. A step
+ * takes one id of each sequence that decodes, and as many prompt rows as the budget allows, of the
+ * first sequences that still have some. What a sequence generates depends on its ids, seed and
+ * positions only, not on this schedule.
  */
 #ifndef GENERATE_RUN_H
 #define GENERATE_RUN_H
@@ -18,8 +19,8 @@ struct run {
 	const int32_t *eos_ids; /* [n_eos] */
 	uint32_t n_eos;
 	uint32_t vocab_size;
-	uint32_t prompt_rows; /* of one step, at most */
-	uint32_t max_outputs; /* of one step, at most */
+	uint32_t prompt_rows;            /* of one step, at most */
+	uint32_t max_outputs;            /* of one step, at most */
 	struct afd_sample_params sample; /* temperature 0: greedy */
 	struct tool_npy *logits_file;    /* NULL: none is asked for */
 
@@ -28,14 +29,16 @@ struct run {
 	int32_t *greedy_ids;       /* [max_outputs] */
 	void *scratch;             /* of afd_sample */
 	uint64_t n_generated;
-	double seconds;            /* of all steps */
+	double seconds; /* of all steps */
 };
 
-/* Rows and outputs of the largest step, from prompt_rows as --prefill-chunk says it (0: whole prompts). Sets both limits
- * of the run and returns the rows; 0 when there are more than max_rows. */
+/* Rows and outputs of the largest step, from prompt_rows as --prefill-chunk says it (0: whole
+ * prompts). Sets both limits of the run and returns the rows; 0 when there are more than max_rows.
+ */
 uint32_t run_plan(struct run *run, uint32_t prefill_chunk, uint32_t max_rows);
 
-/* Steps until all sequences have ended. TOOL_DONE, or TOOL_FAILED after a line on stderr. Stops early when *interrupted. */
+/* Steps until all sequences have ended. TOOL_DONE, or TOOL_FAILED after a line on stderr. Stops
+ * early when *interrupted. */
 int run_steps(struct run *run, const volatile int *interrupted);
 
 #endif

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Spans in memory, then an array of complete events ("ph": "X"), one row of the picture per lane. See trace.h. */
+/* Spans in memory, then an array of complete events ("ph": "X"), one row of the picture per lane.
+ * See trace.h. */
 #include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
@@ -41,8 +42,14 @@ static void keep_span(void *user, const struct afd_span *span)
 		return;
 	}
 	trace->spans[trace->n_spans++] = (struct trace_span){
-		.name = span->name, .start_ns = span->start_ns, .duration_ns = span->duration_ns, .step = span->step,
-		.layer = span->layer, .lane = span->lane, .n_rows = span->n_rows, .peer = find_peer(trace, span->peer),
+		.name = span->name,
+		.start_ns = span->start_ns,
+		.duration_ns = span->duration_ns,
+		.step = span->step,
+		.layer = span->layer,
+		.lane = span->lane,
+		.n_rows = span->n_rows,
+		.peer = find_peer(trace, span->peer),
 	};
 }
 
@@ -61,13 +68,18 @@ int trace_create(struct trace *trace, const char *path, struct afd_tracer *trace
 
 static void write_span(const struct trace *trace, const struct trace_span *span, FILE *file)
 {
-	/* Perfetto wants a thread number of 0 or more: what belongs to no lane stands below the lanes. */
-	fprintf(file, "{\"name\": \"%s\", \"cat\": \"afd\", \"ph\": \"X\", \"ts\": %.3f, \"dur\": %.3f, \"pid\": %d, \"tid\": %d, "
+	/* Perfetto wants a thread number of 0 or more: what belongs to no lane stands below the
+	 * lanes. */
+	fprintf(file,
+		"{\"name\": \"%s\", \"cat\": \"afd\", \"ph\": \"X\", \"ts\": %.3f, \"dur\": %.3f, "
+		"\"pid\": %d, \"tid\": %d, "
 		"\"args\": {\"step\": %" PRIu64 ", \"layer\": %d, \"lane\": %d, \"rows\": %" PRIu32,
 		span->name, span->start_ns / 1e3, span->duration_ns / 1e3, (int)getpid(),
-		span->lane >= 0 ? span->lane : AFD_MAX_LANES, span->step, span->layer, span->lane, span->n_rows);
+		span->lane >= 0 ? span->lane : AFD_MAX_LANES, span->step, span->layer, span->lane,
+		span->n_rows);
 	if (span->peer >= 0)
-		fprintf(file, ", \"peer\": \"%s\"", trace->peers[span->peer]); /* an address needs no escapes */
+		fprintf(file, ", \"peer\": \"%s\"",
+			trace->peers[span->peer]); /* an address needs no escapes */
 	fprintf(file, "}}");
 }
 
@@ -92,7 +104,8 @@ int trace_write(const struct trace *trace)
 	if (fclose(file) || failed)
 		return tool_fail(TOOL_FAILED, "--trace %s: cannot be written", trace->path);
 	if (trace->n_dropped)
-		tool_fail(0, "warn: --trace: %" PRIu64 " spans were left out, limit %d", trace->n_dropped, TRACE_MAX_SPANS);
+		tool_fail(0, "warn: --trace: %" PRIu64 " spans were left out, limit %d",
+			trace->n_dropped, TRACE_MAX_SPANS);
 	return TOOL_DONE;
 }
 

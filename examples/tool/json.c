@@ -15,7 +15,8 @@ json_t *tool_json_read(const char *path)
 	return document;
 }
 
-int tool_json_integer(const json_t *value, const char *where, int64_t min, int64_t max, int64_t *out)
+int tool_json_integer(
+	const json_t *value, const char *where, int64_t min, int64_t max, int64_t *out)
 {
 	if (!json_is_integer(value)) {
 		tool_fail(TOOL_FAILED, "%s: not an integer", where);
@@ -23,7 +24,8 @@ int tool_json_integer(const json_t *value, const char *where, int64_t min, int64
 	}
 	*out = json_integer_value(value);
 	if (*out < min || *out > max) {
-		tool_fail(TOOL_FAILED, "%s: value %" PRId64 ", limit %" PRId64 " to %" PRId64, where, *out, min, max);
+		tool_fail(TOOL_FAILED, "%s: value %" PRId64 ", limit %" PRId64 " to %" PRId64,
+			where, *out, min, max);
 		return -1;
 	}
 	return 0;

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* .npy version 1.0 with a header of 128 bytes, written again when the number of rows is known. See npy.h. */
+/* .npy version 1.0 with a header of 128 bytes, written again when the number of rows is known. See
+ * npy.h. */
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
@@ -18,7 +19,8 @@ static int write_header(struct tool_npy *npy)
 	memset(header, ' ', sizeof header);
 	memcpy(header, "\x93NUMPY\x01\x00\x76\x00", PREFIX_BYTES); /* 0x76 = 128 - 10 */
 	n = snprintf(header + PREFIX_BYTES, HEADER_BYTES - PREFIX_BYTES,
-		     "{'descr': '<f4', 'fortran_order': False, 'shape': (%" PRIu64 ", %" PRIu32 "), }", npy->n_rows, npy->n_columns);
+		"{'descr': '<f4', 'fortran_order': False, 'shape': (%" PRIu64 ", %" PRIu32 "), }",
+		npy->n_rows, npy->n_columns);
 	header[PREFIX_BYTES + n] = ' ';
 	header[HEADER_BYTES - 1] = '\n';
 	return fwrite(header, HEADER_BYTES, 1, npy->file) == 1 ? 0 : -EIO;

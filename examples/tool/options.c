@@ -69,7 +69,8 @@ static int read_u64(const char *text, uint64_t *out)
 int tool_set_u64(const struct tool_option *option, const char *value)
 {
 	if (read_u64(value, option->into))
-		return tool_fail(TOOL_USAGE, "--%s: value '%s', limit 0 to %llu", option->name, value, ~0ull);
+		return tool_fail(TOOL_USAGE, "--%s: value '%s', limit 0 to %llu", option->name,
+			value, ~0ull);
 	return TOOL_DONE;
 }
 
@@ -78,7 +79,8 @@ int tool_set_u32(const struct tool_option *option, const char *value)
 	uint64_t number;
 
 	if (read_u64(value, &number) || number < option->min || number > option->max)
-		return tool_fail(TOOL_USAGE, "--%s: value '%s', limit %.0f to %.0f", option->name, value, option->min, option->max);
+		return tool_fail(TOOL_USAGE, "--%s: value '%s', limit %.0f to %.0f", option->name,
+			value, option->min, option->max);
 	*(uint32_t *)option->into = number;
 	return TOOL_DONE;
 }
@@ -88,8 +90,10 @@ int tool_set_real(const struct tool_option *option, const char *value)
 	char *end;
 	double number = strtod(value, &end);
 
-	if (end == value || *end || !isfinite(number) || number < option->min || number > option->max)
-		return tool_fail(TOOL_USAGE, "--%s: value '%s', limit %g to %g", option->name, value, option->min, option->max);
+	if (end == value || *end || !isfinite(number) || number < option->min ||
+		number > option->max)
+		return tool_fail(TOOL_USAGE, "--%s: value '%s', limit %g to %g", option->name,
+			value, option->min, option->max);
 	*(double *)option->into = number;
 	return TOOL_DONE;
 }
@@ -104,14 +108,22 @@ int tool_set_log(const struct tool_option *option, const char *value)
 			return TOOL_DONE;
 		}
 	}
-	return tool_fail(TOOL_USAGE, "--%s: value '%s', limit error, warn, info or debug", option->name, value);
+	return tool_fail(TOOL_USAGE, "--%s: value '%s', limit error, warn, info or debug",
+		option->name, value);
 }
 
 /* One name of the value, n_chars from `name` on. */
-static int read_dtype(const struct tool_option *option, const char *value, const char *name, size_t n_chars, int32_t *out)
+static int read_dtype(const struct tool_option *option, const char *value, const char *name,
+	size_t n_chars, int32_t *out)
 {
-	static const struct { const char *name; int32_t dtype; } names[] = {
-		{ "auto", 0 }, { "f32", AFD_DTYPE_F32 }, { "bf16", AFD_DTYPE_BF16 }, { "f16", AFD_DTYPE_F16 },
+	static const struct {
+		const char *name;
+		int32_t dtype;
+	} names[] = {
+		{ "auto", 0 },
+		{ "f32", AFD_DTYPE_F32 },
+		{ "bf16", AFD_DTYPE_BF16 },
+		{ "f16", AFD_DTYPE_F16 },
 	};
 
 	for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
@@ -121,8 +133,11 @@ static int read_dtype(const struct tool_option *option, const char *value, const
 		}
 	}
 	if (n_chars == 3 && !memcmp(name, "fp8", 3))
-		return tool_fail(TOOL_USAGE, "--%s %s: fp8 is not in this version, limit f32, bf16 or f16", option->name, value);
-	return tool_fail(TOOL_USAGE, "--%s: value '%s', limit auto, f32, bf16 or f16", option->name, value);
+		return tool_fail(TOOL_USAGE,
+			"--%s %s: fp8 is not in this version, limit f32, bf16 or f16", option->name,
+			value);
+	return tool_fail(
+		TOOL_USAGE, "--%s: value '%s', limit auto, f32, bf16 or f16", option->name, value);
 }
 
 int tool_set_dtype(const struct tool_option *option, const char *value)
@@ -142,15 +157,18 @@ int tool_set_dtypes(const struct tool_option *option, const char *value)
 		return status;
 	}
 	status = read_dtype(option, value, value, second - value, &dtypes[0]);
-	return status ? status : read_dtype(option, value, second + 1, strlen(second + 1), &dtypes[1]);
+	return status ? status
+		      : read_dtype(option, value, second + 1, strlen(second + 1), &dtypes[1]);
 }
 
 int tool_set_device(const struct tool_option *option, const char *value)
 {
 	if (!strncmp(value, "cuda", 4))
-		return tool_fail(TOOL_USAGE, "--%s %s: not in this version, limit cpu or deferred", option->name, value);
+		return tool_fail(TOOL_USAGE, "--%s %s: not in this version, limit cpu or deferred",
+			option->name, value);
 	if (strcmp(value, "cpu") && strcmp(value, "deferred"))
-		return tool_fail(TOOL_USAGE, "--%s: value '%s', limit cpu or deferred", option->name, value);
+		return tool_fail(
+			TOOL_USAGE, "--%s: value '%s', limit cpu or deferred", option->name, value);
 	*(const char **)option->into = value;
 	return TOOL_DONE;
 }
@@ -159,7 +177,8 @@ static int set_only(const struct tool_option *option, const char *value, const c
 {
 	if (!strcmp(value, limit))
 		return TOOL_DONE;
-	return tool_fail(TOOL_USAGE, "--%s %s: not in this version, limit %s", option->name, value, limit);
+	return tool_fail(
+		TOOL_USAGE, "--%s %s: not in this version, limit %s", option->name, value, limit);
 }
 
 int tool_set_whole(const struct tool_option *option, const char *value)
@@ -179,7 +198,8 @@ int tool_set_zero(const struct tool_option *option, const char *value)
 
 int tool_set_later(const struct tool_option *option, const char *value)
 {
-	return tool_fail(TOOL_USAGE, "--%s%s%s: not in this version", option->name, value ? " " : "", value ? value : "");
+	return tool_fail(TOOL_USAGE, "--%s%s%s: not in this version", option->name,
+		value ? " " : "", value ? value : "");
 }
 
 static void print_help(const struct tool_option *options, const char *usage)
@@ -188,13 +208,15 @@ static void print_help(const struct tool_option *options, const char *usage)
 	for (const struct tool_option *o = options; o->name; o++) {
 		char left[64];
 
-		snprintf(left, sizeof left, "--%s%s%s", o->name, o->value ? " " : "", o->value ? o->value : "");
+		snprintf(left, sizeof left, "--%s%s%s", o->name, o->value ? " " : "",
+			o->value ? o->value : "");
 		printf("  %-28s %s", left, o->text);
 		if (o->initial)
 			printf(" (default %s)", o->initial);
 		printf("\n");
 	}
-	printf("  %-28s %s\n  %-28s %s\n", "--help", "this text", "--version", "the version of the library");
+	printf("  %-28s %s\n  %-28s %s\n", "--help", "this text", "--version",
+		"the version of the library");
 	printf("\nexit status: 0 done, 1 failed, 2 wrong usage\n");
 }
 
@@ -206,7 +228,8 @@ static int refuse_word(int found, char **argv)
 	if (found == ':')
 		return tool_fail(TOOL_USAGE, "%s: a value is missing, see --help", word);
 	if (strchr(word, '='))
-		return tool_fail(TOOL_USAGE, "%.*s: no such flag, or it takes no value, see --help", (int)strcspn(word, "="), word);
+		return tool_fail(TOOL_USAGE, "%.*s: no such flag, or it takes no value, see --help",
+			(int)strcspn(word, "="), word);
 	return tool_fail(TOOL_USAGE, "%s: no such flag, see --help", word);
 }
 
@@ -216,7 +239,8 @@ int tool_options_read(const struct tool_option *options, const char *usage, int 
 	int n = 0, found, index, status;
 
 	for (; options[n].name && n < MAX_OPTIONS; n++)
-		flags[n] = (struct option){ options[n].name, options[n].value ? required_argument : no_argument, NULL, 'o' };
+		flags[n] = (struct option){ options[n].name,
+			options[n].value ? required_argument : no_argument, NULL, 'o' };
 	flags[n] = (struct option){ "help", no_argument, NULL, 'h' };
 	flags[n + 1] = (struct option){ "version", no_argument, NULL, 'v' };
 

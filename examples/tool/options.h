@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Flags of a tool, as one table: the parser and --help read the same rows, so neither knows a flag that the other does not.
- * A row says how its value is set; a value that does not fit is told in one line on stderr (flag, value, limit) and gives
- * the exit status 2. Flags of later versions stand in the table too, and refuse by name.
+ * Flags of a tool, as one table: the parser and --help read the same rows, so neither knows a flag
+ * that the other does not. A row says how its value is set; a value that does not fit is told in
+ * one line on stderr (flag, value, limit) and gives the exit status 2. Flags of later versions
+ * stand in the table too, and refuse by name.
  */
 #ifndef TOOL_OPTIONS_H
 #define TOOL_OPTIONS_H
@@ -19,7 +20,7 @@ struct tool_option {
 	const char *text;
 	int (*set)(const struct tool_option *option, const char *value);
 	void *into;
-	double min, max;     /* of numbers */
+	double min, max; /* of numbers */
 };
 
 struct tool_list {
@@ -27,23 +28,33 @@ struct tool_list {
 	uint32_t n_items;
 };
 
-/* Sets what the flags say. TOOL_DONE, TOOL_USAGE after a line on stderr, or -1 when --help or --version was all. */
+/* Sets what the flags say. TOOL_DONE, TOOL_USAGE after a line on stderr, or -1 when --help or
+ * --version was all. */
 int tool_options_read(const struct tool_option *options, const char *usage, int argc, char **argv);
 
 /* How a value is set. */
-int tool_set_flag(const struct tool_option *option, const char *value);  /* int: 1 */
-int tool_set_text(const struct tool_option *option, const char *value);  /* const char * */
-int tool_set_list(const struct tool_option *option, const char *value);  /* struct tool_list: appends */
-int tool_set_u32(const struct tool_option *option, const char *value);   /* uint32_t within min .. max */
-int tool_set_u64(const struct tool_option *option, const char *value);   /* uint64_t */
-int tool_set_real(const struct tool_option *option, const char *value);  /* double within min .. max */
-int tool_set_log(const struct tool_option *option, const char *value);   /* int32_t, enum afd_log_level */
-int tool_set_dtype(const struct tool_option *option, const char *value); /* int32_t, enum afd_dtype; "auto": 0 */
-int tool_set_dtypes(const struct tool_option *option, const char *value); /* int32_t [2]: X, or X:Y */
+int tool_set_flag(const struct tool_option *option, const char *value); /* int: 1 */
+int tool_set_text(const struct tool_option *option, const char *value); /* const char * */
+int tool_set_list(
+	const struct tool_option *option, const char *value); /* struct tool_list: appends */
+int tool_set_u32(
+	const struct tool_option *option, const char *value); /* uint32_t within min .. max */
+int tool_set_u64(const struct tool_option *option, const char *value); /* uint64_t */
+int tool_set_real(
+	const struct tool_option *option, const char *value); /* double within min .. max */
+int tool_set_log(
+	const struct tool_option *option, const char *value); /* int32_t, enum afd_log_level */
+int tool_set_dtype(const struct tool_option *option,
+	const char *value); /* int32_t, enum afd_dtype; "auto": 0 */
+int tool_set_dtypes(
+	const struct tool_option *option, const char *value); /* int32_t [2]: X, or X:Y */
 int tool_set_device(const struct tool_option *option, const char *value); /* const char * */
-int tool_set_whole(const struct tool_option *option, const char *value); /* takes "0/1" only: shards are later work */
-int tool_set_one(const struct tool_option *option, const char *value);   /* takes "1" only, likewise */
-int tool_set_zero(const struct tool_option *option, const char *value);  /* takes "0" only, likewise */
+int tool_set_whole(const struct tool_option *option,
+	const char *value); /* takes "0/1" only: shards are later work */
+int tool_set_one(
+	const struct tool_option *option, const char *value); /* takes "1" only, likewise */
+int tool_set_zero(
+	const struct tool_option *option, const char *value); /* takes "0" only, likewise */
 int tool_set_later(const struct tool_option *option, const char *value); /* takes nothing */
 
 /* One line on stderr, "afd-generate: text"; returns status. */

@@ -16,8 +16,8 @@ void tool_progress_show(void *user, uint64_t done_bytes, uint64_t total_bytes)
 	if (!isatty(STDERR_FILENO) || progress->shown == percent + 1)
 		return;
 	progress->shown = percent + 1;
-	fprintf(stderr, "\r%s [%-*.*s] %3d %% of %.1f MiB", progress->what, CELLS, percent * CELLS / 100, full, percent,
-		total_bytes / 1048576.0);
+	fprintf(stderr, "\r%s [%-*.*s] %3d %% of %.1f MiB", progress->what, CELLS,
+		percent * CELLS / 100, full, percent, total_bytes / 1048576.0);
 	if (done_bytes >= total_bytes)
 		fprintf(stderr, "\r\033[K");
 	fflush(stderr);

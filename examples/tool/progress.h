@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A progress bar on stderr while weights are loaded, drawn only when stderr is a terminal. Each change of a per cent
- * draws one line over the last; the finished bar is wiped, so that a log stays clean.
+ * A progress bar on stderr while weights are loaded, drawn only when stderr is a terminal. Each
+ * change of a per cent draws one line over the last; the finished bar is wiped, so that a log stays
+ * clean.
  */
 #ifndef TOOL_PROGRESS_H
 #define TOOL_PROGRESS_H

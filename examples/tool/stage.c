@@ -22,10 +22,12 @@ static void write_log(void *user, int32_t level, const char *text)
 	static const char *const names[] = { "", "error", "warn", "info", "debug" };
 
 	(void)user;
-	tool_fail(0, "%s: %s", level >= AFD_LOG_ERROR && level <= AFD_LOG_DEBUG ? names[level] : "log", text);
+	tool_fail(0, "%s: %s",
+		level >= AFD_LOG_ERROR && level <= AFD_LOG_DEBUG ? names[level] : "log", text);
 }
 
-int tool_context_create(afd_context **out, const struct tool_stage *stage, const struct afd_tracer *tracer)
+int tool_context_create(
+	afd_context **out, const struct tool_stage *stage, const struct afd_tracer *tracer)
 {
 	struct afd_context_params params = {
 		.size = sizeof params,
@@ -35,5 +37,6 @@ int tool_context_create(afd_context **out, const struct tool_stage *stage, const
 
 	if (tracer)
 		params.tracer = *tracer;
-	return afd_context_create(out, &params) ? tool_fail(TOOL_FAILED, "%s", afd_last_error()) : TOOL_DONE;
+	return afd_context_create(out, &params) ? tool_fail(TOOL_FAILED, "%s", afd_last_error())
+						: TOOL_DONE;
 }
