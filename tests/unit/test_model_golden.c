@@ -60,7 +60,7 @@ static int find_cases(void)
 	d = opendir(root);
 	while (d && n < MAX_CASES && (entry = readdir(d))) {
 		snprintf(dirs[n], sizeof(dirs[n]), "%s/%s", root, entry->d_name);
-		snprintf(config, sizeof(config), "%s/config.json", dirs[n]);
+		snprintf(config, sizeof(config), "%.599s/config.json", dirs[n]);
 		if (entry->d_name[0] == '.' || access(config, R_OK))
 			continue;
 		snprintf(names[n], sizeof(names[n]), "golden_%.100s_opens", entry->d_name);
