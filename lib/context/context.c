@@ -108,6 +108,7 @@ void afd_context_destroy(afd_context *ctx)
 		return;
 	afd__pool_destroy(ctx->pool);
 	afd__metrics_destroy(ctx->metrics);
+	afd__free(ctx->local);
 	afd__free(ctx);
 }
 

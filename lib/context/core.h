@@ -18,7 +18,8 @@
 struct afd__pool; /* the library's own compute threads (executor.c) */
 struct afd__metric;
 struct afd__metrics;
-struct afd__loop_names;
+struct afd__local;
+struct afd__transport_ops;
 
 struct afd_context {
 	struct afd_log log;
@@ -29,7 +30,8 @@ struct afd_context {
 	int isa;                      /* enum afd__isa */
 	pid_t pid;                    /* to refuse calls after fork */
 	struct afd__metrics *metrics;
-	struct afd__loop_names *loop_names; /* endpoints of loop:, owned by transport/loop.c; guarded by its own lock */
+	struct afd__local *_Atomic local; /* what ends of links in this context share (transport/local.c); it has its own lock */
+	const struct afd__transport_ops *test_transport; /* one more backend: tests only */
 	_Atomic uint64_t n_allocations; /* large and small ones of the library after creation of a stage: the tests count */
 };
 

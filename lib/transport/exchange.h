@@ -21,11 +21,13 @@ struct afd__exchange_info {
 	uint32_t lanes;
 	uint32_t max_rows; /* of one part, before the smaller side wins */
 	int32_t attention; /* 1: made to connect; 0: made to listen */
+	uint32_t first_layer, n_layers; /* held (FFN side), wanted (attention side) */
 	uint32_t max_peers; /* FFN side: attention peers at once; at most 2 * max_peers * AFD_MAX_LANES parts are out */
 };
 void afd__transport_info(const afd_transport *net, struct afd__exchange_info *info);
 
-/* A stage takes the transport for itself; -EBUSY when another has it. NULL gives it back. */
+/* A stage takes the transport for itself; -EBUSY when another has it. NULL gives it back, when the stage's fills and drains are
+ * over (its queue is closed): frames that are out are forgotten. */
 int afd__transport_own(afd_transport *net, const void *stage);
 
 /* Sends beats to the peers that wait for us, when the last are older than 50 ms. Cheap; called between tiles. */
@@ -49,13 +51,17 @@ struct afd__frame_io {
 	void *user;
 };
 
-/* The step is opened as by afd_transport_begin. */
+/* The step is opened as by afd_transport_begin. Cancel ends all frames without a word to their callers; fills and drains that are
+ * under way are still asked for, until they are done. */
 int afd__exchange_begin(afd_transport *net, const struct afd_step_params *params);
+int afd__exchange_cancel(afd_transport *net);
 /* Starts a frame; slots are asked for in _progress, part by part, two at a time. n_rows > 0. */
 int afd__exchange_send(afd_transport *net, uint32_t lane, uint32_t layer, uint32_t n_rows, const struct afd__frame_io *io);
-/* Moves all lanes' frames on: fills, posts, drains. 1 when anything moved, 0 when not, or the error of the link that failed. */
+/* Moves all lanes' frames on: fills, posts, drains. 1 when anything moved, 0 when not, or the error of the link that failed. After 0
+ * the transport's descriptor is readable when there is something to do. */
 int afd__exchange_progress(afd_transport *net);
-/* 1 when the lane's frame is complete (or none is out), 0 not yet, or its error. */
+/* 1 when the lane's frame is complete (or none is out), 0 not yet, or its error: until the next send, and only when none of its
+ * fills and drains is under way any more. */
 int afd__exchange_done(afd_transport *net, uint32_t lane);
 
 /* ---- FFN side ---- */
@@ -75,7 +81,8 @@ struct afd__part {
 	uint32_t slot;     /* the front door's */
 	uint64_t sequence; /* the frame's, echoed in the reply */
 };
-/* Takes the next part that arrived, oldest first. 1: *part is filled; 0: none. The slots stay ours until _reply or _drop. */
+/* Takes the next part that arrived, oldest first. 1: *part is filled; 0: none. The slots stay mapped until _reply, also when the
+ * peer is lost meanwhile. */
 int afd__exchange_take(afd_transport *net, struct afd__part *part);
 /* Sends the reply (status 0: y is filled; negative errno: the error goes to the peer, with the thread's text). Compute_ns and
  * gather_ns are echoed for tracing. A link that was lost meanwhile is fine: 0. */
@@ -85,12 +92,13 @@ int afd__exchange_reply(afd_transport *net, const struct afd__part *part, int st
  * lane has rows: the layer that it will send next (n_layers: done with the step). Returns the number of entries written. */
 struct afd__source { uint32_t peer, lane, next_layer, n_rows; uint64_t last_ns; /* when its last part came or was answered */ };
 uint32_t afd__exchange_sources(const afd_transport *net, struct afd__source *sources, uint32_t capacity);
-/* Changes whenever a peer joins, leaves or is lost. */
+/* Peers that are joined now. */
 uint32_t afd__exchange_n_joined(const afd_transport *net);
 /* Drain: tells peers that we leave; parts already here may still be answered. 1 when nothing is owed any more. */
 int afd__exchange_drain(afd_transport *net);
 
-/* Sleeps until the transport's descriptor or `fd` (or -1) is readable, or timeout_ms passed; spins first as params say. */
+/* Sleeps until the transport's descriptor or `fd` (or -1) is readable, or timeout_ms passed (-1: none, 0: returns at once), or the
+ * transport has a deadline to look at; spins first as params say. 1: something came, 0: it did not, -EIO. */
 int afd__transport_sleep(afd_transport *net, int fd, int32_t timeout_ms);
 
 #endif

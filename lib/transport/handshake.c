@@ -1,0 +1,585 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * From a connection to a joined link. The attention side states what it is and wants (hello); the FFN side answers with what
+ * it is and what the link will be (welcome), or with a refusal that names the field and both values; both bind the slots;
+ * the attention side says that it has them (ready). Each side checks what it depends on, so each side's error names it.
+ *
+ * A stranger costs little: at most AFD__PENDING_MAX handshakes are under way, each for at most AFD__HANDSHAKE_MS; when
+ * there are more, the oldest that has said nothing goes.
+ */
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "net.h"
+
+enum { ACCEPTS_PER_ROUND = 64, WARNINGS_PER_SECOND = 10, ACCEPT_AGAIN_MS = 100 };
+
+static const uint64_t MS = 1000000;
+
+/* ---- words ---- */
+
+__attribute__((format(printf, 2, 3))) static void warn(afd_transport *net, const char *format, ...)
+{
+	uint64_t now = afd__now_ns();
+	char text[768];
+	va_list args;
+
+	afd__metric_count(net->refused_metric, 1);
+	if (now - net->warned_ns > 1000 * MS) {
+		if (net->n_unwarned)
+			afd__log(net->ctx, AFD_LOG_WARN, "%u more refusals were not logged", net->n_unwarned);
+		net->warned_ns = now;
+		net->n_warned = net->n_unwarned = 0;
+	}
+	if (net->n_warned == WARNINGS_PER_SECOND) {
+		net->n_unwarned++;
+		return;
+	}
+	net->n_warned++;
+	va_start(args, format);
+	vsnprintf(text, sizeof(text), format, args);
+	va_end(args);
+	afd__log(net->ctx, AFD_LOG_WARN, "%s", text);
+}
+
+static void state_ours(const afd_transport *net, struct afd__hello *hello, uint32_t kind)
+{
+	memset(hello, 0, sizeof(*hello));
+	hello->kind = kind;
+	afd__hello_state(hello, &net->contract);
+	hello->role = net->attention ? AFD_ROLE_ATTENTION : AFD_ROLE_FFN;
+	hello->lanes = net->params.lanes;
+	hello->max_rows = net->params.max_rows;
+	hello->to_ffn_dtype = (uint32_t)net->params.to_ffn_dtype;
+	hello->to_attention_dtype = (uint32_t)net->params.to_attention_dtype;
+	hello->gate = (uint32_t)net->params.gate;
+	hello->first_layer = net->params.first_layer;
+	hello->n_held = net->params.n_layers;
+	memcpy(hello->weights, net->weights, sizeof(hello->weights));
+	snprintf(hello->device, sizeof(hello->device), "%s", net->device);
+	snprintf(hello->version, sizeof(hello->version), "%s", afd_version());
+}
+
+static void say(struct afd__link *link, const struct afd__hello *hello, enum afd__link_phase phase)
+{
+	link->message_bytes = afd__hello_encode(link->message, AFD__HELLO_MAX, hello);
+	link->phase = phase;
+}
+
+/* 1: the message has gone. */
+static int send_message(struct afd__link *link)
+{
+	return link->wire.ops->hello_send(&link->wire, link->message, link->message_bytes);
+}
+
+/* 1: link->said is the peer's next message. A peer of another wire version has said only that. */
+static int receive_message(struct afd__link *link)
+{
+	uint8_t message[AFD__HELLO_MAX];
+	size_t bytes;
+	int rc = link->wire.ops->hello_receive(&link->wire, message, sizeof(message), &bytes);
+
+	if (rc != 1)
+		return rc;
+	rc = afd__hello_decode(link->said, message, bytes);
+	return rc ? rc : 1;
+}
+
+static void keep_said(struct afd__link *link)
+{
+	const struct afd__hello *said = link->said;
+
+	memcpy(link->device, said->device, sizeof(link->device));
+	memcpy(link->version, said->version, sizeof(link->version));
+	memcpy(link->weights, said->weights, sizeof(link->weights));
+	link->lanes = said->lanes;
+	link->max_rows = said->max_rows;
+	link->to_ffn_dtype = (int32_t)said->to_ffn_dtype;
+	link->to_attention_dtype = (int32_t)said->to_attention_dtype;
+}
+
+static int bind_slots(struct afd__link *link, int accepting)
+{
+	struct afd__wire_slots geometry;
+
+	afd__link_geometry(link, link->net->contract.hidden_size, &geometry);
+	return link->wire.ops->bind(&link->wire, &geometry, accepting);
+}
+
+/* ---- refusing ---- */
+
+static int refuse_number(struct afd__hello *refusal, const char *field, uint32_t ours, uint32_t theirs)
+{
+	char value[16];
+
+	snprintf(value, sizeof(value), "%u", ours);
+	afd__hello_refuse(refusal, field, value, "%u", theirs);
+	return 1;
+}
+
+static int refuse_dtype(struct afd__hello *refusal, const char *field, int32_t ours, uint32_t theirs)
+{
+	char value[16] = "";
+
+	if (ours)
+		snprintf(value, sizeof(value), "%s", afd_dtype_name(ours));
+	afd__hello_refuse(refusal, field, ours ? value : "f32, bf16 or f16", "%s", afd_dtype_name((int32_t)theirs));
+	return 1;
+}
+
+static bool is_wire_dtype(uint32_t dtype)
+{
+	return dtype == AFD_DTYPE_F32 || dtype == AFD_DTYPE_BF16 || dtype == AFD_DTYPE_F16;
+}
+
+static int judge_version(const struct afd__hello *said, uint32_t kind, struct afd__hello *refusal)
+{
+	if (said->wire_version != AFD__WIRE_VERSION)
+		return refuse_number(refusal, "wire_version", AFD__WIRE_VERSION, said->wire_version);
+	if (said->kind != kind)
+		return refuse_number(refusal, "message kind", kind, said->kind);
+	return 0;
+}
+
+/* FFN side: 1 when the peer is refused. */
+static int judge_hello(const afd_transport *net, const struct afd__hello *said, struct afd__hello *refusal)
+{
+	const struct afd_transport_params *p = &net->params;
+	struct afd__hello ours;
+	char value[48];
+
+	if (judge_version(said, AFD__HELLO, refusal))
+		return 1;
+	state_ours(net, &ours, AFD__WELCOME);
+	if (said->role != AFD_ROLE_ATTENTION)
+		return refuse_number(refusal, "role of a peer that connects", AFD_ROLE_ATTENTION, said->role);
+	if (afd__hello_compare(&ours, said, refusal))
+		return 1;
+	if (said->first_layer < p->first_layer || said->n_held > p->n_layers ||
+	    said->first_layer - p->first_layer > p->n_layers - said->n_held) {
+		snprintf(value, sizeof(value), "%u from %u on held", p->n_layers, p->first_layer);
+		afd__hello_refuse(refusal, "layers", value, "%u from %u on wanted", said->n_held, said->first_layer);
+		return 1;
+	}
+	if (!said->lanes || said->lanes > AFD_MAX_LANES)
+		return refuse_number(refusal, "lanes", AFD_MAX_LANES, said->lanes);
+	if (!said->max_rows)
+		return refuse_number(refusal, "max_rows", p->max_rows, said->max_rows);
+	if (!is_wire_dtype(said->to_ffn_dtype) || (p->to_ffn_dtype && said->to_ffn_dtype != (uint32_t)p->to_ffn_dtype))
+		return refuse_dtype(refusal, "to_ffn_dtype", p->to_ffn_dtype, said->to_ffn_dtype);
+	if (!is_wire_dtype(said->to_attention_dtype) ||
+	    (p->to_attention_dtype && said->to_attention_dtype != (uint32_t)p->to_attention_dtype))
+		return refuse_dtype(refusal, "to_attention_dtype", p->to_attention_dtype, said->to_attention_dtype);
+	if (said->gate != AFD_GATE_ATTENTION && said->gate != AFD_GATE_FFN)
+		return refuse_number(refusal, "gate", AFD_GATE_FFN, said->gate);
+	return 0;
+}
+
+/* Attention side: 1 when the welcome is not one that we can use. */
+static int judge_welcome(const afd_transport *net, const struct afd__hello *said, struct afd__hello *refusal)
+{
+	const struct afd_transport_params *p = &net->params;
+	struct afd__hello ours;
+
+	if (judge_version(said, AFD__WELCOME, refusal))
+		return 1;
+	state_ours(net, &ours, AFD__HELLO);
+	if (said->role != AFD_ROLE_FFN)
+		return refuse_number(refusal, "role of a peer that listens", AFD_ROLE_FFN, said->role);
+	if (afd__hello_compare(&ours, said, refusal))
+		return 1;
+	if (said->lanes != p->lanes)
+		return refuse_number(refusal, "lanes", p->lanes, said->lanes);
+	if (!said->max_rows || said->max_rows > p->max_rows)
+		return refuse_number(refusal, "max_rows", p->max_rows, said->max_rows);
+	if (said->to_ffn_dtype != (uint32_t)p->to_ffn_dtype)
+		return refuse_dtype(refusal, "to_ffn_dtype", p->to_ffn_dtype, said->to_ffn_dtype);
+	if (said->to_attention_dtype != (uint32_t)p->to_attention_dtype)
+		return refuse_dtype(refusal, "to_attention_dtype", p->to_attention_dtype, said->to_attention_dtype);
+	return 0;
+}
+
+/* ---- the FFN side ---- */
+
+static void drop_pending(struct afd__link *link)
+{
+	afd_transport *net = link->net;
+	uint32_t i = 0;
+
+	while (i < net->n_pending && net->pending[i] != link)
+		i++;
+	memmove(&net->pending[i], &net->pending[i + 1], (net->n_pending - i - 1) * sizeof(net->pending[0]));
+	net->n_pending--;
+}
+
+static void end_pending(struct afd__link *link)
+{
+	drop_pending(link);
+	if (link->index != UINT32_MAX)
+		link->net->links[link->index] = NULL;
+	afd__link_destroy(link);
+}
+
+static void refuse(struct afd__link *link, const struct afd__hello *refusal)
+{
+	warn(link->net, "peer %s refused: %s is %s there, %s here%s%s", link->name, refusal->field, refusal->refused_value,
+	     refusal->refuser_value, refusal->text[0] ? ": " : "", refusal->text);
+	say(link, refusal, AFD__LINK_REFUSING);
+}
+
+/* A place among the joined; 0 when all are taken. */
+static int reserve_index(struct afd__link *link)
+{
+	afd_transport *net = link->net;
+
+	for (uint32_t i = 0; i < net->max_links; i++) {
+		if (net->links[i])
+			continue;
+		net->links[i] = link;
+		link->index = i;
+		return 1;
+	}
+	return 0;
+}
+
+static int answer_hello(struct afd__link *link)
+{
+	afd_transport *net = link->net;
+	struct afd__hello reply;
+	int rc = receive_message(link);
+
+	if (rc != 1)
+		return rc;
+	if (judge_hello(net, link->said, &reply)) {
+		refuse(link, &reply);
+		return 1;
+	}
+	if (net->draining || !reserve_index(link)) {
+		afd__hello_refuse(&reply, net->draining ? "state" : "max_peers", "", "%s", "one more");
+		snprintf(reply.refuser_value, sizeof(reply.refuser_value), net->draining ? "draining" : "%u", net->max_links);
+		refuse(link, &reply);
+		return 1;
+	}
+	state_ours(net, &reply, AFD__WELCOME);
+	reply.lanes = link->said->lanes;
+	reply.to_ffn_dtype = link->said->to_ffn_dtype;
+	reply.to_attention_dtype = link->said->to_attention_dtype;
+	reply.gate = link->said->gate;
+	if (reply.max_rows > link->said->max_rows)
+		reply.max_rows = link->said->max_rows;
+	link->said->max_rows = reply.max_rows;
+	keep_said(link);
+	say(link, &reply, AFD__LINK_WELCOME);
+	return 1;
+}
+
+static int take_ready(struct afd__link *link, uint64_t now)
+{
+	int rc = receive_message(link);
+
+	if (rc != 1)
+		return rc;
+	if (link->said->kind == AFD__REFUSAL)
+		return afd__error(-EPROTO, "the attention peer refuses: %s is %s there, %s here", link->said->field,
+				  link->said->refuser_value, link->said->refused_value);
+	if (link->said->kind != AFD__READY)
+		return afd__error(-EPROTO, "handshake: message kind is %u, must be %d", link->said->kind, AFD__READY);
+	drop_pending(link);
+	afd__link_joined(link, now);
+	return 1;
+}
+
+/* 1: moved on; 0: not now; negative: over. */
+static int advance_ffn(struct afd__link *link, uint64_t now)
+{
+	int rc;
+
+	switch (link->phase) {
+	case AFD__LINK_HELLO:
+		return answer_hello(link);
+	case AFD__LINK_WELCOME:
+		rc = send_message(link);
+		if (rc == 1)
+			link->phase = AFD__LINK_BINDING;
+		return rc;
+	case AFD__LINK_BINDING:
+		rc = bind_slots(link, 1);
+		if (rc == 1)
+			link->phase = AFD__LINK_READY;
+		return rc;
+	case AFD__LINK_READY:
+		return take_ready(link, now);
+	case AFD__LINK_REFUSING:
+		rc = send_message(link);
+		/* Told and done; the warning has been written when it was refused. */
+		return rc == 1 ? -ECANCELED : rc;
+	default:
+		return 0;
+	}
+}
+
+/* 1 when it moved; the link may be gone then. */
+static int move_pending(struct afd__link *link, uint64_t now)
+{
+	int rc = 1, moved = 0;
+
+	/* One that says nothing costs nothing: no system call until its socket has an event. */
+	while (link->stirred && link->phase != AFD__LINK_JOINED && rc == 1) {
+		rc = advance_ffn(link, now);
+		moved |= rc == 1;
+	}
+	link->stirred = false;
+	if (link->phase == AFD__LINK_JOINED)
+		return 1;
+	if (rc >= 0 && now - link->since_ns > AFD__HANDSHAKE_MS * MS)
+		rc = afd__error(-ETIMEDOUT, "the handshake was not done in %d ms", AFD__HANDSHAKE_MS);
+	if (rc >= 0)
+		return moved;
+	if (link->phase != AFD__LINK_REFUSING)
+		warn(link->net, "peer %s did not join: %s", link->name, afd_last_error());
+	end_pending(link);
+	return 1;
+}
+
+static void evict(afd_transport *net)
+{
+	struct afd__link *victim = net->pending[0];
+
+	for (uint32_t i = 0; i < net->n_pending; i++) {
+		if (net->pending[i]->phase == AFD__LINK_HELLO) {
+			victim = net->pending[i];
+			break;
+		}
+	}
+	warn(net, "peer %s refused: %d handshakes are under way, and it is the oldest that is silent", victim->name,
+	     AFD__PENDING_MAX);
+	end_pending(victim);
+}
+
+static int accept_one(afd_transport *net, struct afd__listener *ln, uint64_t now)
+{
+	struct afd__link *link = afd__link_create(net, NULL);
+	int rc;
+
+	if (!link)
+		return -ENOMEM;
+	link->wire.ops = ln->ops;
+	rc = ln->ops->accept(ln, &link->wire);
+	if (rc != 1) {
+		afd__link_destroy(link);
+		return rc;
+	}
+	link->open = true;
+	link->number = ++net->n_accepted;
+	link->phase = AFD__LINK_HELLO;
+	link->since_ns = now;
+	link->stirred = true;
+	snprintf(link->name, sizeof(link->name), "%.100s#%llu", ln->address, (unsigned long long)link->number);
+	if (net->n_pending == AFD__PENDING_MAX)
+		evict(net);
+	net->pending[net->n_pending++] = link;
+	return 1;
+}
+
+static int accept_all(afd_transport *net, uint64_t now)
+{
+	int rc, moved = 0;
+
+	if (!net->listeners_stirred && (!net->accept_again_ns || now < net->accept_again_ns))
+		return 0;
+	net->listeners_stirred = false;
+	net->accept_again_ns = 0;
+	for (uint32_t i = 0; i < net->n_listeners; i++) {
+		struct afd__listener *ln = &net->listeners[i];
+
+		rc = 1;
+		for (int n = 0; n < ACCEPTS_PER_ROUND && rc == 1; n++) {
+			rc = accept_one(net, ln, now);
+			moved |= rc == 1;
+		}
+		if (rc == 1 || rc == -EACCES)
+			net->listeners_stirred = true;
+		if (rc < 0)
+			warn(net, "%s: %s", ln->address, afd_last_error());
+		/* Out of descriptors or memory: looking again at once would only spin. */
+		if (rc < 0 && rc != -EACCES)
+			net->accept_again_ns = now + ACCEPT_AGAIN_MS * MS;
+	}
+	return moved | net->listeners_stirred;
+}
+
+/* ---- the attention side ---- */
+
+static int connect_link(struct afd__link *link, uint64_t now)
+{
+	const struct afd__address *address = &link->net->addresses[link->index];
+	struct afd__hello hello;
+	int rc;
+
+	if (link->phase == AFD__LINK_IDLE && now < link->retry_ns)
+		return 0;
+	rc = link->wire.ops->connect(&link->wire, address->name);
+	if (rc == 0)
+		link->phase = AFD__LINK_CONNECTING;
+	if (rc != 1)
+		return rc;
+	link->open = true;
+	state_ours(link->net, &hello, AFD__HELLO);
+	say(link, &hello, AFD__LINK_HELLO);
+	return 1;
+}
+
+static int take_welcome(struct afd__link *link)
+{
+	const struct afd__hello *said = link->said;
+	struct afd__hello refusal;
+	int rc = receive_message(link);
+
+	if (rc != 1)
+		return rc;
+	if (said->kind == AFD__REFUSAL && said->wire_version == AFD__WIRE_VERSION)
+		return afd__error(-EPROTO, "refused by the FFN peer: %s is %s there, %s here%s%s", said->field,
+				  said->refuser_value, said->refused_value, said->text[0] ? ": " : "", said->text);
+	if (judge_welcome(link->net, said, &refusal)) {
+		link->message_bytes = afd__hello_encode(link->message, AFD__HELLO_MAX, &refusal);
+		send_message(link);
+		return afd__error(-EPROTO, "the FFN peer disagrees: %s is %s there, %s here", refusal.field,
+				  refusal.refused_value, refusal.refuser_value);
+	}
+	keep_said(link);
+	link->phase = AFD__LINK_BINDING;
+	return 1;
+}
+
+static int advance_attention(struct afd__link *link, uint64_t now)
+{
+	struct afd__hello ready = { .kind = AFD__READY, .wire_version = AFD__WIRE_VERSION };
+	int rc;
+
+	switch (link->phase) {
+	case AFD__LINK_IDLE:
+	case AFD__LINK_CONNECTING:
+		return connect_link(link, now);
+	case AFD__LINK_HELLO:
+		rc = send_message(link);
+		if (rc == 1)
+			link->phase = AFD__LINK_WELCOME;
+		return rc;
+	case AFD__LINK_WELCOME:
+		return take_welcome(link);
+	case AFD__LINK_BINDING:
+		rc = bind_slots(link, 0);
+		if (rc == 1)
+			say(link, &ready, AFD__LINK_READY);
+		return rc;
+	case AFD__LINK_READY:
+		rc = send_message(link);
+		if (rc == 1)
+			afd__link_joined(link, now);
+		return rc;
+	default:
+		return 0;
+	}
+}
+
+/* A server that is not up, or that went away before we had joined, is tried again until the time is over. */
+static bool is_tried_again(int rc)
+{
+	return rc == -ECONNREFUSED || rc == -ECONNRESET;
+}
+
+static void retry(struct afd__link *link, uint64_t now)
+{
+	afd__error_save(link->error_text, sizeof(link->error_text));
+	if (link->open)
+		link->wire.ops->close(&link->wire);
+	link->open = false;
+	link->wire.error = 0;
+	link->phase = AFD__LINK_IDLE;
+	link->retry_ns = now + AFD__RETRY_MS * MS;
+}
+
+static int move_connecting(struct afd__link *link, uint64_t now)
+{
+	afd_transport *net = link->net;
+	int rc, moved = 0;
+
+	if (link->phase >= AFD__LINK_JOINED)
+		return 0;
+	do {
+		rc = advance_attention(link, now);
+		moved |= rc == 1;
+	} while (rc == 1 && link->phase != AFD__LINK_JOINED);
+	if (link->phase == AFD__LINK_JOINED)
+		return 1;
+	if (is_tried_again(rc)) {
+		retry(link, now);
+		rc = 0;
+	}
+	if (!rc && now - net->created_ns > net->params.connect_timeout_ms * MS)
+		rc = afd__error(-ETIMEDOUT, "no FFN peer joined within %u ms%s%s", net->params.connect_timeout_ms,
+				link->error_text[0] ? ": " : "", link->error_text);
+	if (rc < 0) {
+		afd__link_fail(link, rc);
+		moved = 1;
+	}
+	return moved;
+}
+
+/* ---- both ---- */
+
+int afd__handshake_round(afd_transport *net, uint64_t now)
+{
+	int moved = 0;
+
+	if (net->attention) {
+		for (uint32_t i = 0; i < net->max_links; i++)
+			moved |= move_connecting(net->links[i], now);
+		return moved;
+	}
+	moved = accept_all(net, now);
+	for (uint32_t i = 0; i < net->n_pending;) {
+		struct afd__link *link = net->pending[i];
+
+		moved |= move_pending(link, now);
+		i += i < net->n_pending && net->pending[i] == link;
+	}
+	return moved;
+}
+
+uint64_t afd__handshake_timer(const afd_transport *net)
+{
+	uint64_t next = net->accept_again_ns ? net->accept_again_ns : UINT64_MAX, at;
+
+	for (uint32_t i = 0; net->attention && i < net->max_links; i++) {
+		const struct afd__link *link = net->links[i];
+
+		if (link->phase >= AFD__LINK_JOINED)
+			continue;
+		at = net->created_ns + net->params.connect_timeout_ms * MS;
+		if (link->phase == AFD__LINK_IDLE && link->retry_ns < at)
+			at = link->retry_ns;
+		if (at < next)
+			next = at;
+	}
+	/* The oldest stands first. */
+	if (net->n_pending && net->pending[0]->since_ns + AFD__HANDSHAKE_MS * MS < next)
+		next = net->pending[0]->since_ns + AFD__HANDSHAKE_MS * MS;
+	return next;
+}
+
+void afd__handshake_missing(const afd_transport *net, char *text, size_t capacity)
+{
+	size_t at = 0;
+
+	text[0] = '\0';
+	for (uint32_t i = 0; i < net->max_links && at < capacity; i++) {
+		const struct afd__link *link = net->links[i];
+
+		if (!link || link->phase >= AFD__LINK_JOINED)
+			continue;
+		at += (size_t)snprintf(text + at, capacity - at, "%s%s%s%s%s", at ? ", " : "", link->name,
+				       link->error_text[0] ? " (" : "", link->error_text, link->error_text[0] ? ")" : "");
+	}
+}

@@ -1,0 +1,183 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * A host's own attention over the exchange: frames from and to its memory, converted to and from the wire dtype by the CPU's
+ * kernel, so that the bits are those of the attention stage. The host is a stage like ours: it uses the same frame_io, whose
+ * fills and drains are done when they return.
+ */
+#include <string.h>
+
+#include "../../kernels/cpu/kernels.h"
+#include "net.h"
+
+/* ---- frame_io on host memory ---- */
+
+static void convert(const afd_transport *net, const void *src, size_t src_stride, int32_t src_dtype, void *dst,
+		    size_t dst_stride, int32_t dst_dtype, uint32_t n_rows)
+{
+	struct afd__convert_args args = {
+		.src = src, .dst = dst, .src_stride = src_stride, .dst_stride = dst_stride, .n_rows = n_rows,
+		.width = net->contract.hidden_size, .src_dtype = src_dtype, .dst_dtype = dst_dtype,
+	};
+
+	afd__cpu_kernels(net->ctx->isa)->convert(&args, 0, n_rows);
+}
+
+static int host_fill(void *user, uint32_t lane, uint32_t row0, uint32_t n_rows, void *slot)
+{
+	afd_transport *net = user;
+	const struct afd_frame *frame = &net->host[lane];
+	size_t wire_bytes = net->contract.hidden_size * afd_dtype_bytes(net->params.to_ffn_dtype);
+
+	convert(net, (const uint8_t *)frame->x + row0 * frame->x_row_bytes, frame->x_row_bytes, frame->x_dtype, slot, wire_bytes,
+		net->params.to_ffn_dtype, n_rows);
+	return 1;
+}
+
+static int host_drain(void *user, uint32_t lane, uint32_t row0, uint32_t n_rows, const void *slot, uint32_t shard)
+{
+	afd_transport *net = user;
+	const struct afd_frame *frame = &net->host[lane];
+	size_t wire_bytes = net->contract.hidden_size * afd_dtype_bytes(net->params.to_attention_dtype);
+
+	convert(net, slot, wire_bytes, net->params.to_attention_dtype, (uint8_t *)frame->y + row0 * frame->y_row_bytes,
+		frame->y_row_bytes, frame->y_dtype, n_rows);
+	return 1;
+}
+
+static int host_done(void *user, uint32_t lane)
+{
+	return 1;
+}
+
+/* ---- checks ---- */
+
+static int check_host(const afd_transport *net)
+{
+	int rc = afd__net_check(net);
+
+	if (!rc && !net->attention)
+		rc = afd__error(-EINVAL, "transport: made to listen, frames are sent by the attention side");
+	if (!rc && net->owner)
+		rc = afd__error(-EBUSY, "transport: a stage has it");
+	return rc;
+}
+
+static int check_memory(const afd_transport *net, const char *what, const void *memory, int32_t *dtype, size_t *row_bytes)
+{
+	size_t least;
+
+	if (!*dtype)
+		*dtype = AFD_DTYPE_F32;
+	if (*dtype < AFD_DTYPE_F32 || *dtype > AFD_DTYPE_F16)
+		return afd__error(-EINVAL, "frame: %s_dtype is %d, limit %d", what, *dtype, AFD_DTYPE_F16);
+	if (!memory)
+		return afd__error(-EINVAL, "frame: %s is NULL", what);
+	least = net->contract.hidden_size * afd_dtype_bytes(*dtype);
+	if (!*row_bytes)
+		*row_bytes = least;
+	if (*row_bytes < least || *row_bytes % afd_dtype_bytes(*dtype))
+		return afd__error(-EINVAL, "frame: %s_row_bytes is %zu, must be a multiple of %zu, at least %zu", what, *row_bytes,
+				  afd_dtype_bytes(*dtype), least);
+	return 0;
+}
+
+static int check_frame(const afd_transport *net, struct afd_frame *frame)
+{
+	int rc;
+
+	if (frame->lane < 0 || (uint32_t)frame->lane >= net->params.lanes)
+		return afd__error(-EINVAL, "frame: lane is %d, limit %u", frame->lane, net->params.lanes - 1);
+	if (frame->layer < 0 || (uint32_t)frame->layer >= net->contract.n_layers)
+		return afd__error(-EINVAL, "frame: layer is %d, limit %u", frame->layer, net->contract.n_layers - 1);
+	if (frame->_pad)
+		return afd__error(-EINVAL, "frame: _pad is %u, must be 0", frame->_pad);
+	if (!net->step_open)
+		return afd__error(-EINVAL, "frame: no step is open");
+	if (!frame->n_rows)
+		return 0;
+	rc = check_memory(net, "x", frame->x, &frame->x_dtype, &frame->x_row_bytes);
+	if (!rc)
+		rc = check_memory(net, "y", frame->y, &frame->y_dtype, &frame->y_row_bytes);
+	if (!rc && frame->x == frame->y && (frame->x_dtype != frame->y_dtype || frame->x_row_bytes != frame->y_row_bytes))
+		rc = afd__error(-EINVAL, "frame: x and y share memory, but not dtype and row bytes");
+	return rc;
+}
+
+/* ---- what hosts call ---- */
+
+int afd_transport_begin(afd_transport *net, const struct afd_step_params *params)
+{
+	int rc = check_host(net);
+
+	if (!rc && !params)
+		rc = afd__error(-EINVAL, "step params: NULL");
+	return rc ? rc : afd__exchange_begin(net, params);
+}
+
+/* Also a stage's way to give its own step up, so the owner is not asked. */
+int afd_transport_cancel(afd_transport *net)
+{
+	int rc = afd__net_check(net);
+
+	return rc ? rc : afd__exchange_cancel(net);
+}
+
+int afd_transport_dispatch(afd_transport *net, const struct afd_frame *given)
+{
+	struct afd__frame_io io = { .fill = host_fill, .filled = host_done, .drain = host_drain, .drained = host_done, .user = net };
+	struct afd_frame frame;
+	uint32_t lane;
+	int rc = check_host(net);
+
+	if (!rc && !given)
+		rc = afd__error(-EINVAL, "frame: NULL");
+	if (!rc)
+		rc = afd__params_copy(&frame, sizeof(frame), given, "frame");
+	if (!rc)
+		rc = check_frame(net, &frame);
+	if (rc)
+		return rc;
+	lane = (uint32_t)frame.lane;
+	if (net->frames[lane].active)
+		return afd__error(-EBUSY, "frame: lane %u has one out, at layer %u", lane, net->frames[lane].layer);
+	net->host[lane] = frame;
+	if (!frame.n_rows)
+		return afd__frames_clear(net, lane);
+	rc = afd__exchange_send(net, lane, (uint32_t)frame.layer, frame.n_rows, &io);
+	/* The first parts leave now; a link that fails here is reported by _collect. */
+	if (!rc)
+		afd__net_move(net);
+	return rc;
+}
+
+int afd_transport_collect(afd_transport *net, int32_t lane)
+{
+	int rc = check_host(net), done;
+
+	if (!rc && (lane < 0 || (uint32_t)lane >= net->params.lanes))
+		rc = afd__error(-EINVAL, "frame: lane is %d, limit %u", lane, net->params.lanes - 1);
+	if (rc)
+		return rc;
+	/* Until nothing moves, so that after 0 the descriptor tells when to come again. */
+	do {
+		done = afd__exchange_done(net, (uint32_t)lane);
+		if (done)
+			return done;
+		rc = afd__net_move(net);
+	} while (rc == 1);
+	if (rc < 0)
+		return rc;
+	return afd__exchange_done(net, (uint32_t)lane);
+}
+
+int afd_transport_exchange(afd_transport *net, const struct afd_frame *frame)
+{
+	int rc = afd_transport_dispatch(net, frame);
+
+	while (!rc) {
+		rc = afd_transport_collect(net, frame->lane);
+		if (!rc)
+			rc = afd__transport_sleep(net, -1, -1) < 0 ? -EIO : 0;
+	}
+	return rc < 0 ? rc : 0;
+}

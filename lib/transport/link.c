@@ -1,0 +1,374 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * A link: one peer and what crosses to and from it. Owns its slots' credits, the order of frames (sequence numbers), what
+ * silence means, and the first cause when it ends. A link that has failed stays failed; its slots stay mapped until
+ * nobody holds one.
+ */
+#include <assert.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "net.h"
+
+enum { MIN_SLOT_BYTES = 1024, COMPLETIONS = 16 };
+
+static const uint64_t MS = 1000000;
+
+struct afd__link *afd__link_create(afd_transport *net, const struct afd__address *address)
+{
+	struct afd__link *link = afd__alloc(net->ctx, 1, sizeof(*link));
+
+	if (!link)
+		return NULL;
+	link->tag.kind = AFD__TAG_WIRE;
+	link->net = net;
+	link->index = UINT32_MAX;
+	link->said = afd__alloc(net->ctx, 1, sizeof(*link->said));
+	link->message = afd__alloc(net->ctx, 1, AFD__HELLO_MAX);
+	if (!link->said || !link->message) {
+		afd__link_destroy(link);
+		return NULL;
+	}
+	link->wire = (struct afd__wire){ .ctx = net->ctx, .epoll_fd = net->epoll_fd, .tag = &link->tag };
+	if (address) {
+		link->wire.ops = address->ops;
+		snprintf(link->name, sizeof(link->name), "%s", address->text);
+	}
+	return link;
+}
+
+void afd__link_destroy(struct afd__link *link)
+{
+	if (!link)
+		return;
+	if (link->open)
+		link->wire.ops->close(&link->wire);
+	afd__free(link->said);
+	afd__free(link->message);
+	afd__free(link);
+}
+
+void afd__link_geometry(const struct afd__link *link, uint32_t hidden_size, struct afd__wire_slots *geometry)
+{
+	size_t x = afd__wire_rows_bytes(link->max_rows, hidden_size, link->to_ffn_dtype);
+	size_t y = afd__wire_rows_bytes(link->max_rows, hidden_size, link->to_attention_dtype);
+	size_t bytes = AFD__HEADER_BYTES + (x > y ? x : y);
+
+	/* A reply that has no rows brings a text instead. */
+	if (bytes < MIN_SLOT_BYTES)
+		bytes = MIN_SLOT_BYTES;
+	geometry->n_control = AFD__N_CONTROL;
+	geometry->n_slots = AFD__N_CONTROL + AFD__SLOTS_PER_LANE * link->lanes;
+	geometry->control_bytes = AFD__CONTROL_BYTES;
+	geometry->slot_bytes = (bytes + 63) / 64 * 64;
+}
+
+void afd__link_joined(struct afd__link *link, uint64_t now)
+{
+	link->phase = AFD__LINK_JOINED;
+	link->control_free = (1u << AFD__N_CONTROL) - 1;
+	link->heard_ns = link->spoke_ns = link->quiet_ns = now;
+	for (uint32_t i = 0; i < AFD__N_ROW_SLOTS; i++) {
+		link->in[i].link = link;
+		link->in[i].slot = AFD__N_CONTROL + i;
+	}
+	link->net->n_joined++;
+	afd__peers_joined(link);
+}
+
+/* ---- the end ---- */
+
+int afd__link_error(const struct afd__link *link)
+{
+	return afd__error(link->error, "%s", link->error_text);
+}
+
+static void end_link(struct afd__link *link, enum afd__link_phase phase)
+{
+	bool joined = link->phase == AFD__LINK_JOINED;
+	afd_transport *net = link->net;
+
+	link->phase = phase;
+	if (link->open)
+		link->wire.ops->shut(&link->wire);
+	if (!joined)
+		return;
+	net->n_joined--;
+	afd__peers_gone(link);
+	if (net->attention)
+		afd__frames_lost(link);
+	else
+		afd__parts_lost(link);
+}
+
+static void keep_cause(struct afd__link *link, int rc)
+{
+	afd_transport *net = link->net;
+
+	link->error = rc;
+	afd__error_save(link->error_text, sizeof(link->error_text));
+	if (net->attention && !net->error) {
+		net->error = rc;
+		memcpy(net->error_text, link->error_text, sizeof(net->error_text));
+	}
+}
+
+void afd__link_fail(struct afd__link *link, int rc)
+{
+	afd_transport *net = link->net;
+
+	assert(rc < 0);
+	if (link->error)
+		return;
+	keep_cause(link, afd__error_prefix(rc, "link %s", link->name));
+	if (link->phase == AFD__LINK_JOINED) {
+		afd__log(net->ctx, AFD_LOG_WARN, "peer lost: %s", link->error_text);
+		afd__metric_count(net->lost_metric, 1);
+	}
+	end_link(link, AFD__LINK_LOST);
+}
+
+void afd__link_leave(struct afd__link *link, const char *text)
+{
+	if (link->error)
+		return;
+	keep_cause(link, afd__error(-ECONNRESET, "link %s: the %s peer has left%s%s", link->name,
+				    link->net->attention ? "FFN" : "attention", text[0] ? ": " : "", text));
+	afd__log(link->net->ctx, AFD_LOG_INFO, "peer left: %s", link->name);
+	end_link(link, AFD__LINK_LEFT);
+}
+
+/* ---- control frames ---- */
+
+int afd__link_control(struct afd__link *link, uint32_t type, const void *payload, size_t bytes)
+{
+	struct afd__header h = { .header_bytes = AFD__HEADER_BYTES, .kind = AFD__FRAME_CONTROL, .type = (uint8_t)type,
+				 .sequence = link->sequence_out + 1, .step = (uint32_t)link->net->step };
+	uint64_t now = afd__now_ns();
+	uint8_t *memory;
+	uint32_t slot;
+	int rc;
+
+	assert(bytes <= AFD__CONTROL_BYTES - AFD__HEADER_BYTES);
+	if (!link->control_free)
+		return 0;
+	slot = (uint32_t)__builtin_ctz(link->control_free);
+	memory = link->wire.ops->send_slot(&link->wire, slot);
+	h.stamp_ns = now;
+	afd__wire_encode(memory, &h);
+	if (bytes)
+		memcpy(memory + AFD__HEADER_BYTES, payload, bytes);
+	rc = link->wire.ops->post_send(&link->wire, slot, (uint32_t)(AFD__HEADER_BYTES + bytes));
+	if (rc == -EAGAIN)
+		return 0;
+	if (rc < 0) {
+		afd__link_fail(link, rc);
+		return rc;
+	}
+	link->control_free &= ~(1u << slot);
+	link->sequence_out++;
+	link->spoke_ns = now;
+	return 1;
+}
+
+int afd__link_goodbye(struct afd__link *link, uint32_t reason, const char *text)
+{
+	uint8_t payload[AFD__GOODBYE_BYTES + AFD__TEXT_MAX];
+	size_t bytes;
+	int rc;
+
+	if (link->goodbye_said && reason == AFD__GOODBYE_DRAIN)
+		return 1;
+	bytes = afd__wire_encode_goodbye(payload, reason, text);
+	rc = afd__link_control(link, AFD__GOODBYE, payload, bytes);
+	link->goodbye_said |= rc == 1;
+	return rc;
+}
+
+/* An FFN peer that takes no new frames still answers those that it has. */
+static int take_goodbye(struct afd__link *link, const void *payload, size_t bytes)
+{
+	char text[AFD__TEXT_MAX];
+	uint32_t reason;
+	int rc = afd__wire_decode_goodbye(&reason, text, payload, bytes);
+
+	if (rc)
+		return rc;
+	for (char *c = text; *c; c++) {
+		if (*c < ' ' || *c > '~')
+			*c = '?';
+	}
+	if (reason == AFD__GOODBYE_DRAIN && link->net->attention && link->n_owed)
+		link->leaving = true;
+	else
+		afd__link_leave(link, text);
+	return 0;
+}
+
+static int take_control(struct afd__link *link, uint32_t slot, const struct afd__header *h, size_t bytes, uint64_t now)
+{
+	uint8_t payload[AFD__CONTROL_BYTES];
+	size_t payload_bytes = bytes - h->header_bytes;
+	int rc;
+
+	if (slot >= AFD__N_CONTROL)
+		return afd__error(-EPROTO, "a control frame came in slot %u, which is for rows", slot);
+	if (payload_bytes > sizeof(payload))
+		return afd__error(-EPROTO, "control frame: %zu bytes of payload, limit %zu", payload_bytes, sizeof(payload));
+	memcpy(payload, (const uint8_t *)link->wire.ops->receive_slot(&link->wire, slot) + h->header_bytes, payload_bytes);
+	rc = link->wire.ops->post_receive(&link->wire, slot);
+	if (rc)
+		return rc;
+	switch (h->type) {
+	case AFD__BEAT:
+		return 0;
+	case AFD__GOODBYE:
+		return take_goodbye(link, payload, payload_bytes);
+	default:
+		if (link->net->attention)
+			return afd__error(-EPROTO, "control frame: type %u is not for the attention side", h->type);
+		return afd__parts_control(link, h, payload, payload_bytes, now);
+	}
+}
+
+/* ---- what came ---- */
+
+/* Requests and control frames count up by one; a reply says which request it answers instead (frames.c checks it). */
+static int check_sequence(struct afd__link *link, const struct afd__header *h)
+{
+	if (h->kind == AFD__FRAME_ROWS && h->type == AFD__ROWS_Y)
+		return 0;
+	if (h->sequence != link->sequence_in + 1)
+		return afd__error(-EPROTO, "frame: sequence is %llu, must be %llu: a frame was lost or came twice",
+				  (unsigned long long)h->sequence, (unsigned long long)(link->sequence_in + 1));
+	link->sequence_in++;
+	return 0;
+}
+
+static int take_frame(struct afd__link *link, uint32_t slot, uint32_t bytes, uint64_t now)
+{
+	uint8_t copy[AFD__HEADER_BYTES];
+	struct afd__header h;
+	int rc;
+
+	/* The peer may still write there: what is checked is what is used. */
+	memcpy(copy, link->wire.ops->receive_slot(&link->wire, slot), bytes < sizeof(copy) ? bytes : sizeof(copy));
+	rc = afd__wire_decode(&h, copy, bytes);
+	if (!rc)
+		rc = check_sequence(link, &h);
+	if (rc)
+		return rc;
+	link->heard_ns = link->quiet_ns = now;
+	if (h.kind == AFD__FRAME_CONTROL)
+		return take_control(link, slot, &h, bytes, now);
+	if (slot < AFD__N_CONTROL)
+		return afd__error(-EPROTO, "a frame of rows came in slot %u, which is for control", slot);
+	return link->net->attention ? afd__frames_take(link, slot, &h, bytes, now) :
+				      afd__parts_take(link, slot, &h, bytes, now);
+}
+
+static int complete(struct afd__link *link, const struct afd__completion *done, uint64_t now)
+{
+	if (done->kind == AFD__RECEIVED)
+		return take_frame(link, done->slot, done->bytes, now);
+	if (done->slot < AFD__N_CONTROL)
+		link->control_free |= 1u << done->slot;
+	else
+		link->out[done->slot - AFD__N_CONTROL].unsent = false;
+	return 0;
+}
+
+int afd__link_poll(struct afd__link *link, uint64_t now)
+{
+	struct afd__completion done[COMPLETIONS];
+	int n, rc, moved = 0;
+
+	do {
+		n = link->wire.ops->poll(&link->wire, done, COMPLETIONS);
+		if (n < 0)
+			afd__link_fail(link, n);
+		for (int i = 0; i < n && link->phase == AFD__LINK_JOINED; i++) {
+			rc = complete(link, &done[i], now);
+			if (rc < 0)
+				afd__link_fail(link, rc);
+		}
+		moved |= n != 0;
+	} while (n == COMPLETIONS && link->phase == AFD__LINK_JOINED);
+	return moved;
+}
+
+/* ---- time ---- */
+
+static uint64_t deadline_of(const struct afd__link *link)
+{
+	return link->quiet_ns + link->net->params.deadline_ms * MS;
+}
+
+/* The part that has waited longest, for the text. */
+static const struct afd__slot_out *oldest_owed(const struct afd__link *link)
+{
+	const struct afd__slot_out *oldest = NULL;
+
+	for (uint32_t i = 0; i < AFD__N_ROW_SLOTS; i++) {
+		if (link->out[i].state == AFD__SLOT_POSTED && (!oldest || link->out[i].sequence < oldest->sequence))
+			oldest = &link->out[i];
+	}
+	return oldest;
+}
+
+static int silence(struct afd__link *link, uint64_t now)
+{
+	const struct afd__slot_out *out = oldest_owed(link);
+
+	assert(out);
+	return afd__error(-ETIMEDOUT,
+			  "attention waited for the FFN peer: silent for %llu ms, limit %u, layer %u, lane %u, part %u of %u; "
+			  "last heard of %llu ms ago",
+			  (unsigned long long)((now - link->quiet_ns) / MS), link->net->params.deadline_ms, out->layer,
+			  out->lane, out->part + 1, out->n_parts, (unsigned long long)((now - link->heard_ns) / MS));
+}
+
+static int send_due(struct afd__link *link)
+{
+	uint8_t payload[AFD__STEP_OPEN_BYTES];
+	int moved = 0;
+
+	if (link->close_due) {
+		afd__wire_encode_close(payload, &link->step_close);
+		if (afd__link_control(link, AFD__STEP_CLOSE, payload, AFD__STEP_CLOSE_BYTES) != 1)
+			return 0;
+		link->close_due = false;
+		moved = 1;
+	}
+	if (link->open_due) {
+		afd__wire_encode_open(payload, &link->step_open);
+		if (afd__link_control(link, AFD__STEP_OPEN, payload, AFD__STEP_OPEN_BYTES) != 1)
+			return moved;
+		link->open_due = false;
+		moved = 1;
+	}
+	return moved;
+}
+
+int afd__link_timers(struct afd__link *link, uint64_t now)
+{
+	if (!link->net->attention)
+		return link->n_owed && now >= link->spoke_ns + AFD__BEAT_MS * MS &&
+		       afd__link_control(link, AFD__BEAT, NULL, 0) == 1;
+	if (link->leaving && !link->n_owed) {
+		afd__link_leave(link, "");
+		return 1;
+	}
+	if (link->n_owed && now >= deadline_of(link)) {
+		afd__link_fail(link, silence(link, now));
+		return 1;
+	}
+	return send_due(link);
+}
+
+uint64_t afd__link_next_timer(const struct afd__link *link)
+{
+	if (!link->n_owed)
+		return UINT64_MAX;
+	return link->net->attention ? deadline_of(link) : link->spoke_ns + AFD__BEAT_MS * MS;
+}

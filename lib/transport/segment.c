@@ -1,0 +1,229 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Layout: two flags, one for each end, a cache line apart; four rings (posted and returned, each way); then the slots, those
+ * of the accepting end first. Slots begin on pages, so that a device can map them one by one.
+ *
+ * A slot that was read is returned without waking the sender, unless it is a control slot: the sender of rows waits for
+ * the reply, and finds the slot returned when that comes.
+ */
+#include "segment.h"
+
+#include <assert.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+enum { LINE = 64, PAGE = 4096, RING_ENTRIES = AFD__SLOTS_MAX };
+
+struct flag { _Alignas(LINE) _Atomic uint32_t sleeps; };
+
+/* Everything is indexed by the end that writes it, but for flags: by the end that sleeps. 0: the accepting end. */
+struct head {
+	struct flag flags[2];
+	_Alignas(LINE) struct ring_entry posted[2][RING_ENTRIES];
+	_Alignas(LINE) struct ring_entry returned[2][RING_ENTRIES];
+};
+
+static size_t round_up(size_t bytes, size_t unit)
+{
+	return (bytes + unit - 1) / unit * unit;
+}
+
+size_t segment_head_bytes(void)
+{
+	return round_up(sizeof(struct head), PAGE);
+}
+
+static size_t control_span(const struct afd__wire_slots *g)
+{
+	return round_up(g->n_control * g->control_bytes, PAGE);
+}
+
+static size_t slot_span(const struct afd__wire_slots *g)
+{
+	return round_up(g->slot_bytes, PAGE);
+}
+
+static size_t direction_bytes(const struct afd__wire_slots *g)
+{
+	return control_span(g) + (g->n_slots - g->n_control) * slot_span(g);
+}
+
+int segment_bytes(const struct afd__wire_slots *g, size_t *bytes)
+{
+	size_t data, total;
+
+	if (!g->n_slots || g->n_slots > AFD__SLOTS_MAX || g->n_control > g->n_slots || !g->control_bytes ||
+	    g->control_bytes > PAGE || !g->slot_bytes || g->slot_bytes > UINT32_MAX - PAGE)
+		return afd__error(-EINVAL, "slots: %u of %zu bytes and %u of %zu bytes are out of range",
+				  g->n_slots - g->n_control, g->slot_bytes, g->n_control, g->control_bytes);
+	if (__builtin_mul_overflow((size_t)(g->n_slots - g->n_control), slot_span(g), &data) ||
+	    __builtin_add_overflow(data, control_span(g), &data) || __builtin_mul_overflow(data, (size_t)2, &total) ||
+	    __builtin_add_overflow(total, segment_head_bytes(), bytes))
+		return afd__error(-EINVAL, "slots: %u of %zu bytes overflow", g->n_slots, g->slot_bytes);
+	return 0;
+}
+
+static struct ring ring_at(struct ring_entry *entries)
+{
+	return (struct ring){ .entries = entries, .mask = RING_ENTRIES - 1 };
+}
+
+void segment_attach(struct segment_end *end, void *memory, const struct afd__wire_slots *geometry, int accepting,
+		    int peer_bell)
+{
+	struct head *head = memory;
+	int us = !accepting, peer = !us;
+
+	end->geometry = *geometry;
+	end->memory = memory;
+	end->accepting = accepting;
+	end->peer_bell = peer_bell;
+	end->sent = ring_at(head->posted[us]);
+	end->freed = ring_at(head->returned[us]);
+	end->received = ring_at(head->posted[peer]);
+	end->returned = ring_at(head->returned[peer]);
+	end->our_flag = &head->flags[us].sleeps;
+	end->peer_flag = &head->flags[peer].sleeps;
+	end->send_offset = segment_head_bytes() + (us ? direction_bytes(geometry) : 0);
+	end->receive_offset = segment_head_bytes() + (us ? 0 : direction_bytes(geometry));
+	for (uint32_t slot = 0; slot < geometry->n_slots; slot++) {
+		end->ours[slot] = true;
+		end->held[slot] = false;
+	}
+}
+
+static size_t slot_offset(const struct afd__wire_slots *g, uint32_t slot)
+{
+	assert(slot < g->n_slots);
+	if (slot < g->n_control)
+		return slot * g->control_bytes;
+	return control_span(g) + (slot - g->n_control) * slot_span(g);
+}
+
+static size_t slot_capacity(const struct afd__wire_slots *g, uint32_t slot)
+{
+	return slot < g->n_control ? g->control_bytes : g->slot_bytes;
+}
+
+void *segment_send_slot(struct segment_end *end, uint32_t slot)
+{
+	return end->memory + end->send_offset + slot_offset(&end->geometry, slot);
+}
+
+const void *segment_receive_slot(struct segment_end *end, uint32_t slot)
+{
+	return end->memory + end->receive_offset + slot_offset(&end->geometry, slot);
+}
+
+static void ring_doorbell(struct segment_end *end)
+{
+	/* An eventfd that is full has rung already, so a failure changes nothing. */
+	if (ring_wake(end->peer_flag))
+		eventfd_write(end->peer_bell, 1);
+}
+
+int segment_post_send(struct segment_end *end, uint32_t slot, uint32_t bytes)
+{
+	assert(bytes && bytes <= slot_capacity(&end->geometry, slot));
+	if (!end->ours[slot])
+		return -EAGAIN;
+	end->ours[slot] = false;
+	ring_write(&end->sent, (uint16_t)slot, bytes);
+	ring_doorbell(end);
+	return 0;
+}
+
+int segment_post_receive(struct segment_end *end, uint32_t slot)
+{
+	assert(end->held[slot]);
+	end->held[slot] = false;
+	ring_write(&end->freed, (uint16_t)slot, 0);
+	if (slot < end->geometry.n_control)
+		ring_doorbell(end);
+	return 0;
+}
+
+static int poll_returned(struct segment_end *end, struct afd__completion *out, int max)
+{
+	uint64_t bytes;
+	uint16_t slot;
+	int n = 0;
+
+	while (n < max && ring_read(&end->returned, &slot, &bytes)) {
+		if (slot >= end->geometry.n_slots || end->ours[slot]) {
+			end->returned.next--;
+			return n ? n : afd__error(-EPROTO, "the peer gave back slot %u, which it did not hold", slot);
+		}
+		end->ours[slot] = true;
+		out[n++] = (struct afd__completion){ .kind = AFD__SENT, .slot = slot };
+	}
+	return n;
+}
+
+static int received_error(const struct segment_end *end, uint32_t slot, uint64_t bytes)
+{
+	if (slot >= end->geometry.n_slots || end->held[slot])
+		return afd__error(-EPROTO, "the peer sent slot %u, which it did not have", slot);
+	return afd__error(-EPROTO, "the peer sent %llu bytes in slot %u, limit %zu", (unsigned long long)bytes, slot,
+			  slot_capacity(&end->geometry, slot));
+}
+
+static int poll_received(struct segment_end *end, struct afd__completion *out, int max)
+{
+	uint64_t bytes;
+	uint16_t slot;
+	int n = 0;
+
+	while (n < max && ring_read(&end->received, &slot, &bytes)) {
+		if (slot >= end->geometry.n_slots || end->held[slot] || !bytes ||
+		    bytes > slot_capacity(&end->geometry, slot)) {
+			/* The entry stays unread, so that the failure repeats after what came before it is reported. */
+			end->received.next--;
+			return n ? n : received_error(end, slot, bytes);
+		}
+		end->held[slot] = true;
+		out[n++] = (struct afd__completion){ .kind = AFD__RECEIVED, .slot = slot, .bytes = (uint32_t)bytes };
+	}
+	return n;
+}
+
+static void disarm(struct segment_end *end)
+{
+	if (!end->armed)
+		return;
+	end->armed = false;
+	ring_awake(end->our_flag);
+}
+
+static bool has_entry(const struct segment_end *end)
+{
+	return ring_ready(&end->received) || ring_ready(&end->returned);
+}
+
+int segment_poll(struct segment_end *end, struct afd__completion *out, int max)
+{
+	int n, m;
+
+	disarm(end);
+	n = poll_returned(end, out, max);
+	if (n < 0 || n == max)
+		return n;
+	m = poll_received(end, out + n, max - n);
+	return m < 0 && n ? n : n + m;
+}
+
+int segment_ready(struct segment_end *end)
+{
+	disarm(end);
+	return has_entry(end);
+}
+
+int segment_arm(struct segment_end *end)
+{
+	end->armed = true;
+	ring_sleep(end->our_flag);
+	if (!has_entry(end))
+		return 0;
+	disarm(end);
+	return 1;
+}

@@ -1,0 +1,339 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The life of a transport: params checked and defaults filled in, listeners opened or links prepared, and the end. All
+ * that does not depend on a peer is allocated here; a link's memory when it comes; nothing on the path of a row.
+ */
+#include <stdio.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <unistd.h>
+
+#include "net.h"
+#include "socket.h"
+
+enum { MAX_ROWS = 65536, MAX_PEERS = 1024, MAX_HIDDEN = 65536, MAX_ADDRESSES = 64 };
+enum { DEFAULT_ROWS = 512, DEFAULT_PEERS = 64, DEFAULT_DEADLINE_MS = 5000, DEFAULT_CONNECT_MS = 10000, DEFAULT_SPIN_US = 50 };
+static const uint64_t PART_BYTES_MAX = UINT64_C(1) << 31;
+
+/* ---- what was asked for ---- */
+
+static int check_range(const char *name, uint32_t value, uint32_t limit)
+{
+	if (value <= limit)
+		return 0;
+	return afd__error(-EINVAL, "transport: %s is %u, limit %u", name, value, limit);
+}
+
+static int check_dtype(const char *name, int32_t dtype)
+{
+	if (dtype == AFD_DTYPE_FP8)
+		return afd__error(-ENOTSUP, "transport: %s is fp8, this version has f32, bf16 and f16", name);
+	if (dtype < 0 || dtype > AFD_DTYPE_FP8)
+		return afd__error(-EINVAL, "transport: %s is %d, limit %d", name, dtype, AFD_DTYPE_FP8);
+	return 0;
+}
+
+static int check_sides(const struct afd_transport_params *p)
+{
+	if (!!p->n_listen == !!p->n_connect)
+		return afd__error(-EINVAL, "transport: n_listen is %u, n_connect is %u, exactly one must be set", p->n_listen,
+				  p->n_connect);
+	if ((p->n_listen && !p->listen) || (p->n_connect && !p->connect))
+		return afd__error(-EINVAL, "transport: %s is NULL beside a count", p->n_listen ? "listen" : "connect");
+	if (p->n_listen > MAX_ADDRESSES || p->n_connect > MAX_ADDRESSES)
+		return afd__error(-EINVAL, "transport: %u addresses, limit %d", p->n_listen + p->n_connect, MAX_ADDRESSES);
+	if (p->n_connect > 1)
+		return afd__error(-ENOTSUP, "transport: n_connect is %u, limit 1: replicas and shards come later", p->n_connect);
+	return 0;
+}
+
+static int check_params(const struct afd_transport_params *p)
+{
+	int rc = check_sides(p);
+
+	if (!rc)
+		rc = check_range("lanes", p->lanes, AFD_MAX_LANES);
+	if (!rc)
+		rc = check_range("max_rows", p->max_rows, MAX_ROWS);
+	if (!rc)
+		rc = check_range("max_peers", p->max_peers, MAX_PEERS);
+	if (!rc)
+		rc = check_dtype("to_ffn_dtype", p->to_ffn_dtype);
+	if (!rc)
+		rc = check_dtype("to_attention_dtype", p->to_attention_dtype);
+	if (!rc && (p->gate < 0 || p->gate > AFD_GATE_FFN))
+		rc = afd__error(-EINVAL, "transport: gate is %d, limit %d", p->gate, AFD_GATE_FFN);
+	if (!rc && p->_pad)
+		rc = afd__error(-EINVAL, "transport: _pad is %u, must be 0", p->_pad);
+	return rc;
+}
+
+static int check_kinds(const struct afd_contract *c)
+{
+	for (uint32_t i = 0; c->ffn_kinds && i < c->n_layers; i++) {
+		if (c->ffn_kinds[i] == AFD_FFN_MOE)
+			return afd__error(-ENOTSUP, "contract: layer %u has experts, this version has dense layers", i);
+		if (c->ffn_kinds[i] != AFD_FFN_DENSE)
+			return afd__error(-EINVAL, "contract: ffn_kinds[%u] is %u, limit %d", i, c->ffn_kinds[i], AFD_FFN_MOE);
+	}
+	return 0;
+}
+
+static int check_contract(const struct afd_contract *c)
+{
+	if (!c->hidden_size || c->hidden_size > MAX_HIDDEN)
+		return afd__error(-EINVAL, "contract: hidden_size is %u, must be 1 .. %d", c->hidden_size, MAX_HIDDEN);
+	if (!c->n_layers || c->n_layers > AFD__LAYERS_MAX)
+		return afd__error(-EINVAL, "contract: n_layers is %u, must be 1 .. %d", c->n_layers, AFD__LAYERS_MAX);
+	if (c->router < 0 || c->router > AFD_ROUTER_SIGMOID)
+		return afd__error(-EINVAL, "contract: router is %d, limit %d", c->router, AFD_ROUTER_SIGMOID);
+	if (c->router > AFD_ROUTER_NONE || c->n_experts || c->top_k)
+		return afd__error(-ENOTSUP, "contract: router is %d, n_experts is %u, top_k is %u, this version has dense layers",
+				  c->router, c->n_experts, c->top_k);
+	if (c->activation < 0 || c->activation > AFD_ACTIVATION_SILU)
+		return afd__error(-EINVAL, "contract: activation is %d, limit %d", c->activation, AFD_ACTIVATION_SILU);
+	if (c->dtype < 0 || c->dtype > AFD_DTYPE_FP8)
+		return afd__error(-EINVAL, "contract: dtype is %d, limit %d", c->dtype, AFD_DTYPE_FP8);
+	if (c->_pad)
+		return afd__error(-EINVAL, "contract: _pad is %u, must be 0", c->_pad);
+	return check_kinds(c);
+}
+
+static uint32_t or_default(uint32_t value, uint32_t fallback)
+{
+	return value ? value : fallback;
+}
+
+static void fill_contract(afd_transport *net, const struct afd_contract *given)
+{
+	net->contract = *given;
+	net->contract.ffn_kinds = net->ffn_kinds;
+	net->contract.router = AFD_ROUTER_NONE;
+	net->contract.activation = AFD_ACTIVATION_SILU;
+	if (!given->dtype)
+		net->contract.dtype = AFD_DTYPE_F32;
+	/* What is stored as fp8 crosses as bf16 unless the host says otherwise. */
+	if (given->dtype == AFD_DTYPE_FP8)
+		net->contract.dtype = AFD_DTYPE_BF16;
+	memset(net->ffn_kinds, AFD_FFN_DENSE, sizeof(net->ffn_kinds));
+}
+
+/* FFN side: dtypes of 0 stay, they accept what the peer asks for. */
+static int fill_params(afd_transport *net, const struct afd_transport_params *given)
+{
+	struct afd_transport_params *p = &net->params;
+	uint32_t n_layers = net->contract.n_layers;
+
+	*p = *given;
+	p->listen = p->connect = NULL;
+	p->lanes = or_default(p->lanes, 1);
+	p->max_rows = or_default(p->max_rows, DEFAULT_ROWS);
+	p->max_peers = or_default(p->max_peers, DEFAULT_PEERS);
+	p->deadline_ms = or_default(p->deadline_ms, DEFAULT_DEADLINE_MS);
+	p->connect_timeout_ms = or_default(p->connect_timeout_ms, DEFAULT_CONNECT_MS);
+	p->spin_us = or_default(p->spin_us, DEFAULT_SPIN_US);
+	p->gate = p->gate ? p->gate : AFD_GATE_ATTENTION;
+	if (net->attention) {
+		p->to_ffn_dtype = p->to_ffn_dtype ? p->to_ffn_dtype : net->contract.dtype;
+		p->to_attention_dtype = p->to_attention_dtype ? p->to_attention_dtype : net->contract.dtype;
+		p->first_layer = 0;
+		p->n_layers = n_layers;
+	}
+	if (p->first_layer >= n_layers || p->n_layers > n_layers - p->first_layer)
+		return afd__error(-EINVAL, "transport: layers held are %u from %u on, the contract has %u", p->n_layers,
+				  p->first_layer, n_layers);
+	p->n_layers = or_default(p->n_layers, n_layers - p->first_layer);
+	if ((uint64_t)p->max_rows * net->contract.hidden_size * sizeof(float) > PART_BYTES_MAX)
+		return afd__error(-EINVAL, "transport: a part of %u rows of %u numbers has over %llu bytes; lower max_rows",
+				  p->max_rows, net->contract.hidden_size, (unsigned long long)PART_BYTES_MAX);
+	return 0;
+}
+
+/* ---- life ---- */
+
+static int listen_all(afd_transport *net)
+{
+	int rc;
+
+	net->listeners = afd__alloc(net->ctx, net->n_addresses, sizeof(*net->listeners));
+	if (!net->listeners)
+		return -ENOMEM;
+	for (uint32_t i = 0; i < net->n_addresses; i++) {
+		struct afd__listener *ln = &net->listeners[i];
+
+		*ln = (struct afd__listener){ .tag = { .kind = AFD__TAG_LISTENER }, .ops = net->addresses[i].ops, .ctx = net->ctx,
+					      .epoll_fd = net->epoll_fd };
+		snprintf(ln->address, sizeof(ln->address), "%s", net->addresses[i].text);
+		rc = ln->ops->listen(ln, net->addresses[i].name);
+		if (rc)
+			return rc;
+		net->n_listeners++;
+	}
+	return 0;
+}
+
+static int prepare_links(afd_transport *net)
+{
+	for (uint32_t i = 0; i < net->max_links; i++) {
+		net->links[i] = afd__link_create(net, &net->addresses[i]);
+		if (!net->links[i])
+			return -ENOMEM;
+		net->links[i]->index = i;
+		net->links[i]->number = i + 1;
+	}
+	return 0;
+}
+
+static int parse_addresses(afd_transport *net, const struct afd_transport_params *given)
+{
+	const char *const *texts = net->attention ? given->connect : given->listen;
+	int rc = 0;
+
+	net->n_addresses = net->attention ? given->n_connect : given->n_listen;
+	net->addresses = afd__alloc(net->ctx, net->n_addresses, sizeof(*net->addresses));
+	if (!net->addresses)
+		return -ENOMEM;
+	for (uint32_t i = 0; i < net->n_addresses && !rc; i++)
+		rc = afd__address_parse(&net->addresses[i], net->ctx, texts[i]);
+	return rc;
+}
+
+static int open_transport(afd_transport *net, const struct afd_transport_params *given)
+{
+	int rc = fill_params(net, given);
+
+	if (!rc)
+		rc = parse_addresses(net, given);
+	if (rc)
+		return rc;
+	net->max_links = net->attention ? net->n_addresses : net->params.max_peers;
+	net->links = afd__alloc(net->ctx, net->max_links, sizeof(*net->links));
+	net->departed = afd__alloc(net->ctx, net->max_links, sizeof(*net->departed));
+	if (!net->links || !net->departed)
+		return -ENOMEM;
+	net->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+	if (net->epoll_fd < 0)
+		return afd__error(-EIO, "transport: epoll_create1: %s", strerror(errno));
+	rc = afd__peers_create(net);
+	if (rc)
+		return rc;
+	return net->attention ? prepare_links(net) : listen_all(net);
+}
+
+int afd_transport_create(afd_transport **out, afd_context *ctx, const struct afd_contract *contract,
+			 const struct afd_transport_params *params)
+{
+	struct afd_transport_params p;
+	struct afd_contract c;
+	afd_transport *net;
+	int rc = afd__context_check(ctx, "transport: its context");
+
+	if (!rc && (!out || !contract || !params))
+		rc = afd__error(-EINVAL, "transport: %s is NULL", !out ? "out" : !contract ? "contract" : "params");
+	if (!rc)
+		rc = afd__params_copy(&p, sizeof(p), params, "transport params");
+	if (!rc)
+		rc = afd__params_copy(&c, sizeof(c), contract, "contract");
+	if (!rc)
+		rc = check_params(&p);
+	if (!rc)
+		rc = check_contract(&c);
+	if (rc)
+		return rc;
+	net = afd__alloc(ctx, 1, sizeof(*net));
+	if (!net)
+		return -ENOMEM;
+	net->ctx = ctx;
+	net->epoll_fd = -1;
+	net->attention = p.n_connect > 0;
+	net->arrived_end = &net->arrived;
+	net->created_ns = net->looked_ns = afd__now_ns();
+	snprintf(net->device, sizeof(net->device), "%s", afd_context_isa(ctx));
+	fill_contract(net, &c);
+	rc = open_transport(net, &p);
+	if (rc) {
+		afd_transport_destroy(net);
+		return rc;
+	}
+	*out = net;
+	return 0;
+}
+
+static void say_goodbye(struct afd__link *link)
+{
+	if (afd__link_goodbye(link, AFD__GOODBYE_LEAVE, "") == 1 || !afd__link_is_joined(link))
+		return;
+	/* No control slot was free. Once more, else the peer sees the end of the socket instead. */
+	afd__link_poll(link, afd__now_ns());
+	if (afd__link_is_joined(link))
+		afd__link_goodbye(link, AFD__GOODBYE_LEAVE, "");
+}
+
+/* In a child of fork the peers and the metrics are the parent's. */
+static void end_links(afd_transport *net)
+{
+	bool forked = afd__forked(net->ctx);
+
+	for (uint32_t i = 0; i < net->n_pending; i++) {
+		if (net->pending[i]->index == UINT32_MAX)
+			afd__link_destroy(net->pending[i]);
+	}
+	for (uint32_t i = 0; net->links && i < net->max_links; i++) {
+		struct afd__link *link = net->links[i];
+
+		if (afd__link_is_joined(link) && !forked) {
+			say_goodbye(link);
+			if (afd__link_is_joined(link))
+				afd__peers_gone(link);
+		}
+		afd__link_destroy(link);
+	}
+}
+
+void afd_transport_destroy(afd_transport *net)
+{
+	if (!net)
+		return;
+	end_links(net);
+	for (uint32_t i = 0; i < net->n_listeners; i++)
+		net->listeners[i].ops->unlisten(&net->listeners[i]);
+	if (!afd__forked(net->ctx))
+		afd__peers_destroy(net);
+	if (net->epoll_fd >= 0)
+		close(net->epoll_fd);
+	afd__free(net->departed);
+	afd__free(net->links);
+	afd__free(net->listeners);
+	afd__free(net->addresses);
+	afd__free(net);
+}
+
+/* ---- what stages ask ---- */
+
+void afd__transport_info(const afd_transport *net, struct afd__exchange_info *info)
+{
+	*info = (struct afd__exchange_info){
+		.ctx = net->ctx, .contract = net->contract, .lanes = net->params.lanes, .max_rows = net->params.max_rows,
+		.attention = net->attention, .max_peers = net->max_links,
+		.to_ffn_dtype = net->attention ? net->params.to_ffn_dtype : 0,
+		.to_attention_dtype = net->attention ? net->params.to_attention_dtype : 0,
+		.first_layer = net->params.first_layer, .n_layers = net->params.n_layers,
+	};
+}
+
+int afd__transport_own(afd_transport *net, const void *stage)
+{
+	if (stage && net->owner && net->owner != stage)
+		return afd__error(-EBUSY, "transport: another stage has it");
+	/* A stage that gives it back has nothing under way any more, so no slot is written or read. */
+	if (!stage && net->attention)
+		afd__frames_disown(net);
+	net->owner = stage;
+	return 0;
+}
+
+void afd__transport_state(afd_transport *net, const uint64_t weights[2], const char *device)
+{
+	memcpy(net->weights, weights, sizeof(net->weights));
+	snprintf(net->device, sizeof(net->device), "%s", device);
+}
