@@ -14,7 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "../support/rig.h"
+#include "../support/batches.h"
 
 /* Odd shapes, a window smaller than the prompt, rotation by YaRN, three dtypes. */
 static const char *const CASES[] = { "bf16-tied", "odd-f32", "odd-f16", "window-layer-types", "yarn-v5", "mixed-dtypes" };
@@ -99,74 +99,10 @@ static void threads_do_not_change_bits(void **state)
 
 /* ---- batches of several sequences ---- */
 
-enum { N_SEQUENCES = 5, N_STEPS = 3 };
-
-/* Sequence s appends counts[step][s] ids in each step. */
-static const uint32_t COUNTS[N_STEPS][N_SEQUENCES] = { { 7, 1, 3, 5, 2 }, { 1, 1, 4, 1, 1 }, { 1, 2, 1, 1, 3 } };
-
-static uint32_t count_before(uint32_t step, uint32_t s)
+static float *run_narrow(const struct golden *golden, struct rig_params params, bool together)
 {
-	uint32_t n = 0, i;
-
-	for (i = 0; i < step; i++)
-		n += COUNTS[i][s];
-	return n;
-}
-
-/* Ids of sequence s: the case's, from s on. */
-static const int32_t *ids_of(const struct golden *golden, uint32_t s, uint32_t step)
-{
-	return golden->ids + s + count_before(step, s);
-}
-
-/* Runs the sequences `from` .. `end`-1 of a step as one batch, all outputs; returns how many there were. */
-static uint32_t run_step(struct rig *rig, const struct golden *golden, uint32_t step, uint32_t from, uint32_t end,
-			 float *logits)
-{
-	struct afd_entry entries[N_SEQUENCES] = { 0 };
-	struct afd_batch batch = { .size = sizeof(batch), .entries = entries, .entry_bytes = sizeof(*entries),
-				   .logits = logits };
-	uint32_t s;
-
-	for (s = from; s < end; s++) {
-		entries[s - from] = (struct afd_entry){ .sequence = s, .ids = ids_of(golden, s, step),
-							.n_ids = COUNTS[step][s], .outputs = AFD_OUTPUT_ALL };
-		batch.logits_rows += COUNTS[step][s];
-	}
-	batch.n_entries = end - from;
-	if (rig_step(rig, &batch))
-		fail_msg("step: %s", afd_last_error());
-	return batch.logits_rows;
-}
-
-static void add_sequences(struct rig *rig)
-{
-	uint64_t s;
-
-	for (s = 0; s < N_SEQUENCES; s++)
-		assert_int_equal(afd_attn_add(rig->attn, s), 0);
-}
-
-/* Logits of all steps in the order of steps, sequences and ids; together or each sequence in a step of its own. */
-static float *run_batches(const struct golden *golden, struct rig_params params, bool together)
-{
-	float *logits = calloc((size_t)100 * golden->vocab, sizeof(*logits)), *at = logits;
-	struct rig rig;
-	uint32_t step, s;
-
-	assert_non_null(logits);
 	set_narrow(&params);
-	params.checkpoint = golden->checkpoint;
-	rig_open(&rig, &params);
-	add_sequences(&rig);
-	for (step = 0; step < N_STEPS; step++) {
-		if (together)
-			at += (size_t)run_step(&rig, golden, step, 0, N_SEQUENCES, at) * golden->vocab;
-		for (s = 0; !together && s < N_SEQUENCES; s++)
-			at += (size_t)run_step(&rig, golden, step, s, s + 1, at) * golden->vocab;
-	}
-	rig_close(&rig);
-	return logits;
+	return batches_run(golden, &params, together);
 }
 
 static void compare_batches(struct rig_params changed, bool together)
@@ -179,9 +115,9 @@ static void compare_batches(struct rig_params changed, bool together)
 		float *a, *b;
 
 		golden_open(&golden, CASES[i]);
-		a = run_batches(&golden, reference, true);
-		b = run_batches(&golden, changed, together);
-		expect_same_bits(a, b, (size_t)100 * golden.vocab, CASES[i]);
+		a = run_narrow(&golden, reference, true);
+		b = run_narrow(&golden, changed, together);
+		expect_same_bits(a, b, (size_t)BATCHES_ROWS * golden.vocab, CASES[i]);
 		free(a);
 		free(b);
 		golden_close(&golden);
