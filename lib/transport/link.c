@@ -185,6 +185,18 @@ int afd__link_goodbye(struct afd__link *link, uint32_t reason, const char *text)
 	return rc;
 }
 
+/* Attention side: replies that a drain still lets through, those that have come and are not read yet included. */
+static bool owes_or_has_replied(const struct afd__link *link)
+{
+	if (link->n_owed)
+		return true;
+	for (uint32_t i = 0; i < AFD__N_ROW_SLOTS; i++) {
+		if (link->out[i].state == AFD__SLOT_ARRIVED || link->out[i].state == AFD__SLOT_DRAINING)
+			return true;
+	}
+	return false;
+}
+
 /* An FFN peer that takes no new frames still answers those that it has. */
 static int take_goodbye(struct afd__link *link, const void *payload, size_t bytes)
 {
@@ -198,7 +210,7 @@ static int take_goodbye(struct afd__link *link, const void *payload, size_t byte
 		if (*c < ' ' || *c > '~')
 			*c = '?';
 	}
-	if (reason == AFD__GOODBYE_DRAIN && link->net->attention && link->n_owed)
+	if (reason == AFD__GOODBYE_DRAIN && link->net->attention && owes_or_has_replied(link))
 		link->leaving = true;
 	else
 		afd__link_leave(link, text);
@@ -355,7 +367,7 @@ int afd__link_timers(struct afd__link *link, uint64_t now)
 	if (!link->net->attention)
 		return link->n_owed && now >= link->spoke_ns + AFD__BEAT_MS * MS &&
 		       afd__link_control(link, AFD__BEAT, NULL, 0) == 1;
-	if (link->leaving && !link->n_owed) {
+	if (link->leaving && !owes_or_has_replied(link)) {
 		afd__link_leave(link, "");
 		return 1;
 	}
