@@ -10,8 +10,8 @@
 
 #define INLINE AFD_K_INLINE
 #define UNROLL AFD_K_UNROLL
-#define PREFETCH_BYTES 4096
 #define ROWS_MAX 6
+#define DIRECT_ROWS 2 /* with all 32 columns; three would not leave a register for the weights */
 
 struct pair {
 	__m256 low, high; /* columns 8h..8h+7, 16+8h..23+8h */
@@ -29,16 +29,6 @@ INLINE struct pair load_pair(const char *w, const int half, const int dtype)
 		return (struct pair){ _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(w + 16 * half))),
 				      _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(w + 16 * half + 32))) };
 	return (struct pair){ _mm256_loadu_ps((const float *)(w + 32 * half)), _mm256_loadu_ps((const float *)(w + 32 * half + 64)) };
-}
-
-INLINE void fetch(const char *at, const size_t bytes, const bool far)
-{
-	for (size_t line = 0; line < bytes; line += 64) {
-		if (far)
-			_mm_prefetch(at + line, _MM_HINT_T1);
-		else
-			_mm_prefetch(at + line, _MM_HINT_T0);
-	}
 }
 
 INLINE void start(__m256 acc[][4], const struct afd_k_tile *t, const int n_rows, const int half0, const int n_halves)
@@ -72,12 +62,11 @@ INLINE void finish(__m256 acc[][4], const struct afd_k_tile *t, const int n_rows
 	}
 }
 
-/* Halves half0 .. half0+n_halves-1 of one panel; the pass over half 0 fetches for both. */
-INLINE void run_halves(const struct afd_k_tile *t, const int n_rows, const int half0, const int n_halves, const int dtype,
-		       const size_t x_stride, const bool blocked)
+/* Halves half0 .. half0+n_halves-1 of the panel; the pass over half 0 fetches for both. */
+INLINE void run_halves(const struct afd_k_tile *t, const int n_rows, const int half0, const int n_halves, const int dtype)
 {
-	const size_t k_bytes = dtype == AFD_DTYPE_F32 ? 128 : 64;
-	const char *w = t->w, *ahead = blocked ? t->prefetch : w + PREFETCH_BYTES;
+	const size_t k_bytes = dtype == AFD_DTYPE_F32 ? 128 : 64, x_stride = t->x_stride;
+	const char *w = t->w, *ahead = t->prefetch;
 	const float *x = t->x;
 	const uint32_t n_k = t->n_k;
 	__m256 acc[ROWS_MAX][4]; /* [n_rows][2 * n_halves] */
@@ -85,7 +74,9 @@ INLINE void run_halves(const struct afd_k_tile *t, const int n_rows, const int h
 	start(acc, t, n_rows, half0, n_halves);
 	for (uint32_t k = 0; k < n_k; k++) {
 		if (half0 == 0)
-			fetch(ahead, k_bytes, blocked);
+			_mm_prefetch(ahead, _MM_HINT_T0);
+		if (half0 == 0 && dtype == AFD_DTYPE_F32)
+			_mm_prefetch(ahead + 64, _MM_HINT_T0);
 		UNROLL for (int h = 0; h < n_halves; h++) {
 			struct pair p = load_pair(w, half0 + h, dtype);
 
@@ -103,38 +94,36 @@ INLINE void run_halves(const struct afd_k_tile *t, const int n_rows, const int h
 	finish(acc, t, n_rows, half0, n_halves);
 }
 
-#define DIRECT(rows, name, dtype)                                              \
-	static void direct_##rows##_##name(const struct afd_k_tile *t)         \
-	{                                                                      \
-		run_halves(t, rows, 0, 2, dtype, t->x_stride, false);          \
+INLINE void run_tile(const struct afd_k_tile *t, const int n_rows, const int dtype)
+{
+	if (n_rows <= DIRECT_ROWS) {
+		run_halves(t, n_rows, 0, 2, dtype);
+	} else {
+		run_halves(t, n_rows, 0, 1, dtype);
+		run_halves(t, n_rows, 1, 1, dtype);
 	}
-#define BLOCKED(rows, name, dtype)                                             \
-	static void blocked_##rows##_##name(const struct afd_k_tile *t)        \
-	{                                                                      \
-		run_halves(t, rows, 0, 1, dtype, AFD_K_X_STRIDE, true);        \
-		run_halves(t, rows, 1, 1, dtype, AFD_K_X_STRIDE, true);        \
-	}
-#define DIRECT_ROWS(X, name, dtype) X(1, name, dtype) X(2, name, dtype)
-#define BLOCKED_ROWS(X, name, dtype) X(3, name, dtype) X(4, name, dtype) X(5, name, dtype) X(6, name, dtype)
+}
+
+#define ROWS(X, name, dtype) \
+	X(1, name, dtype) X(2, name, dtype) X(3, name, dtype) X(4, name, dtype) X(5, name, dtype) X(6, name, dtype)
 #define DTYPES(X) X(f32, AFD_DTYPE_F32) X(bf16, AFD_DTYPE_BF16) X(f16, AFD_DTYPE_F16)
 
-#define TILES(name, dtype)              \
-	DIRECT_ROWS(DIRECT, name, dtype) \
-	BLOCKED_ROWS(BLOCKED, name, dtype)
+#define TILE(rows, name, dtype)                                         \
+	static void run_##rows##_##name(const struct afd_k_tile *t)     \
+	{                                                               \
+		run_tile(t, rows, dtype);                               \
+	}
+#define TILES(name, dtype) ROWS(TILE, name, dtype)
 DTYPES(TILES)
 
-#define DIRECT_ENTRY(rows, name, dtype) [rows] = direct_##rows##_##name,
-#define BLOCKED_ENTRY(rows, name, dtype) [rows] = blocked_##rows##_##name,
-#define DIRECT_ENTRIES(name, dtype) [dtype] = { DIRECT_ROWS(DIRECT_ENTRY, name, dtype) },
-#define BLOCKED_ENTRIES(name, dtype) [dtype] = { BLOCKED_ROWS(BLOCKED_ENTRY, name, dtype) },
+#define ENTRY(rows, name, dtype) [rows] = run_##rows##_##name,
+#define ENTRIES(name, dtype) [dtype] = { ROWS(ENTRY, name, dtype) },
 
 static const struct afd_k_tiles tiles = {
-	.direct_rows = 2,
-	.direct_panels = 1,
-	.direct = { DTYPES(DIRECT_ENTRIES) },
-	.direct_one = { DTYPES(DIRECT_ENTRIES) },
-	.blocked_rows = ROWS_MAX,
-	.blocked = { DTYPES(BLOCKED_ENTRIES) },
+	.direct_rows = DIRECT_ROWS,
+	.tile_rows = ROWS_MAX,
+	.single_block = AFD_K_BLOCK,
+	.run = { DTYPES(ENTRIES) },
 };
 
 void afd_k_product_avx2(const struct afd__product_args *a, uint32_t n0, uint32_t n1)

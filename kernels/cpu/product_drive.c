@@ -8,104 +8,105 @@
 
 #include <string.h>
 
+#define X_PAD 16 /* floats between copied rows: an odd number of lines, so that neighbours fall into different sets */
+#define X_FLOATS (AFD_K_GROUP_ROWS * (AFD_K_BLOCK + X_PAD))
+_Static_assert(AFD_K_TILE_ROWS * (4 * AFD_K_BLOCK + X_PAD) <= X_FLOATS, "one tile of long blocks fits the same buffer");
+
 struct range {
 	const struct afd__product_args *a;
 	const struct afd_k_tiles *tiles;
-	size_t k_bytes;     /* one k of a panel */
-	size_t panel_bytes;
+	const afd_k_tile_fn *run; /* [rows] */
+	size_t k_bytes;           /* one k of a panel */
 	uint32_t n0, n1;
 };
 
 static const char *panel_at(const struct range *r, uint32_t n, uint32_t k)
 {
-	return (const char *)r->a->w.data + n / AFD_K_PANEL * r->panel_bytes + k * r->k_bytes;
+	return (const char *)r->a->w.data + ((size_t)(n / AFD_K_PANEL) * r->a->w.k + k) * r->k_bytes;
 }
 
 /* The last panel when n is no multiple of it: through a buffer. */
-static void run_cut_tile(afd_k_tile_fn tile, struct afd_k_tile *t, uint32_t n_rows, uint32_t n_columns)
+static void run_cut_tile(afd_k_tile_fn run, const struct afd_k_tile *t, uint32_t n_rows, uint32_t n_columns)
 {
-	float y[AFD_K_TILE_ROWS * AFD_K_PANEL], bias[AFD_K_PANEL] = { 0 };
-	float *y_out = t->y;
-
-	if (t->bias)
-		memcpy(bias, t->bias, n_columns * sizeof(float));
-	memset(y, 0, sizeof(y));
-	if (t->resume) {
-		for (uint32_t i = 0; i < n_rows; i++)
-			memcpy(&y[i * AFD_K_PANEL], &y_out[i * t->y_stride], n_columns * sizeof(float));
-	}
+	float y[AFD_K_TILE_ROWS][AFD_K_PANEL], bias[AFD_K_PANEL] = { 0 };
 	struct afd_k_tile cut = *t;
-	cut.y = y;
+
+	cut.y = y[0];
 	cut.y_stride = AFD_K_PANEL;
-	cut.bias = t->bias ? bias : NULL;
-	tile(&cut);
+	if (t->bias) {
+		memcpy(bias, t->bias, n_columns * sizeof(float));
+		cut.bias = bias;
+	}
+	memset(y, 0, sizeof(y));
+	for (uint32_t i = 0; t->resume && i < n_rows; i++)
+		memcpy(y[i], t->y + i * t->y_stride, n_columns * sizeof(float));
+	run(&cut);
 	for (uint32_t i = 0; i < n_rows; i++)
-		memcpy(&y_out[i * t->y_stride], &y[i * AFD_K_PANEL], n_columns * sizeof(float));
+		memcpy(t->y + i * t->y_stride, y[i], n_columns * sizeof(float));
 }
 
-static void run_tile(const struct range *r, afd_k_tile_fn tile, struct afd_k_tile *t, uint32_t n, uint32_t n_rows)
+/* Columns n .. n+31, or what the range has of them. */
+static void run_tile(const struct range *r, const struct afd_k_tile *t, uint32_t n, uint32_t n_rows)
 {
-	if (n + AFD_K_PANEL > r->n1)
-		run_cut_tile(tile, t, n_rows, r->n1 - n);
+	if (r->n1 - n < AFD_K_PANEL)
+		run_cut_tile(r->run[n_rows], t, n_rows, r->n1 - n);
 	else
-		tile(t);
+		r->run[n_rows](t);
 }
 
 static void drive_direct(const struct range *r)
 {
 	const struct afd__product_args *a = r->a;
-	afd_k_tile_fn wide = r->tiles->direct[a->w.dtype][a->n_rows];
-	afd_k_tile_fn one = r->tiles->direct_one[a->w.dtype][a->n_rows];
-	uint32_t wide_columns = r->tiles->direct_panels * AFD_K_PANEL;
-	struct afd_k_tile t = { .x = a->x, .x_stride = a->x_stride, .y_stride = a->y_stride, .n_k = a->w.k,
-				.w_stride = r->panel_bytes };
-	uint32_t n = r->n0;
+	struct afd_k_tile t = { .x = a->x, .x_stride = a->x_stride, .y_stride = a->y_stride, .n_k = a->w.k };
 
-	while (n < r->n1) {
+	for (uint32_t n = r->n0; n < r->n1; n += AFD_K_PANEL) {
 		t.w = panel_at(r, n, 0);
+		t.prefetch = t.w + AFD_K_PREFETCH_BYTES;
 		t.y = a->y + n;
 		t.bias = a->bias ? a->bias + n : NULL;
-		if (r->n1 - n >= wide_columns) {
-			wide(&t);
-			n += wide_columns;
-		} else {
-			run_tile(r, one, &t, n, a->n_rows);
-			n += AFD_K_PANEL;
-		}
+		run_tile(r, &t, n, a->n_rows);
 	}
 }
 
-/* Rows of a group in tiles of nearly equal height. */
-struct cut {
-	uint32_t n_tiles, n_rows;
+/* Rows and k of one block; rows in tiles of nearly equal height. */
+struct block {
+	uint32_t row0, n_rows, n_tiles;
+	uint32_t k0, n_k;
 };
 
-static uint32_t cut_at(const struct cut *c, uint32_t i)
+static uint32_t tile_at(const struct block *b, uint32_t i)
 {
-	return (uint32_t)((uint64_t)c->n_rows * i / c->n_tiles);
+	return b->n_rows * i / b->n_tiles;
 }
 
-static void drive_block(const struct range *r, const struct cut *c, uint32_t row0, uint32_t k0, uint32_t n_k)
+/* What the first tile of a panel fetches: the next panel, or the first one of the next block. */
+static const char *next_of(const struct range *r, const struct block *b, uint32_t n)
+{
+	if (n + AFD_K_PANEL < r->n1)
+		return panel_at(r, n + AFD_K_PANEL, b->k0);
+	return panel_at(r, r->n0, b->k0 + b->n_k < r->a->w.k ? b->k0 + b->n_k : 0);
+}
+
+static void drive_block(const struct range *r, const struct block *b)
 {
 	const struct afd__product_args *a = r->a;
-	bool last = k0 + n_k == a->w.k;
-	float x[AFD_K_GROUP_ROWS][AFD_K_X_STRIDE];
+	bool last = b->k0 + b->n_k == a->w.k;
+	size_t x_stride = b->n_k + X_PAD;
+	float x[X_FLOATS];
+	struct afd_k_tile t = { .x_stride = x_stride, .y_stride = a->y_stride, .n_k = b->n_k, .resume = b->k0 > 0 };
 
-	for (uint32_t i = 0; i < c->n_rows; i++)
-		memcpy(x[i], a->x + (row0 + i) * a->x_stride + k0, n_k * sizeof(float));
+	for (uint32_t i = 0; i < b->n_rows; i++)
+		memcpy(x + i * x_stride, a->x + (b->row0 + i) * a->x_stride + b->k0, b->n_k * sizeof(float));
 	for (uint32_t n = r->n0; n < r->n1; n += AFD_K_PANEL) {
-		struct afd_k_tile t = { .w = panel_at(r, n, k0), .w_stride = r->panel_bytes, .n_k = n_k, .resume = k0 > 0,
-					.y_stride = a->y_stride, .bias = last && a->bias ? a->bias + n : NULL };
+		t.w = panel_at(r, n, b->k0);
+		t.prefetch = next_of(r, b, n);
+		t.bias = last && a->bias ? a->bias + n : NULL;
+		for (uint32_t i = 0; i < b->n_tiles; i++) {
+			uint32_t row = tile_at(b, i);
 
-		/* The first tile of a panel fetches the next one; at the end of a block that is the first of the next. */
-		t.prefetch = n + AFD_K_PANEL < r->n1 ? panel_at(r, n + AFD_K_PANEL, k0) :
-			     last ? t.w : panel_at(r, r->n0, k0 + n_k);
-		for (uint32_t i = 0; i < c->n_tiles; i++) {
-			uint32_t row = cut_at(c, i), height = cut_at(c, i + 1) - row;
-
-			t.x = x[row];
-			t.y = a->y + (row0 + row) * a->y_stride + n;
-			run_tile(r, r->tiles->blocked[a->w.dtype][height], &t, n, height);
+			t.x = x + row * x_stride;
+			t.y = a->y + (b->row0 + row) * a->y_stride + n;
+			run_tile(r, &t, n, tile_at(b, i + 1) - row);
 			t.prefetch = t.w;
 		}
 	}
@@ -114,22 +115,23 @@ static void drive_block(const struct range *r, const struct cut *c, uint32_t row
 static void drive_blocked(const struct range *r)
 {
 	const struct afd__product_args *a = r->a;
+	uint32_t tile_rows = r->tiles->tile_rows, block_k = a->n_rows <= tile_rows ? r->tiles->single_block : AFD_K_BLOCK;
+	struct block b = { 0 };
 
-	for (uint32_t row = 0; row < a->n_rows; row += AFD_K_GROUP_ROWS) {
-		struct cut c = { .n_rows = a->n_rows - row };
-
-		if (c.n_rows > AFD_K_GROUP_ROWS)
-			c.n_rows = AFD_K_GROUP_ROWS;
-		c.n_tiles = (c.n_rows + r->tiles->blocked_rows - 1) / r->tiles->blocked_rows;
-		for (uint32_t k = 0; k < a->w.k; k += AFD_K_BLOCK)
-			drive_block(r, &c, row, k, a->w.k - k < AFD_K_BLOCK ? a->w.k - k : AFD_K_BLOCK);
+	for (; b.row0 < a->n_rows; b.row0 += b.n_rows) {
+		b.n_rows = a->n_rows - b.row0 < AFD_K_GROUP_ROWS ? a->n_rows - b.row0 : AFD_K_GROUP_ROWS;
+		b.n_tiles = (b.n_rows + tile_rows - 1) / tile_rows;
+		for (b.k0 = 0; b.k0 < a->w.k; b.k0 += b.n_k) {
+			b.n_k = a->w.k - b.k0 < block_k ? a->w.k - b.k0 : block_k;
+			drive_block(r, &b);
+		}
 	}
 }
 
 void afd_k_product_drive(const struct afd_k_tiles *tiles, const struct afd__product_args *a, uint32_t n0, uint32_t n1)
 {
-	size_t k_bytes = AFD_K_PANEL * (a->w.dtype == AFD_DTYPE_F32 ? 4 : 2);
-	struct range r = { .a = a, .tiles = tiles, .k_bytes = k_bytes, .panel_bytes = a->w.k * k_bytes, .n0 = n0, .n1 = n1 };
+	struct range r = { .a = a, .tiles = tiles, .run = tiles->run[a->w.dtype], .n0 = n0, .n1 = n1,
+			   .k_bytes = AFD_K_PANEL * (a->w.dtype == AFD_DTYPE_F32 ? 4 : 2) };
 
 	if (a->n_rows <= tiles->direct_rows)
 		drive_direct(&r);
