@@ -132,7 +132,7 @@ static int read_input(struct program *program)
 
 static int check_ids(const struct program *program)
 {
-	uint32_t vocab_size = program->info.vocab_size, positions = 0;
+	uint32_t vocab_size = program->info.vocab_size;
 
 	for (uint32_t i = 0; i < program->input.n_sequences; i++) {
 		const struct sequence *sequence = &program->input.sequences[i];
@@ -144,16 +144,7 @@ static int check_ids(const struct program *program)
 					", limit %" PRIu32,
 					i, sequence->ids[j], j, vocab_size - 1);
 		}
-		if (sequence->n_prompt + sequence->max_tokens - 1 > positions)
-			positions = sequence->n_prompt + sequence->max_tokens - 1;
 	}
-	if (program->info.max_position_embeddings &&
-		positions > program->info.max_position_embeddings &&
-		program->flags->stage.log != AFD_LOG_ERROR)
-		tool_fail(0,
-			"warn: %" PRIu32 " positions, the model was made for %" PRIu32
-			" (max_position_embeddings)",
-			positions, program->info.max_position_embeddings);
 	return TOOL_DONE;
 }
 

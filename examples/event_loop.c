@@ -250,7 +250,7 @@ static int run_host(struct job *jobs, struct host *host, char **dirs)
 	struct afd_context_params params = {
 		.size = sizeof params,
 		.allocator = { .alloc = host_alloc, .free = host_free, .user = host },
-		.executor = { .run = host_run, .user = host, .n_threads = 1 },
+		.executor = { .run = host_run, .user = host, .n_threads = 2 },
 	};
 	int epoll_fd = epoll_create1(0), n_threads;
 	afd_context *ctx;
