@@ -69,20 +69,35 @@ static void end_frame(struct afd__frame_out *frame, uint32_t lane, int rc)
 		abandon(frame->targets[t].link, lane);
 }
 
+/* All that the frame needs of this link is here already, and only has to be read. */
+static bool is_all_here(struct afd__frame_out *frame, const struct afd__frame_target *target, uint32_t lane)
+{
+	const struct afd__slot_out *out = slots_of(target->link, lane);
+
+	for (int i = 0; i < AFD__SLOTS_PER_LANE; i++) {
+		if (out[i].state != AFD__SLOT_FREE && out[i].state != AFD__SLOT_ARRIVED && out[i].state != AFD__SLOT_DRAINING)
+			return false;
+	}
+	return target->next_part == frame->n_parts;
+}
+
 void afd__frames_lost(struct afd__link *link)
 {
 	afd_transport *net = link->net;
 
 	for (uint32_t lane = 0; lane < AFD_MAX_LANES; lane++) {
 		struct afd__frame_out *frame = &net->frames[lane];
+		struct afd__slot_out *out = slots_of(link, lane);
 
 		for (uint32_t t = 0; t < frame->n_targets; t++) {
-			if (frame->active && frame->targets[t].link == link)
+			struct afd__frame_target *target = &frame->targets[t];
+
+			if (frame->active && target->link == link && !is_all_here(frame, target, lane))
 				end_frame(frame, lane, afd__link_error(link));
 		}
 		for (int i = 0; i < AFD__SLOTS_PER_LANE; i++) {
-			if (slots_of(link, lane)[i].state == AFD__SLOT_POSTED)
-				release(link, &slots_of(link, lane)[i]);
+			if (out[i].state == AFD__SLOT_POSTED)
+				release(link, &out[i]);
 		}
 	}
 	link->n_owed = 0;
@@ -472,13 +487,23 @@ int afd__exchange_send(afd_transport *net, uint32_t lane, uint32_t layer, uint32
 	return 0;
 }
 
+static bool any_frame_is_out(const afd_transport *net)
+{
+	for (uint32_t lane = 0; lane < AFD_MAX_LANES; lane++) {
+		if (net->frames[lane].active)
+			return true;
+	}
+	return false;
+}
+
 int afd__exchange_progress(afd_transport *net)
 {
 	int moved = afd__net_move(net);
 
 	if (moved < 0)
 		return moved;
-	return net->error ? afd__error(net->error, "%s", net->error_text) : moved;
+	/* What outlives its link needs nothing of it any more, and is let come to its end. */
+	return net->error && !any_frame_is_out(net) ? afd__error(net->error, "%s", net->error_text) : moved;
 }
 
 int afd__exchange_done(afd_transport *net, uint32_t lane)
