@@ -87,7 +87,7 @@ void golden_open(struct golden *golden, const char *name)
 	snprintf(path, sizeof(path), "%s/golden/%s/golden.json", source(), name);
 	json = json_load_file(path, 0, NULL);
 	if (!json)
-		fail_msg("%s is not JSON", path);
+		fail_msg("%s cannot be read as JSON", path);
 	snprintf(golden->checkpoint, sizeof(golden->checkpoint), "%s/golden/%s/%s", source(), name,
 		 json_string_value(json_object_get(json, "checkpoint")));
 	golden->n_prompt = read_ids(json_object_get(json, "prompt"), NULL);

@@ -95,7 +95,8 @@ int rig_turn(struct rig *rig)
 {
 	int rc = afd_attn_poll(rig->attn);
 
-	if (!rc && rig->ffn_net)
+	/* As with two processes: the FFN gets the rows of one lane while attention goes on with another. */
+	if (!rc && rig->ffn_net && afd_attn_timeout_ms(rig->attn))
 		check(afd_ffn_poll(rig->ffn), "ffn poll");
 	return rc;
 }

@@ -40,7 +40,7 @@ const char *rig_device(void);
 void rig_open(struct rig *rig, const struct rig_params *params);
 void rig_close(struct rig *rig);
 
-/* One turn of each side. 1: the step is done; 0: not yet; or its error. */
+/* One turn of attention, and of the FFN when attention has nothing to do. 1: the step is done; 0: not yet; or its error. */
 int rig_turn(struct rig *rig);
 /* The step, to its end: 0 or its error. Fails the test after 60 s. */
 int rig_step(struct rig *rig, const struct afd_batch *batch);

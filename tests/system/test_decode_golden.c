@@ -69,7 +69,7 @@ int main(void)
 	uint32_t n = golden_names(names, MAX_CASES), i;
 
 	for (i = 0; i < n; i++) {
-		snprintf(titles[i], sizeof(titles[i]), "logits_agree_with_transformers: %s", names[i]);
+		snprintf(titles[i], sizeof(titles[i]), "logits_agree_with_transformers: %.63s", names[i]);
 		tests[i] = (struct CMUnitTest){ titles[i], logits_agree_with_transformers, NULL, NULL, names[i] };
 	}
 	if (!n)
