@@ -288,6 +288,15 @@ static void check_not_json(void **state)
 	assert_non_null(strstr(afd_last_error(), "config.json"));
 }
 
+static void a_syntax_error_is_told_with_its_line(void **state)
+{
+	const char text[] = "{\"model_type\": \"qwen3\",\n \"hidden_size\": }";
+	struct afd__arch arch;
+
+	assert_int_equal(afd__arch_read(&arch, ctx, text, strlen(text)), -EBADMSG);
+	assert_non_null(strstr(afd_last_error(), "config.json: not JSON at line 2, column 17"));
+}
+
 /* ---- all cases ---- */
 
 #define N(array) (sizeof(array) / sizeof((array)[0]))
@@ -297,8 +306,12 @@ static const struct CMUnitTest single[] = {
 	cmocka_unit_test(missing_kv_heads_are_as_many_as_heads),
 	cmocka_unit_test(both_spellings_of_the_dtype_are_read),
 	cmocka_unit_test(an_architecture_alone_names_the_family),
+	cmocka_unit_test(a_syntax_error_is_told_with_its_line),
 	{ "text_that_is_no_json_is_refused", check_not_json, NULL, NULL, "{\"hidden_size\": }" },
 	{ "duplicate_keys_are_refused", check_not_json, NULL, NULL, "{\"model_type\":\"qwen3\",\"model_type\":\"qwen3\"}" },
+	{ "two_objects_are_refused", check_not_json, NULL, NULL, "{\"model_type\":\"qwen3\"},{}" },
+	{ "a_bracket_behind_the_object_is_refused", check_not_json, NULL, NULL, "{\"model_type\":\"qwen3\"}],[{}" },
+	{ "an_empty_text_is_refused", check_not_json, NULL, NULL, "" },
 	{ "a_list_for_a_config_is_refused", check_not_json, NULL, NULL, "[1]" },
 	{ "a_number_beyond_64_bits_is_refused", check_not_json, NULL, NULL, "{\"hidden_size\":99999999999999999999}" },
 	{ "a_number_beyond_double_is_refused", check_not_json, NULL, NULL, "{\"rope_theta\":1e999}" },
