@@ -9,6 +9,7 @@
 #include "device.h"
 
 extern const struct afd__device_ops afd__cpu_device_ops;
+extern const struct afd__module_host afd__module_host;
 
 /* Loads afd-<name>.so. On success *handle is for afd__module_unload, which takes NULL. -ENOSYS when there is none, -EPROTO when it
  * is of another build. */

@@ -92,7 +92,7 @@ static int run_job(struct afd__queue *q, struct job *job)
 	}
 	while (from < job->n_units) {
 		uint64_t start = afd__now_ns(), now;
-		double cost;
+		double cost; /* of this round */
 
 		n = units_of_round(job, s->rate[job->kind], job->n_units - from);
 		cost = job->cost * n / job->n_units;
@@ -170,13 +170,37 @@ static uint32_t panels_of(const struct afd__matrix *m)
 	return (uint32_t)(((uint64_t)m->n + AFD_K_PANEL - 1) / AFD_K_PANEL);
 }
 
-/* A weight costs as much to read as four multiply-adds. */
+#define WEIGHT_COST 4.0 /* a weight costs as much to read as so many multiply-adds */
+
+/* Rows of a product that one panel can take in a round: all of them, unless the machine is slow or the rows are many. */
+static uint32_t rows_of_round(const struct afd__queue *q, const struct afd__product_args *a)
+{
+	const struct cpu_queue *s = q->state;
+	double n_rows = s->rate[OPERATION_product] * ROUND_NS / ((double)a->w.k * AFD_K_PANEL) - WEIGHT_COST;
+
+	if (!q->on_tile || n_rows >= a->n_rows)
+		return a->n_rows;
+	return n_rows < 1 ? 1 : (uint32_t)n_rows;
+}
+
 static int cpu_product(struct afd__queue *q, const struct afd__product_args *a)
 {
-	struct job job = { .args = a, .run = run_product, .n_units = panels_of(&a->w), .kind = OPERATION_product,
-			   .cost = (double)a->w.n * a->w.k * (a->n_rows + 4.0) };
+	struct afd__product_args part = *a;
+	uint32_t left = a->n_rows;
+	int rc = 0;
 
-	return run_job(q, &job);
+	while (!rc && left) {
+		struct job job = { .args = &part, .run = run_product, .n_units = panels_of(&a->w), .kind = OPERATION_product };
+
+		part.n_rows = left;
+		part.n_rows = rows_of_round(q, &part);
+		job.cost = (double)a->w.n * a->w.k * (part.n_rows + WEIGHT_COST);
+		rc = run_job(q, &job);
+		part.x += part.n_rows * part.x_stride;
+		part.y += part.n_rows * part.y_stride;
+		left -= part.n_rows;
+	}
+	return rc;
 }
 
 static int cpu_copy(struct afd__queue *q, const struct afd__copy_args *a)

@@ -63,6 +63,7 @@ int afd__device_open(struct afd__device **out, struct afd_context *ctx, const ch
 	if (rc < 0)
 		goto fail;
 	dev->ctx = ctx;
+	dev->host = &afd__module_host;
 	dev->ops = backends[rc].ops;
 	if (!dev->ops) {
 		rc = afd__module_load(backends[rc].name, &dev->module, &dev->ops);

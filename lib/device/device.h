@@ -25,6 +25,7 @@
 
 struct afd__device;
 struct afd__queue;
+struct afd__module_host;
 
 /* A weight matrix [n][k] of the checkpoint, for y = x * w^T. Made by afd__matrix_create, filled by _load. */
 enum afd__layout {
@@ -168,6 +169,7 @@ struct afd__device {
 	const struct afd__device_ops *ops;
 	void *state;
 	void *module; /* dlopen handle of a device that is a module */
+	const struct afd__module_host *host; /* what a module asks of the library (module.h) */
 	char name[32];
 	_Atomic uint64_t bytes_held; /* dev memory, for accounting */
 };
@@ -199,7 +201,7 @@ int afd__matrix_create(struct afd__device *dev, struct afd__matrix *out, uint32_
 int afd__matrix_load(struct afd__device *dev, struct afd__matrix *m, const void *rows, uint32_t row0, uint32_t n_rows);
 void afd__matrix_destroy(struct afd__device *dev, struct afd__matrix *m); /* also of a zeroed one */
 
-int afd__queue_open(struct afd__queue *q, struct afd__device *dev); /* overwrites all of q */
+int afd__queue_open(struct afd__queue *q, struct afd__device *dev); /* overwrites all of q, which must not move */
 void afd__queue_close(struct afd__queue *q); /* waits for what runs; also of a zeroed one */
 int afd__queue_ticket(struct afd__queue *q, uint64_t *ticket);
 int afd__queue_reached(struct afd__queue *q, uint64_t ticket);

@@ -13,7 +13,7 @@
 #include "backends.h"
 #include "lib/device/build_id.h"
 
-static const struct afd__module_host host = {
+const struct afd__module_host afd__module_host = {
 	.cpu = &afd__cpu_device_ops,
 	.alloc = afd__alloc,
 	.free = afd__free,
@@ -39,7 +39,7 @@ static int module_path(const char *name, char *path, size_t capacity)
 	if (dir && dir[0]) {
 		n = snprintf(path, capacity, "%s/afd-%s.so", dir, name);
 	} else {
-		if (!dladdr((void *)&host, &info) || !info.dli_fname)
+		if (!dladdr((void *)&afd__module_host, &info) || !info.dli_fname)
 			return afd__error(-ENOSYS, "device %s: the place of libafd.so is unknown; set AFD_MODULE_DIR", name);
 		slash = strrchr(info.dli_fname, '/');
 		n = snprintf(path, capacity, "%.*s/afd/afd-%s.so", slash ? (int)(slash - info.dli_fname) : 1,
@@ -75,13 +75,12 @@ int afd__module_load(const char *name, void **handle, const struct afd__device_o
 		return afd__error(-ENOSYS, "device %s: no module (%s): %s", name, package_of(name), dlerror());
 	module = dlsym(opened, AFD__MODULE_SYMBOL);
 	rc = check_build(path, module);
-	if (!rc)
-		rc = module->start(&host, ops);
 	if (rc) {
 		dlclose(opened);
 		return rc;
 	}
 	*handle = opened;
+	*ops = module->ops;
 	return 0;
 }
 

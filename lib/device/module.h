@@ -23,10 +23,10 @@ struct afd__module_host {
 	uint64_t (*now_ns)(void);
 };
 
+/* What a module is: constant data, so that nothing of it runs before it was accepted. */
 struct afd__module {
-	char build[AFD__MODULE_BUILD_BYTES]; /* AFD__BUILD_ID, generated from the version and the headers above */
-	/* Called each time the module is loaded; `host` outlives it. */
-	int (*start)(const struct afd__module_host *host, const struct afd__device_ops **ops);
+	char build[AFD__MODULE_BUILD_BYTES]; /* AFD__BUILD_ID, generated from the version and the headers */
+	const struct afd__device_ops *ops;   /* they find the table above in dev->host */
 };
 
 #define AFD__MODULE_SYMBOL "afd_module_entry"
