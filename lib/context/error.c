@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The thread's error text. One buffer per thread, written by every failing call and by nothing else, so that a text
- * stays readable until the next failure. Texts are formatted aside first: their arguments may point into the buffer.
+ * The thread's error text. One buffer per thread, written by every failing call and by nothing
+ * else, so that a text stays readable until the next failure. Texts are formatted aside first:
+ * their arguments may point into the buffer.
  */
 #include "error.h"
 
@@ -38,7 +39,8 @@ int afd__error_prefix(int code, const char *format, ...)
 	va_end(args);
 	n = strlen(text);
 	if (n + 2 < sizeof(text))
-		snprintf(text + n, sizeof(text) - n, ": %.*s", (int)(sizeof(text) - n - 3), error_text);
+		snprintf(text + n, sizeof(text) - n, ": %.*s", (int)(sizeof(text) - n - 3),
+			 error_text);
 	memcpy(error_text, text, sizeof(text));
 	return code;
 }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Log lines, spans and the clock. The library never prints: a line goes to the host's hook or nowhere. Nothing here
- * allocates or locks, so any thread and any step may log.
+ * Log lines, spans and the clock. The library never prints: a line goes to the host's hook or
+ * nowhere. Nothing here allocates or locks, so any thread and any step may log.
  */
 #include "core.h"
 

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Memory of the library: small zeroed objects from malloc, and large memory through the host's hooks. Every allocation
- * is counted, so that a test can show that a step makes none. The default for large memory is anonymous mmap, aligned
- * to a huge page where that can help, because weights and KV pages are read at the rate of DRAM.
+ * Memory of the library: small zeroed objects from malloc, and large memory through the host's
+ * hooks. Every allocation is counted, so that a test can show that a step makes none. The default
+ * for large memory is anonymous mmap, aligned to a huge page where that can help, because weights
+ * and KV pages are read at the rate of DRAM.
  */
 #include "core.h"
 
@@ -97,7 +98,8 @@ static void *host_alloc(struct afd_context *ctx, size_t bytes, size_t alignment,
 
 	if (memory && (uintptr_t)memory % alignment) {
 		ctx->allocator.free(ctx->allocator.user, memory, bytes);
-		afd__error(-EINVAL, "%s: the host's allocator gave %p, asked for alignment %zu", what, memory, alignment);
+		afd__error(-EINVAL, "%s: the host's allocator gave %p, asked for alignment %zu",
+			   what, memory, alignment);
 		return NULL;
 	}
 	if (!memory)

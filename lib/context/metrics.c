@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Metrics as Prometheus text, format 0.0.4. The registry (families, and the series of each) is guarded by one mutex and
- * touched only when handles come and go or a text is rendered; values are atomics, so a stage counts without a lock.
- * Objects that report the same labels share one series. Families render in the order in which they first appeared.
+ * Metrics as Prometheus text, format 0.0.4. The registry (families, and the series of each) is
+ * guarded by one mutex and touched only when handles come and go or a text is rendered; values are
+ * atomics, so a stage counts without a lock. Objects that report the same labels share one series.
+ * Families render in the order in which they first appeared.
  */
 #include "metrics.h"
 
@@ -73,7 +74,8 @@ void afd__metrics_destroy(struct afd__metrics *metrics)
 	afd__free(metrics);
 }
 
-static struct family *find_or_add_family(struct afd_context *ctx, const struct afd__metric_family *about)
+static struct family *find_or_add_family(struct afd_context *ctx,
+					 const struct afd__metric_family *about)
 {
 	struct family **link = &ctx->metrics->families;
 
@@ -87,7 +89,8 @@ static struct family *find_or_add_family(struct afd_context *ctx, const struct a
 	return *link;
 }
 
-static struct afd__metric *create_series(struct afd_context *ctx, struct family *family, const char *labels)
+static struct afd__metric *create_series(struct afd_context *ctx, struct family *family,
+					 const char *labels)
 {
 	size_t label_bytes = strlen(labels) + 1;
 	struct afd__metric *metric = afd__alloc(ctx, 1, sizeof(*metric) + label_bytes);
@@ -106,7 +109,8 @@ static struct afd__metric *create_series(struct afd_context *ctx, struct family 
 	return metric;
 }
 
-struct afd__metric *afd__metric_add(struct afd_context *ctx, const struct afd__metric_family *about, const char *labels)
+struct afd__metric *afd__metric_add(struct afd_context *ctx, const struct afd__metric_family *about,
+				    const char *labels)
 {
 	struct afd__metric **link, *metric = NULL;
 	struct family *family;
@@ -172,8 +176,8 @@ void afd__metric_observe(struct afd__metric *metric, double value)
 		;
 	atomic_fetch_add_explicit(&metric->buckets[i], 1, memory_order_relaxed);
 	sum = atomic_load_explicit(&metric->value, memory_order_relaxed);
-	while (!atomic_compare_exchange_weak_explicit(&metric->value, &sum, sum + value, memory_order_relaxed,
-						      memory_order_relaxed))
+	while (!atomic_compare_exchange_weak_explicit(&metric->value, &sum, sum + value,
+						      memory_order_relaxed, memory_order_relaxed))
 		;
 }
 
@@ -256,14 +260,16 @@ int afd__metric_label(char *labels, size_t capacity, const char *key, const char
 	if (text.used >= capacity) {
 		/* Half a label would make the whole text unreadable. */
 		labels[used] = '\0';
-		return afd__error(-ENOSPC, "metric label %s: needs %zu bytes, limit %zu", key, text.used + 1, capacity);
+		return afd__error(-ENOSPC, "metric label %s: needs %zu bytes, limit %zu", key,
+				  text.used + 1, capacity);
 	}
 	labels[text.used] = '\0';
 	return 0;
 }
 
 /* name_suffix{labels,le="bound"}; either part of the labels may be missing. */
-static void put_name(struct text *text, const struct afd__metric *metric, const char *suffix, const double *bound)
+static void put_name(struct text *text, const struct afd__metric *metric, const char *suffix,
+		     const double *bound)
 {
 	put(text, metric->family->about.name);
 	put(text, suffix);
@@ -295,7 +301,8 @@ static void put_histogram(struct text *text, const struct afd__metric *metric)
 	put_name(text, metric, "_sum", NULL);
 	put_number(text, atomic_load_explicit(&metric->value, memory_order_relaxed));
 	put(text, "\n");
-	/* The sum of the buckets just read, so that _count equals the +Inf bucket also while others observe. */
+	/* The sum of the buckets just read, so that _count equals the +Inf bucket also while others
+	 * observe. */
 	put_name(text, metric, "_count", NULL);
 	put_count(text, total);
 	put(text, "\n");

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Structs of any version. A struct begins with its size and only ever grows at its end, so an older caller's struct is
- * a prefix of ours and a newer caller's has a tail that we do not know: zero there means "as before" and is accepted.
+ * Structs of any version. A struct begins with its size and only ever grows at its end, so an older
+ * caller's struct is a prefix of ours and a newer caller's has a tail that we do not know: zero
+ * there means "as before" and is accepted.
  */
 #include "core.h"
 
@@ -12,7 +13,8 @@ enum { SIZE_LIMIT = 64 * 1024 };
 static int check_size(size_t size, const char *what)
 {
 	if (size < sizeof(size_t))
-		return afd__error(-EINVAL, "%s: size is %zu, must be sizeof the struct", what, size);
+		return afd__error(-EINVAL, "%s: size is %zu, must be sizeof the struct", what,
+				  size);
 	if (size > SIZE_LIMIT)
 		return afd__error(-EINVAL, "%s: size is %zu, limit %d", what, size, SIZE_LIMIT);
 	return 0;
@@ -33,7 +35,9 @@ int afd__params_copy(void *dst, size_t known, const void *src, const char *what)
 		return rc;
 	for (i = known; i < size; i++) {
 		if (bytes[i])
-			return afd__error(-E2BIG, "%s: byte %zu is set, this version knows %zu bytes", what, i, known);
+			return afd__error(-E2BIG,
+					  "%s: byte %zu is set, this version knows %zu bytes", what,
+					  i, known);
 	}
 	memcpy(dst, src, size < known ? size : known);
 	return 0;

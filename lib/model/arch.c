@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * From config.json to the one description that the stages read. A family is an entry of a table: how its config is read
- * and how its layers are filled. After this nobody asks for the model's type again. Called by model.c.
+ * From config.json to the one description that the stages read. A family is an entry of a table:
+ * how its config is read and how its layers are filled. After this nobody asks for the model's type
+ * again. Called by model.c.
  */
 #include <math.h>
 #include <string.h>
@@ -15,11 +16,13 @@ struct family {
 	int (*fill)(struct afd__arch *arch, struct afd_context *ctx, struct afd__json *j);
 };
 
-static int alloc_layers(struct afd__arch *arch, struct afd_context *ctx, const struct afd__config *c)
+static int alloc_layers(struct afd__arch *arch, struct afd_context *ctx,
+			const struct afd__config *c)
 {
 	arch->layers = afd__alloc(ctx, c->n_layers, sizeof(*arch->layers));
 	arch->ffn_kinds = arch->layers ? afd__alloc(ctx, c->n_layers, 1) : NULL;
-	arch->rope.inv_freq = arch->ffn_kinds ? afd__alloc(ctx, c->head_dim / 2, sizeof(float)) : NULL;
+	arch->rope.inv_freq = arch->ffn_kinds ? afd__alloc(ctx, c->head_dim / 2, sizeof(float))
+					      : NULL;
 	return arch->rope.inv_freq ? 0 : -ENOMEM;
 }
 
@@ -87,19 +90,22 @@ static const struct family *find_family(struct afd__json *j)
 	for (i = 0; i < sizeof(families) / sizeof(families[0]); i++) {
 		if (type && !strcmp(type, families[i].model_type))
 			return &families[i];
-		if (!type && json_is_string(first) && !strcmp(json_string_value(first), families[i].architecture))
+		if (!type && json_is_string(first) &&
+		    !strcmp(json_string_value(first), families[i].architecture))
 			return &families[i];
 	}
 	if (type)
-		afd__json_refuse(j, -ENOTSUP, "model_type", afd__json_member(j, "model_type"), SUPPORTED);
+		afd__json_refuse_key(j, -ENOTSUP, "model_type", SUPPORTED);
 	else if (first)
-		afd__json_refuse(j, -ENOTSUP, "architectures[0]", first, "supported: \"Qwen3ForCausalLM\"");
+		afd__json_refuse(j, -ENOTSUP, "architectures[0]", first,
+				 "supported: \"Qwen3ForCausalLM\"");
 	else
 		afd__json_refuse(j, -EBADMSG, "model_type", NULL, "");
 	return NULL;
 }
 
-int afd__arch_read(struct afd__arch *arch, struct afd_context *ctx, const char *text, size_t n_bytes)
+int afd__arch_read(struct afd__arch *arch, struct afd_context *ctx, const char *text,
+		   size_t n_bytes)
 {
 	struct afd__json j = { .where = "config.json" };
 	const struct family *family;

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The tensors of a checkpoint by name. What a tensor is (dtype, shape, place) is known once the header of its file was
- * read, which happens when the first tensor of that file is asked for. So a role never opens a file that holds nothing of
- * it. One mutex guards the state of files; what was found once never moves. Called by model.c and roles.c.
+ * The tensors of a checkpoint by name. What a tensor is (dtype, shape, place) is known once the
+ * header of its file was read, which happens when the first tensor of that file is asked for. So a
+ * role never opens a file that holds nothing of it. One mutex guards the state of files; what was
+ * found once never moves. Called by model.c and roles.c.
  */
 #include "checkpoint_state.h"
 
@@ -45,7 +46,8 @@ bool afd__checkpoint_has(const struct afd__checkpoint *cp, const char *name)
 
 /* ---- one file ---- */
 
-int afd__checkpoint_read_header(struct afd__checkpoint *cp, struct afd__file *file, struct afd__safetensors *header)
+int afd__checkpoint_read_header(struct afd__checkpoint *cp, struct afd__file *file,
+				struct afd__safetensors *header)
 {
 	unsigned char prefix[8];
 	uint64_t header_bytes;
@@ -64,9 +66,11 @@ int afd__checkpoint_read_header(struct afd__checkpoint *cp, struct afd__file *fi
 	if (rc)
 		goto fail;
 	text = afd__alloc(cp->ctx, header_bytes + 1, 1);
-	rc = text ? afd__file_read_at(file->fd, text, header_bytes, sizeof(prefix), file->name) : -ENOMEM;
+	rc = text ? afd__file_read_at(file->fd, text, header_bytes, sizeof(prefix), file->name)
+		  : -ENOMEM;
 	if (!rc)
-		rc = afd__safetensors_parse(header, cp->ctx, text, header_bytes, file->bytes, file->name);
+		rc = afd__safetensors_parse(header, cp->ctx, text, header_bytes, file->bytes,
+					    file->name);
 	if (rc)
 		goto fail;
 	afd__free(text);
@@ -89,7 +93,8 @@ static void set_stored(struct afd__stored *s, const struct afd__safetensor *t)
 	s->bytes = t->bytes;
 }
 
-int afd__checkpoint_apply_header(struct afd__checkpoint *cp, struct afd__file *file, const struct afd__safetensors *header)
+int afd__checkpoint_apply_header(struct afd__checkpoint *cp, struct afd__file *file,
+				 const struct afd__safetensors *header)
 {
 	uint32_t i;
 
@@ -97,8 +102,8 @@ int afd__checkpoint_apply_header(struct afd__checkpoint *cp, struct afd__file *f
 		struct afd__stored *s = find(cp, header->tensors[i].name);
 
 		if (s && s->file != file)
-			return afd__error(-EBADMSG, "%s: tensor %.200s stands in it, and in %s as the index says", file->name,
-					  s->name, s->file->name);
+			return afd__error(-EBADMSG, "%s: tensor %.200s stands in it, and in %s as "
+					  "the index says", file->name, s->name, s->file->name);
 	}
 	for (i = 0; i < header->n_tensors; i++) {
 		struct afd__stored *s = find(cp, header->tensors[i].name);
@@ -137,7 +142,8 @@ static int map_file(struct afd__checkpoint *cp, struct afd__file *file)
 		return 0;
 	mapped = mmap(NULL, file->bytes, PROT_READ, MAP_PRIVATE, file->fd, 0);
 	if (mapped == MAP_FAILED)
-		return afd__error(-ENOMEM, "%s: cannot map its %" PRIu64 " bytes", file->name, file->bytes);
+		return afd__error(-ENOMEM, "%s: cannot map its %" PRIu64 " bytes", file->name,
+				  file->bytes);
 	file->mapped = mapped;
 	close(file->fd);
 	file->fd = -1;
@@ -146,7 +152,8 @@ static int map_file(struct afd__checkpoint *cp, struct afd__file *file)
 
 /* ---- one tensor ---- */
 
-/* The format does not promise alignment; kernels and compilers want it, so a tensor at an odd place is copied once. */
+/* The format does not promise alignment; kernels and compilers want it, so a tensor at an odd place
+ * is copied once. */
 static int align_data(struct afd__checkpoint *cp, struct afd__stored *s, const void **data)
 {
 	if ((uintptr_t)*data % AFD__TENSOR_ALIGNMENT == 0)
@@ -164,16 +171,19 @@ static int align_data(struct afd__checkpoint *cp, struct afd__stored *s, const v
 static int check_usable(const struct afd__checkpoint *cp, const struct afd__stored *s)
 {
 	if (!s->known)
-		return afd__error(-EBADMSG, "%s: tensor %.200s is not in it, as the index says", s->file->name, s->name);
+		return afd__error(-EBADMSG, "%s: tensor %.200s is not in it, as the index says",
+				  s->file->name, s->name);
 	if (s->dtype != AFD_DTYPE_F32 && s->dtype != AFD_DTYPE_F16 && s->dtype != AFD_DTYPE_BF16)
-		return afd__error(-ENOTSUP, "tensor %.200s: dtype %s is not supported, only F32, F16 and BF16", s->name,
-				  s->dtype_name);
+		return afd__error(-ENOTSUP, "tensor %.200s: dtype %s is not supported, only F32, "
+				  "F16 and BF16", s->name, s->dtype_name);
 	if (s->n_dims > 4)
-		return afd__error(-EBADMSG, "tensor %.200s: %u dimensions, limit 4", s->name, s->n_dims);
+		return afd__error(-EBADMSG, "tensor %.200s: %u dimensions, limit 4", s->name,
+				  s->n_dims);
 	return 0;
 }
 
-static int look_up(struct afd__checkpoint *cp, struct afd__stored *s, bool with_data, struct afd__tensor *out)
+static int look_up(struct afd__checkpoint *cp, struct afd__stored *s, bool with_data,
+		   struct afd__tensor *out)
 {
 	const void *data = s->lent;
 	int rc;
@@ -202,7 +212,8 @@ static int look_up(struct afd__checkpoint *cp, struct afd__stored *s, bool with_
 	return 0;
 }
 
-int afd__checkpoint_tensor(struct afd__checkpoint *cp, const char *name, bool with_data, struct afd__tensor *out)
+int afd__checkpoint_tensor(struct afd__checkpoint *cp, const char *name, bool with_data,
+			   struct afd__tensor *out)
 {
 	struct afd__stored *s = find(cp, name);
 	int rc;
@@ -217,7 +228,8 @@ int afd__checkpoint_tensor(struct afd__checkpoint *cp, const char *name, bool wi
 
 /* ---- life ---- */
 
-int afd__checkpoint_create(struct afd__checkpoint **out, struct afd_context *ctx, int dir_fd, const char *source)
+int afd__checkpoint_create(struct afd__checkpoint **out, struct afd_context *ctx, int dir_fd,
+			   const char *source)
 {
 	struct afd__checkpoint *cp = afd__alloc(ctx, 1, sizeof(*cp));
 
@@ -262,10 +274,12 @@ void afd__checkpoint_close(struct afd__checkpoint *cp)
 	afd__free(cp);
 }
 
-int afd__checkpoint_alloc(struct afd__checkpoint *cp, size_t n_stored, size_t n_files, size_t name_bytes)
+int afd__checkpoint_alloc(struct afd__checkpoint *cp, size_t n_stored, size_t n_files,
+			  size_t name_bytes)
 {
 	if (n_stored > MAX_TENSORS)
-		return afd__error(-EBADMSG, "%s: %zu tensors, limit %d", cp->source, n_stored, MAX_TENSORS);
+		return afd__error(-EBADMSG, "%s: %zu tensors, limit %d", cp->source, n_stored,
+				  MAX_TENSORS);
 	cp->stored = afd__alloc(cp->ctx, n_stored, sizeof(*cp->stored));
 	cp->files = cp->stored ? afd__alloc(cp->ctx, n_files, sizeof(*cp->files)) : NULL;
 	cp->names = cp->files ? afd__alloc(cp->ctx, name_bytes, 1) : NULL;

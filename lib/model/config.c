@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * config.json as numbers. Unknown keys are ignored; a known key with a value that this library does not compute is refused
- * by name, because ignoring it would give fluent nonsense. Sizes are bounded here, so that later products cannot overflow.
- * Called by arch.c.
+ * config.json as numbers. Unknown keys are ignored; a known key with a value that this library does
+ * not compute is refused by name, because ignoring it would give fluent nonsense. Sizes are bounded
+ * here, so that later products cannot overflow. Called by arch.c.
  */
 #include "config.h"
 
@@ -11,27 +11,38 @@
 
 #include "../context/core.h"
 
+static uint32_t read_size(struct afd__json *j, const char *key, int64_t min, int64_t max,
+			  int64_t fallback)
+{
+	return (uint32_t)afd__json_integer(j, key, min, max, fallback);
+}
+
 /* ---- keys that must have one value ---- */
 
 static void refuse_unsupported(struct afd__json *j)
 {
 	const char *act = afd__json_string(j, "hidden_act", "silu");
-	const json_t *quantization = afd__json_member(j, "quantization_config");
 
 	if (strcmp(act, "silu"))
-		afd__json_refuse(j, -ENOTSUP, "hidden_act", afd__json_member(j, "hidden_act"), "supported: \"silu\"");
-	if (quantization)
-		afd__json_refuse(j, -ENOTSUP, "quantization_config", quantization, "supported: none");
+		afd__json_refuse_key(j, -ENOTSUP, "hidden_act", "supported: \"silu\"");
+	if (afd__json_member(j, "quantization_config"))
+		afd__json_refuse_key(j, -ENOTSUP, "quantization_config", "supported: none");
 	if (afd__json_number(j, "partial_rotary_factor", 0, 1, 1) != 1)
-		afd__json_refuse(j, -ENOTSUP, "partial_rotary_factor", afd__json_member(j, "partial_rotary_factor"),
-				 "supported: 1");
+		afd__json_refuse_key(j, -ENOTSUP, "partial_rotary_factor", "supported: 1");
 }
+
+struct name {
+	const char *name;
+	int32_t dtype;
+};
 
 /* What the file says of its tensors; only a fallback, since the tensors themselves say it. */
 static int32_t read_dtype(struct afd__json *j)
 {
-	static const struct { const char *name; int32_t dtype; } names[] = {
-		{ "float32", AFD_DTYPE_F32 }, { "bfloat16", AFD_DTYPE_BF16 }, { "float16", AFD_DTYPE_F16 },
+	static const struct name names[] = {
+		{ "float32", AFD_DTYPE_F32 },
+		{ "bfloat16", AFD_DTYPE_BF16 },
+		{ "float16", AFD_DTYPE_F16 },
 	};
 	const char *name = afd__json_string(j, "dtype", afd__json_string(j, "torch_dtype", ""));
 	size_t i;
@@ -49,21 +60,25 @@ static void read_heads(struct afd__config *c, struct afd__json *j)
 {
 	char why[120];
 
-	c->n_heads = (uint32_t)afd__json_integer(j, "num_attention_heads", 1, AFD__MAX_HEADS, AFD__JSON_REQUIRED);
-	c->n_kv_heads = (uint32_t)afd__json_integer(j, "num_key_value_heads", 1, AFD__MAX_HEADS, c->n_heads);
+	c->n_heads = read_size(j, "num_attention_heads", 1, AFD__MAX_HEADS, AFD__JSON_REQUIRED);
+	c->n_kv_heads = read_size(j, "num_key_value_heads", 1, AFD__MAX_HEADS, c->n_heads);
 	if (c->n_heads % c->n_kv_heads || c->n_heads / c->n_kv_heads > AFD__MAX_HEADS_PER_KV_HEAD) {
-		snprintf(why, sizeof(why), "num_attention_heads is %u: must be a multiple, at most %d times as many", c->n_heads,
-			 AFD__MAX_HEADS_PER_KV_HEAD);
-		afd__json_refuse(j, -EBADMSG, "num_key_value_heads", afd__json_member(j, "num_key_value_heads"), why);
+		snprintf(why, sizeof(why),
+			 "num_attention_heads is %u: must be a multiple, at most %d times as many",
+			 c->n_heads, AFD__MAX_HEADS_PER_KV_HEAD);
+		afd__json_refuse_key(j, -EBADMSG, "num_key_value_heads", why);
 	}
 	if (!afd__json_member(j, "head_dim") && c->hidden_size % c->n_heads) {
-		snprintf(why, sizeof(why), "head_dim is missing and num_attention_heads %u does not divide it", c->n_heads);
-		afd__json_refuse(j, -EBADMSG, "hidden_size", afd__json_member(j, "hidden_size"), why);
+		snprintf(why, sizeof(why),
+			 "head_dim is missing and num_attention_heads %u does not divide it",
+			 c->n_heads);
+		afd__json_refuse_key(j, -EBADMSG, "hidden_size", why);
 	}
-	c->head_dim = (uint32_t)afd__json_integer(j, "head_dim", 2, AFD__MAX_HEAD_DIM, c->hidden_size / c->n_heads);
+	c->head_dim = read_size(j, "head_dim", 2, AFD__MAX_HEAD_DIM, c->hidden_size / c->n_heads);
 	if (c->head_dim % 2 || c->head_dim < 2 || c->head_dim > AFD__MAX_HEAD_DIM) {
-		snprintf(why, sizeof(why), "head_dim is %u: must be even, limit 2 .. %d", c->head_dim, AFD__MAX_HEAD_DIM);
-		afd__json_refuse(j, -EBADMSG, "num_attention_heads", afd__json_member(j, "num_attention_heads"), why);
+		snprintf(why, sizeof(why), "head_dim is %u: must be even, limit 2 .. %d",
+			 c->head_dim, AFD__MAX_HEAD_DIM);
+		afd__json_refuse_key(j, -EBADMSG, "num_attention_heads", why);
 	}
 }
 
@@ -74,13 +89,16 @@ static bool is_sliding(const json_t *type)
 	return json_is_string(type) && !strcmp(json_string_value(type), "sliding_attention");
 }
 
+#define NO_WINDOW "but use_sliding_window is false or sliding_window is null"
+
 static void check_layer_types(struct afd__config *c, struct afd__json *j)
 {
 	char key[40], why[80];
 	size_t i;
 
 	if (json_array_size(c->layer_types) != c->n_layers) {
-		snprintf(why, sizeof(why), "has %zu entries, num_hidden_layers is %u", json_array_size(c->layer_types), c->n_layers);
+		snprintf(why, sizeof(why), "has %zu entries, num_hidden_layers is %u",
+			 json_array_size(c->layer_types), c->n_layers);
 		afd__json_refuse(j, -EBADMSG, "layer_types", c->layer_types, why);
 		return;
 	}
@@ -91,21 +109,22 @@ static void check_layer_types(struct afd__config *c, struct afd__json *j)
 		if (!json_is_string(type))
 			afd__json_refuse(j, -EBADMSG, key, type, "must be a string");
 		else if (!is_sliding(type) && strcmp(json_string_value(type), "full_attention"))
-			afd__json_refuse(j, -ENOTSUP, key, type, "supported: \"full_attention\", \"sliding_attention\"");
+			afd__json_refuse(j, -ENOTSUP, key, type,
+					 "supported: \"full_attention\", \"sliding_attention\"");
 		else if (is_sliding(type) && !c->sliding_window)
-			afd__json_refuse(j, -EBADMSG, key, type, "but use_sliding_window is false or sliding_window is null");
+			afd__json_refuse(j, -EBADMSG, key, type, NO_WINDOW);
 	}
 }
 
-/* A window counts only under use_sliding_window; then layer_types decide, or else the layers from max_window_layers on. */
+/* A window counts only under use_sliding_window; without layer_types it is for the last layers. */
 static void read_window(struct afd__config *c, struct afd__json *j)
 {
 	bool used = afd__json_bool(j, "use_sliding_window", false);
 	const json_t *window = json_object_get(j->object, "sliding_window");
 
 	if (used && !json_is_null(window))
-		c->sliding_window = (uint32_t)afd__json_integer(j, "sliding_window", 1, INT32_MAX, 4096);
-	c->max_window_layers = (uint32_t)afd__json_integer(j, "max_window_layers", 0, INT32_MAX, 28);
+		c->sliding_window = read_size(j, "sliding_window", 1, INT32_MAX, 4096);
+	c->max_window_layers = read_size(j, "max_window_layers", 0, INT32_MAX, 28);
 	c->layer_types = afd__json_array(j, "layer_types");
 	if (c->layer_types && !j->error)
 		check_layer_types(c, j);
@@ -115,11 +134,11 @@ void afd__config_read_qwen3(struct afd__config *c, struct afd__json *j)
 {
 	memset(c, 0, sizeof(*c));
 	refuse_unsupported(j);
-	c->hidden_size = (uint32_t)afd__json_integer(j, "hidden_size", 1, AFD__MAX_HIDDEN, AFD__JSON_REQUIRED);
-	c->intermediate_size = (uint32_t)afd__json_integer(j, "intermediate_size", 1, AFD__MAX_INTERMEDIATE, AFD__JSON_REQUIRED);
-	c->n_layers = (uint32_t)afd__json_integer(j, "num_hidden_layers", 1, AFD__MAX_LAYERS, AFD__JSON_REQUIRED);
-	c->vocab_size = (uint32_t)afd__json_integer(j, "vocab_size", 1, AFD__MAX_VOCAB, AFD__JSON_REQUIRED);
-	c->max_positions = (uint32_t)afd__json_integer(j, "max_position_embeddings", 1, INT32_MAX, 32768);
+	c->hidden_size = read_size(j, "hidden_size", 1, AFD__MAX_HIDDEN, AFD__JSON_REQUIRED);
+	c->intermediate_size = read_size(j, "intermediate_size", 1, AFD__MAX_INTERMEDIATE, AFD__JSON_REQUIRED);
+	c->n_layers = read_size(j, "num_hidden_layers", 1, AFD__MAX_LAYERS, AFD__JSON_REQUIRED);
+	c->vocab_size = read_size(j, "vocab_size", 1, AFD__MAX_VOCAB, AFD__JSON_REQUIRED);
+	c->max_positions = read_size(j, "max_position_embeddings", 1, INT32_MAX, 32768);
 	c->rms_norm_eps = afd__json_number(j, "rms_norm_eps", 1e-30, 1, 1e-6);
 	c->attention_bias = afd__json_bool(j, "attention_bias", false);
 	c->tied_head = afd__json_bool(j, "tie_word_embeddings", false);

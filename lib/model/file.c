@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Files of a checkpoint's directory. All are opened relative to one descriptor of the directory, so that a host may change
- * its working directory while a model is open. Called by checkpoint.c and model.c.
+ * Files of a checkpoint's directory. All are opened relative to one descriptor of the directory, so
+ * that a host may change its working directory while a model is open. Called by checkpoint.c and
+ * model.c.
  */
 #include "file.h"
 
@@ -73,14 +74,16 @@ int afd__file_read_at(int fd, void *out, uint64_t n, uint64_t offset, const char
 		if (got < 0)
 			return system_error(name, "read");
 		if (!got)
-			return afd__error(-EBADMSG, "%s: ends at %" PRIu64 " bytes, %" PRIu64 " are needed", name, offset + done,
-					  offset + n);
+			return afd__error(-EBADMSG,
+					  "%s: ends at %" PRIu64 " bytes, %" PRIu64 " are needed",
+					  name, offset + done, offset + n);
 		done += (uint64_t)got;
 	}
 	return 0;
 }
 
-int afd__file_read(char **text, size_t *n_bytes, struct afd_context *ctx, int dir_fd, const char *name, uint64_t max_bytes)
+int afd__file_read(char **text, size_t *n_bytes, struct afd_context *ctx, int dir_fd,
+		   const char *name, uint64_t max_bytes)
 {
 	uint64_t file_bytes;
 	char *bytes = NULL;
@@ -90,7 +93,8 @@ int afd__file_read(char **text, size_t *n_bytes, struct afd_context *ctx, int di
 	if (rc)
 		return rc;
 	if (file_bytes > max_bytes) {
-		rc = afd__error(-EBADMSG, "%s: %" PRIu64 " bytes, limit %" PRIu64, name, file_bytes, max_bytes);
+		rc = afd__error(-EBADMSG, "%s: %" PRIu64 " bytes, limit %" PRIu64, name, file_bytes,
+				max_bytes);
 		goto out;
 	}
 	bytes = afd__alloc(ctx, file_bytes + 1, 1);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The fingerprint of a stage's weights; fingerprint.h defines it. One tensor at a time, bytes in order, nothing kept but a
- * sum. Called by the stages while they load.
+ * The fingerprint of a stage's weights; fingerprint.h defines it. One tensor at a time, bytes in
+ * order, nothing kept but a sum. Called by the stages while they load.
  */
 #include "fingerprint.h"
 
@@ -53,7 +53,8 @@ void afd__fingerprint_destroy(struct afd__fingerprint *fp)
 	afd__free(fp);
 }
 
-void afd__fingerprint_begin(struct afd__fingerprint *fp, const struct afd__tensor *t, const uint64_t *begin, const uint64_t *end)
+void afd__fingerprint_begin(struct afd__fingerprint *fp, const struct afd__tensor *t,
+			    const uint64_t *begin, const uint64_t *end)
 {
 	const char *dtype = stored_name(t->dtype);
 	unsigned char dims[4 + 4 * 24] = { (unsigned char)t->n_dims };
@@ -113,7 +114,8 @@ void afd__fingerprint_destroy(struct afd__fingerprint *fp)
 	afd__free(fp);
 }
 
-void afd__fingerprint_begin(struct afd__fingerprint *fp, const struct afd__tensor *t, const uint64_t *begin, const uint64_t *end)
+void afd__fingerprint_begin(struct afd__fingerprint *fp, const struct afd__tensor *t,
+			    const uint64_t *begin, const uint64_t *end)
 {
 }
 

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Values out of JSON, with type and range checked once, here. Jansson gives 180.5 where an integer is asked for, so no
- * value is read without a look at its type. Called by config.c, rope.c, safetensors.c and checkpoint.c.
+ * Values out of JSON, with type and range checked once, here. Jansson gives 180.5 where an integer
+ * is asked for, so no value is read without a look at its type. Called by config.c, rope.c,
+ * safetensors.c and checkpoint.c.
  */
 #include "json.h"
 
@@ -18,14 +19,20 @@ enum {
 /* ---- parsing ---- */
 
 /*
- * Jansson (2.14) does not look whether its token buffer could grow: when memory runs out there, bytes of the token are lost,
- * and a string that lost its closing quote is read far beyond its end. So the document is fed to it inside a list, behind a
- * number as long as the longest token. The number grows the buffer once and for all, and can lose digits without harm.
+ * Jansson (2.14) does not look whether its token buffer could grow: when memory runs out there,
+ * bytes of the token are lost, and a string that lost its closing quote is read far beyond its end.
+ * So the document is fed to it inside a list, behind a number as long as the longest token. The
+ * number grows the buffer once and for all, and can lose digits without harm.
  */
 struct feed {
 	const char *text;
 	size_t n_bytes, padding; /* zeros of the number */
 	size_t at;               /* bytes given so far, of before + zeros + between + text + after */
+};
+
+struct part {
+	const char *bytes; /* NULL: zeros */
+	size_t n_bytes;
 };
 
 static const char before[] = "[0.", between[] = ",\n", after[] = "]";
@@ -45,9 +52,12 @@ static size_t give(char *out, size_t room, size_t skip, const char *bytes, size_
 static size_t feed_bytes(void *out, size_t room, void *arg)
 {
 	struct feed *feed = arg;
-	const struct { const char *bytes; size_t n_bytes; } parts[] = {
-		{ before, sizeof(before) - 1 }, { NULL, feed->padding }, { between, sizeof(between) - 1 },
-		{ feed->text, feed->n_bytes }, { after, sizeof(after) - 1 },
+	const struct part parts[] = {
+		{ before, sizeof(before) - 1 },
+		{ NULL, feed->padding },
+		{ between, sizeof(between) - 1 },
+		{ feed->text, feed->n_bytes },
+		{ after, sizeof(after) - 1 },
 	};
 	size_t skip = feed->at, given, i;
 
@@ -62,7 +72,7 @@ static size_t feed_bytes(void *out, size_t room, void *arg)
 	return 0;
 }
 
-/* At least as long as the longest string or number. Escaped quotes only make it longer than need be. */
+/* At least as long as the longest string or number; an escaped quote may only make it longer. */
 static size_t longest_token(const char *text, size_t n_bytes)
 {
 	size_t longest = 0, start = 0, i;
@@ -88,12 +98,14 @@ static json_t *unwrap(json_t *list)
 
 json_t *afd__json_parse(const char *text, size_t n_bytes, const char *where, int *error)
 {
-	struct feed feed = { .text = text, .n_bytes = n_bytes, .padding = longest_token(text, n_bytes) + 16 };
+	struct feed feed = { .text = text, .n_bytes = n_bytes };
 	json_error_t why;
 	json_t *list, *root;
 
+	feed.padding = longest_token(text, n_bytes) + 16;
 	if (feed.padding > MAX_TOKEN_BYTES) {
-		*error = afd__error(-EBADMSG, "%s: a token of %zu bytes, limit %d", where, feed.padding, MAX_TOKEN_BYTES);
+		*error = afd__error(-EBADMSG, "%s: a token of %zu bytes, limit %d", where,
+				    feed.padding, MAX_TOKEN_BYTES);
 		return NULL;
 	}
 	/* Jansson takes some failed allocations for bad syntax; errno tells them apart. */
@@ -107,7 +119,8 @@ json_t *afd__json_parse(const char *text, size_t n_bytes, const char *where, int
 	else if (errno == ENOMEM || !why.text[0])
 		*error = afd__error(-ENOMEM, "%s: no memory for %zu bytes of JSON", where, n_bytes);
 	else
-		*error = afd__error(-EBADMSG, "%s: not JSON at line %d, column %d: %s", where, why.line - 1, why.column, why.text);
+		*error = afd__error(-EBADMSG, "%s: not JSON at line %d, column %d: %s", where,
+				    why.line - 1, why.column, why.text);
 	return NULL;
 }
 
@@ -120,7 +133,8 @@ const json_t *afd__json_member(const struct afd__json *j, const char *key)
 	return json_is_null(value) ? NULL : value;
 }
 
-void afd__json_refuse(struct afd__json *j, int code, const char *key, const json_t *value, const char *why)
+void afd__json_refuse(struct afd__json *j, int code, const char *key, const json_t *value,
+		      const char *why)
 {
 	char shown[SHOWN_BYTES + 1];
 	size_t used;
@@ -131,12 +145,20 @@ void afd__json_refuse(struct afd__json *j, int code, const char *key, const json
 		j->error = afd__error(code, "%s: %s is missing", j->where, key);
 		return;
 	}
-	used = json_dumpb(value, shown, SHOWN_BYTES, JSON_ENCODE_ANY | JSON_COMPACT | JSON_REAL_PRECISION(10));
+	used = json_dumpb(value, shown, SHOWN_BYTES,
+			  JSON_ENCODE_ANY | JSON_COMPACT | JSON_REAL_PRECISION(10));
 	shown[used < SHOWN_BYTES ? used : SHOWN_BYTES] = '\0';
-	j->error = afd__error(code, "%s: %s is %s%s, %s", j->where, key, shown, used > SHOWN_BYTES ? "..." : "", why);
+	j->error = afd__error(code, "%s: %s is %s%s, %s", j->where, key, shown,
+			      used > SHOWN_BYTES ? "..." : "", why);
 }
 
-int64_t afd__json_integer(struct afd__json *j, const char *key, int64_t min, int64_t max, int64_t fallback)
+void afd__json_refuse_key(struct afd__json *j, int code, const char *key, const char *why)
+{
+	afd__json_refuse(j, code, key, afd__json_member(j, key), why);
+}
+
+int64_t afd__json_integer(struct afd__json *j, const char *key, int64_t min, int64_t max,
+			  int64_t fallback)
 {
 	const json_t *value = afd__json_member(j, key);
 	int64_t number;
@@ -156,7 +178,8 @@ int64_t afd__json_integer(struct afd__json *j, const char *key, int64_t min, int
 	return min;
 }
 
-double afd__json_number(struct afd__json *j, const char *key, double min, double max, double fallback)
+double afd__json_number(struct afd__json *j, const char *key, double min, double max,
+			double fallback)
 {
 	const json_t *value = afd__json_member(j, key);
 	double number;

@@ -37,4 +37,7 @@ const json_t *afd__json_array(struct afd__json *j, const char *key);
 /* Sets the error "where: key is VALUE, why" unless there is one already. */
 void afd__json_refuse(struct afd__json *j, int code, const char *key, const json_t *value, const char *why);
 
+/* The same for the object's own value of key. */
+void afd__json_refuse_key(struct afd__json *j, int code, const char *key, const char *why);
+
 #endif

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The model handle: config.json becomes the architecture, the architecture says which tensors there must be, the checkpoint
- * says where they are. Opening reads config.json and the list of names and nothing else; after it a model only answers
- * questions, so that several stages share one.
+ * The model handle: config.json becomes the architecture, the architecture says which tensors there
+ * must be, the checkpoint says where they are. Opening reads config.json and the list of names and
+ * nothing else; after it a model only answers questions, so that several stages share one.
  */
 #include "model.h"
 
@@ -21,11 +21,16 @@ enum { CONFIG_MAX_BYTES = 16 << 20 };
 static int check_params(const char *dir, const struct afd_model_params *params)
 {
 	if (params->weights < 0 || params->weights > AFD_WEIGHTS_IN_PLACE)
-		return afd__error(-EINVAL, "model params: weights is %d, limit %d", params->weights, AFD_WEIGHTS_IN_PLACE);
+		return afd__error(-EINVAL, "model params: weights is %d, limit %d", params->weights,
+				  AFD_WEIGHTS_IN_PLACE);
 	if (!dir != !!params->config_json)
-		return afd__error(-EINVAL, "model: %s of a directory and config_json are given, must be one", dir ? "both" : "none");
+		return afd__error(-EINVAL,
+				  "model: %s of a directory and config_json are given, must be one",
+				  dir ? "both" : "none");
 	if (dir && (params->tensors || params->n_tensors))
-		return afd__error(-EINVAL, "model: a directory and %u tensors are given, must be one", params->n_tensors);
+		return afd__error(-EINVAL,
+				  "model: a directory and %u tensors are given, must be one",
+				  params->n_tensors);
 	return 0;
 }
 
@@ -54,12 +59,14 @@ static int open_dir(struct afd_model *model, const char *dir)
 
 static int open_lent(struct afd_model *model, const struct afd_model_params *params)
 {
-	int rc = afd__arch_read(&model->arch, model->ctx, params->config_json, strlen(params->config_json));
+	int rc = afd__arch_read(&model->arch, model->ctx, params->config_json,
+				strlen(params->config_json));
 
 	return rc ? rc : afd__checkpoint_lend(&model->checkpoint, model->ctx, params);
 }
 
-int afd_model_open(afd_model **out, afd_context *ctx, const char *dir, const struct afd_model_params *params)
+int afd_model_open(afd_model **out, afd_context *ctx, const char *dir,
+		   const struct afd_model_params *params)
 {
 	struct afd_model_params p;
 	struct afd_model *model;
@@ -85,8 +92,8 @@ int afd_model_open(afd_model **out, afd_context *ctx, const char *dir, const str
 		afd__error_prefix(rc, "model %s", dir);
 	if (rc)
 		goto fail;
-	afd__log(ctx, AFD_LOG_INFO, "model opened: architecture=%s layers=%u from=%s", model->arch.name, model->arch.n_layers,
-		 dir ? dir : "host");
+	afd__log(ctx, AFD_LOG_INFO, "model opened: architecture=%s layers=%u from=%s",
+		 model->arch.name, model->arch.n_layers, dir ? dir : "host");
 	*out = model;
 	return 0;
 fail:
@@ -106,12 +113,14 @@ void afd_model_close(afd_model *model)
 
 int afd__model_check(const struct afd_model *model)
 {
-	return model ? afd__context_check(model->ctx, "model") : afd__error(-EINVAL, "model: the handle is NULL");
+	return model ? afd__context_check(model->ctx, "model")
+		     : afd__error(-EINVAL, "model: the handle is NULL");
 }
 
 /* ---- for the stages ---- */
 
-int afd__model_tensor(const struct afd_model *model, int32_t layer, int32_t kind, struct afd__tensor *out)
+int afd__model_tensor(const struct afd_model *model, int32_t layer, int32_t kind,
+		      struct afd__tensor *out)
 {
 	const struct afd__slot *slot = afd__slot_find(model, layer, kind);
 
@@ -125,7 +134,8 @@ void afd__model_release(const struct afd__tensor *tensor)
 	uintptr_t first = ((uintptr_t)tensor->data + page - 1) / page * page;
 	uintptr_t end = ((uintptr_t)tensor->data + tensor->bytes) / page * page;
 
-	/* Only mapped files: the pages of the host's memory, and of copies at aligned places, would be lost. */
+	/* Only mapped files: the pages of the host's memory, and of copies at aligned places, would
+	 * be lost. */
 	if (tensor->mapped && end > first)
 		madvise((void *)first, end - first, MADV_DONTNEED);
 }
@@ -175,7 +185,8 @@ static void count_layers(const struct afd__arch *arch, struct afd_model_info *in
 			info->n_dense_layers++;
 		else
 			info->n_moe_layers++;
-		info->kv_bytes_per_token += 2 * (uint64_t)l->n_kv_heads * l->head_dim * number_bytes;
+		info->kv_bytes_per_token += 2 * (uint64_t)l->n_kv_heads * l->head_dim *
+					    number_bytes;
 	}
 }
 
@@ -240,7 +251,8 @@ int afd_model_tensor(const afd_model *model, uint32_t index, struct afd_tensor_i
 	int rc = afd__model_check(model);
 
 	if (!rc && index >= n_listed(model))
-		rc = afd__error(-EINVAL, "model: tensor index is %u, limit %u", index, n_listed(model) - 1);
+		rc = afd__error(-EINVAL, "model: tensor index is %u, limit %u", index,
+				n_listed(model) - 1);
 	if (!rc)
 		rc = afd__slot_tensor(model, &model->slots[index], false, &t);
 	if (rc)

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Which tensors each role needs, by their Hugging Face names: one table of what a layer may have, and the architecture says
- * which rows of it apply. A tensor in no slot is nobody's and is never looked at. Called by model.c.
+ * Which tensors each role needs, by their Hugging Face names: one table of what a layer may have,
+ * and the architecture says which rows of it apply. A tensor in no slot is nobody's and is never
+ * looked at. Called by model.c.
  */
 #include <assert.h>
 #include <stdio.h>
@@ -13,8 +14,12 @@
 /* What a dimension is; the names are for errors, in the words of config.json. */
 enum size { NONE, HIDDEN, VOCAB, Q_WIDTH, KV_WIDTH, HEAD_DIM, WIDTH };
 static const char *const size_names[] = {
-	[HIDDEN] = "hidden_size", [VOCAB] = "vocab_size", [Q_WIDTH] = "num_attention_heads * head_dim",
-	[KV_WIDTH] = "num_key_value_heads * head_dim", [HEAD_DIM] = "head_dim", [WIDTH] = "intermediate_size",
+	[HIDDEN] = "hidden_size",
+	[VOCAB] = "vocab_size",
+	[Q_WIDTH] = "num_attention_heads * head_dim",
+	[KV_WIDTH] = "num_key_value_heads * head_dim",
+	[HEAD_DIM] = "head_dim",
+	[WIDTH] = "intermediate_size",
 };
 
 struct row {
@@ -40,7 +45,8 @@ static const struct row layer_rows[] = {
 	{ AFD__TENSOR_K_NORM, AFD_ROLE_ATTENTION, "self_attn.k_norm.weight", HEAD_DIM, NONE },
 	{ AFD__TENSOR_O, AFD_ROLE_ATTENTION, "self_attn.o_proj.weight", HIDDEN, Q_WIDTH },
 	{ AFD__TENSOR_O_BIAS, AFD_ROLE_ATTENTION, "self_attn.o_proj.bias", HIDDEN, NONE },
-	{ AFD__TENSOR_FFN_NORM, AFD_ROLE_ATTENTION, "post_attention_layernorm.weight", HIDDEN, NONE },
+	{ AFD__TENSOR_FFN_NORM, AFD_ROLE_ATTENTION, "post_attention_layernorm.weight", HIDDEN,
+	  NONE },
 	{ AFD__TENSOR_GATE, AFD_ROLE_FFN, "mlp.gate_proj.weight", WIDTH, HIDDEN },
 	{ AFD__TENSOR_UP, AFD_ROLE_FFN, "mlp.up_proj.weight", WIDTH, HIDDEN },
 	{ AFD__TENSOR_DOWN, AFD_ROLE_FFN, "mlp.down_proj.weight", HIDDEN, WIDTH },
@@ -77,7 +83,8 @@ static bool applies(const struct afd__layer *layer, int32_t kind)
 	}
 }
 
-static uint64_t size_of(const struct afd__arch *arch, const struct afd__layer *layer, enum size size)
+static uint64_t size_of(const struct afd__arch *arch, const struct afd__layer *layer,
+			enum size size)
 {
 	switch (size) {
 	case HIDDEN:
@@ -97,7 +104,8 @@ static uint64_t size_of(const struct afd__arch *arch, const struct afd__layer *l
 	}
 }
 
-static void fill_slot(struct afd__slot *slot, const struct afd__arch *arch, int32_t layer, const struct row *row)
+static void fill_slot(struct afd__slot *slot, const struct afd__arch *arch, int32_t layer,
+		      const struct row *row)
 {
 	const struct afd__layer *l = layer < 0 ? NULL : &arch->layers[layer];
 
@@ -133,7 +141,8 @@ static uint32_t fill_all(struct afd__slot *slots, const struct afd__arch *arch)
 	return n;
 }
 
-int afd__slots_create(struct afd__slot **slots, uint32_t *n_slots, struct afd_context *ctx, const struct afd__arch *arch)
+int afd__slots_create(struct afd__slot **slots, uint32_t *n_slots, struct afd_context *ctx,
+		      const struct afd__arch *arch)
 {
 	size_t most = N_ROWS(first_rows) + arch->n_layers * N_ROWS(layer_rows) + N_ROWS(last_rows);
 
@@ -163,7 +172,8 @@ static void print_shape(char *text, size_t capacity, const uint64_t *shape, uint
 	uint32_t i;
 
 	for (i = 0; i < n_dims; i++)
-		used += (size_t)snprintf(text + used, capacity - used, "%s%llu", i ? ", " : "", (unsigned long long)shape[i]);
+		used += (size_t)snprintf(text + used, capacity - used, "%s%llu", i ? ", " : "",
+					 (unsigned long long)shape[i]);
 }
 
 static int check_shape(const struct afd__slot *slot, const struct afd__tensor *t)
@@ -171,17 +181,21 @@ static int check_shape(const struct afd__slot *slot, const struct afd__tensor *t
 	char has[100] = "", wants[50] = "";
 	uint32_t i;
 
-	for (i = 0; i < slot->n_dims && t->n_dims == slot->n_dims && t->shape[i] == slot->shape[i]; i++)
+	for (i = 0; i < slot->n_dims && t->n_dims == slot->n_dims && t->shape[i] == slot->shape[i];
+	     i++)
 		;
 	if (i == slot->n_dims)
 		return 0;
 	print_shape(has, sizeof(has), t->shape, t->n_dims);
 	print_shape(wants, sizeof(wants), slot->shape, slot->n_dims);
-	return afd__error(-EBADMSG, "tensor %s: shape is [%s], config.json says [%s] (%s%s%s)", slot->name, has, wants,
-			  slot->shape_names[0], slot->n_dims > 1 ? ", " : "", slot->n_dims > 1 ? slot->shape_names[1] : "");
+	return afd__error(-EBADMSG, "tensor %s: shape is [%s], config.json says [%s] (%s%s%s)",
+			  slot->name, has, wants, slot->shape_names[0],
+			  slot->n_dims > 1 ? ", " : "",
+			  slot->n_dims > 1 ? slot->shape_names[1] : "");
 }
 
-static int plain_tensor(const struct afd_model *model, const struct afd__slot *slot, bool with_data, struct afd__tensor *out)
+static int plain_tensor(const struct afd_model *model, const struct afd__slot *slot, bool with_data,
+			struct afd__tensor *out)
 {
 	int rc = afd__checkpoint_tensor(model->checkpoint, slot->name, with_data, out);
 
@@ -189,8 +203,9 @@ static int plain_tensor(const struct afd_model *model, const struct afd__slot *s
 }
 
 /*
- * A tied head that the checkpoint ships as well is nearly always the same numbers twice. Then one matrix serves both, as if
- * it had not been shipped; the bits are the same. Unknown when a file is missing.
+ * A tied head that the checkpoint ships as well is nearly always the same numbers twice. Then one
+ * matrix serves both, as if it had not been shipped; the bits are the same. Unknown when a file is
+ * missing.
  */
 static int compare_head(const struct afd_model *model, const struct afd__slot *slot)
 {
@@ -198,7 +213,8 @@ static int compare_head(const struct afd_model *model, const struct afd__slot *s
 
 	if (!afd__checkpoint_has(model->checkpoint, slot->name))
 		return AFD__HEAD_SHARED;
-	if (plain_tensor(model, slot, true, &head) || plain_tensor(model, &model->slots[0], true, &embed))
+	if (plain_tensor(model, slot, true, &head) ||
+	    plain_tensor(model, &model->slots[0], true, &embed))
 		return AFD__HEAD_UNKNOWN;
 	if (head.dtype != embed.dtype || memcmp(head.data, embed.data, head.bytes))
 		return AFD__HEAD_OWN;
@@ -221,7 +237,8 @@ bool afd__slot_is_shared(const struct afd_model *model, const struct afd__slot *
 	return head == AFD__HEAD_SHARED;
 }
 
-int afd__slot_tensor(const struct afd_model *model, const struct afd__slot *slot, bool with_data, struct afd__tensor *out)
+int afd__slot_tensor(const struct afd_model *model, const struct afd__slot *slot, bool with_data,
+		     struct afd__tensor *out)
 {
 	assert(model->slots[0].kind == AFD__TENSOR_EMBED);
 	if (afd__slot_is_shared(model, slot))

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Where the tensors of a checkpoint come from: one safetensors file, an index and the files that it names, or the host's
- * memory. Each makes the sorted list of names; for the index nothing but the index is read, so files that it names may be
- * missing until one of their tensors is asked for. Called by model.c.
+ * Where the tensors of a checkpoint come from: one safetensors file, an index and the files that it
+ * names, or the host's memory. Each makes the sorted list of names; for the index nothing but the
+ * index is read, so files that it names may be missing until one of their tensors is asked for.
+ * Called by model.c.
  */
 #include "checkpoint_state.h"
 
@@ -59,16 +60,18 @@ fail:
 /* A checkpoint must not reach out of its directory. */
 static bool is_plain_name(const char *name)
 {
-	return name[0] && strcmp(name, ".") && strcmp(name, "..") && !strchr(name, '/') && strlen(name) <= 255;
+	return name[0] && strcmp(name, ".") && strcmp(name, "..") && !strchr(name, '/') &&
+	       strlen(name) <= 255;
 }
 
 static int check_entry(const char *tensor, const json_t *file)
 {
 	if (!json_is_string(file))
-		return afd__error(-EBADMSG, INDEX_FILE ": the file of tensor %.200s must be a string", tensor);
+		return afd__error(-EBADMSG, INDEX_FILE ": the file of tensor %.200s must be a "
+				  "string", tensor);
 	if (!is_plain_name(json_string_value(file)))
-		return afd__error(-EBADMSG, INDEX_FILE ": tensor %.200s: \"%.100s\" is not the name of a file in the directory",
-				  tensor, json_string_value(file));
+		return afd__error(-EBADMSG, INDEX_FILE ": tensor %.200s: \"%.100s\" is not the name "
+				  "of a file in the directory", tensor, json_string_value(file));
 	return 0;
 }
 
@@ -96,7 +99,7 @@ static char *push_name(char **end, const char *name)
 	return start;
 }
 
-/* NULL beyond MAX_FILES. Neighbours in the index mostly share a file, so the search from the end is short. */
+/* NULL beyond MAX_FILES. Neighbours mostly share a file, so the search from the end is short. */
 static struct afd__file *intern_file(struct afd__checkpoint *cp, char **end, const char *name)
 {
 	uint32_t i;
@@ -162,7 +165,8 @@ static int open_index(struct afd__checkpoint *cp)
 	return rc;
 }
 
-int afd__checkpoint_open(struct afd__checkpoint **out, struct afd_context *ctx, int dir_fd, const char *dir)
+int afd__checkpoint_open(struct afd__checkpoint **out, struct afd_context *ctx, int dir_fd,
+			 const char *dir)
 {
 	struct afd__checkpoint *cp = NULL;
 	int rc;
@@ -194,24 +198,32 @@ static int check_lent(const struct afd_tensor *t, uint32_t index, uint64_t *byte
 	if (!t->name || !t->name[0])
 		return afd__error(-EINVAL, "tensors[%u]: it has no name", index);
 	if (t->dtype == AFD_DTYPE_FP8)
-		return afd__error(-ENOTSUP, "tensor %.200s: dtype fp8 is not supported in this version", t->name);
+		return afd__error(-ENOTSUP,
+				  "tensor %.200s: dtype fp8 is not supported in this version",
+				  t->name);
 	*bytes = afd_dtype_bytes(t->dtype);
 	if (!*bytes)
-		return afd__error(-EINVAL, "tensor %.200s: dtype is %d, no enum afd_dtype", t->name, t->dtype);
+		return afd__error(-EINVAL, "tensor %.200s: dtype is %d, no enum afd_dtype", t->name,
+				  t->dtype);
 	if (!t->n_dims || t->n_dims > 4 || !t->shape)
-		return afd__error(-EINVAL, "tensor %.200s: n_dims is %u, limit 1 .. 4 with a shape", t->name, t->n_dims);
+		return afd__error(-EINVAL, "tensor %.200s: n_dims is %u, limit 1 .. 4 with a shape",
+				  t->name, t->n_dims);
 	for (i = 0; i < t->n_dims; i++) {
 		if (__builtin_mul_overflow(*bytes, t->shape[i], bytes))
-			return afd__error(-EINVAL, "tensor %.200s: the product of its shape overflows", t->name);
+			return afd__error(-EINVAL,
+					  "tensor %.200s: the product of its shape overflows",
+					  t->name);
 	}
 	if (!t->data || (uintptr_t)t->data % AFD__TENSOR_ALIGNMENT)
-		return afd__error(-EINVAL, "tensor %.200s: data is %p, must be aligned to %d bytes", t->name, t->data, AFD__TENSOR_ALIGNMENT);
+		return afd__error(-EINVAL, "tensor %.200s: data is %p, must be aligned to %d bytes",
+				  t->name, t->data, AFD__TENSOR_ALIGNMENT);
 	return 0;
 }
 
 static const struct afd_tensor *entry(const struct afd_model_params *params, uint32_t i)
 {
-	return (const struct afd_tensor *)((const char *)params->tensors + i * params->tensor_bytes);
+	return (const struct afd_tensor *)((const char *)params->tensors +
+					   i * params->tensor_bytes);
 }
 
 static int check_stride(const struct afd_model_params *params)
@@ -221,16 +233,17 @@ static int check_stride(const struct afd_model_params *params)
 	size_t b;
 
 	if (!params->n_tensors || !params->tensors || params->n_tensors > MAX_LENT)
-		return afd__error(-EINVAL, "model params: %u tensors, limit 1 .. %d", params->n_tensors, MAX_LENT);
+		return afd__error(-EINVAL, "model params: %u tensors, limit 1 .. %d",
+				  params->n_tensors, MAX_LENT);
 	if (params->tensor_bytes < sizeof(struct afd_tensor) || params->tensor_bytes > 4096)
-		return afd__error(-EINVAL, "model params: tensor_bytes is %zu, must be sizeof(struct afd_tensor)",
-				  params->tensor_bytes);
+		return afd__error(-EINVAL, "model params: tensor_bytes is %zu, must be "
+				  "sizeof(struct afd_tensor)", params->tensor_bytes);
 	for (i = 0; i < params->n_tensors; i++) {
 		tail = (const unsigned char *)entry(params, i);
 		for (b = sizeof(struct afd_tensor); b < params->tensor_bytes; b++) {
 			if (tail[b])
-				return afd__error(-E2BIG, "tensors[%u]: byte %zu is set, this version knows %zu", i, b,
-						  sizeof(struct afd_tensor));
+				return afd__error(-E2BIG, "tensors[%u]: byte %zu is set, this "
+						  "version knows %zu", i, b, sizeof(struct afd_tensor));
 		}
 	}
 	return 0;
@@ -270,12 +283,14 @@ static int lend_all(struct afd__checkpoint *cp, const struct afd_model_params *p
 	afd__checkpoint_sort(cp);
 	for (i = 1; i < cp->n_stored; i++) {
 		if (!strcmp(cp->stored[i - 1].name, cp->stored[i].name))
-			return afd__error(-EINVAL, "tensor %.200s: it is lent twice", cp->stored[i].name);
+			return afd__error(-EINVAL, "tensor %.200s: it is lent twice",
+					  cp->stored[i].name);
 	}
 	return 0;
 }
 
-int afd__checkpoint_lend(struct afd__checkpoint **out, struct afd_context *ctx, const struct afd_model_params *params)
+int afd__checkpoint_lend(struct afd__checkpoint **out, struct afd_context *ctx,
+			 const struct afd_model_params *params)
 {
 	struct afd__checkpoint *cp = NULL;
 	int rc;
