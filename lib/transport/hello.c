@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * One table of fields stands for the whole handshake: each message kind carries the fields whose mask names it. An unknown
- * tag below AFD__TAG_CRITICAL is skipped, so that later versions can state more; one above it is refused.
+ * One table of fields stands for the whole handshake: each message kind carries the fields whose mask names it. A tag that
+ * is unknown in its message is skipped when it is below TAG_CRITICAL, so that later versions can state more, else refused.
  */
 #include "hello.h"
 
@@ -170,8 +170,7 @@ static int decode_value(struct afd__hello *hello, const struct field *field, con
 
 	switch (field->type) {
 	case TEXT:
-		if (bytes >= field->bytes)
-			bytes = field->bytes - 1;
+		bytes = strnlen((const char *)in, bytes < field->bytes ? bytes : field->bytes - 1u);
 		memcpy(value, in, bytes);
 		value[bytes] = '\0';
 		make_printable(value);
@@ -202,7 +201,7 @@ static int decode_field(struct afd__hello *hello, uint32_t *seen, uint16_t tag, 
 {
 	int i = 0;
 
-	while (i < N_FIELDS && fields[i].tag != tag)
+	while (i < N_FIELDS && (fields[i].tag != tag || !(fields[i].kinds & 1 << hello->kind)))
 		i++;
 	if (i == N_FIELDS) {
 		if (tag & TAG_CRITICAL)

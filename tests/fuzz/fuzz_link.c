@@ -1,0 +1,190 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Any sequence of frames from a joined peer, to the FFN side ('s') or to the attention side ('a', with a step open and a
+ * frame out). The input is a list of (slot, bytes low, bytes high, what lies in the slot). Whatever comes, the link is
+ * joined or has failed with a text, parts that are taken lie inside their slots, and every part can be answered.
+ */
+#include <stdlib.h>
+#include <string.h>
+
+#include "../../lib/transport/net.h"
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n_bytes);
+
+enum { HIDDEN = 4, MAX_ROWS = 8, LANES = 2, N_SLOTS = AFD__N_CONTROL + 2 * LANES, SLOT_BYTES = 1024 };
+
+static void expect(int holds)
+{
+	if (!holds)
+		abort();
+}
+
+/* ---- a backend that receives the input ---- */
+
+static struct {
+	const uint8_t *data;
+	size_t n_bytes;
+	int held[N_SLOTS], shut;
+	uint8_t send[N_SLOTS][SLOT_BYTES];
+	uint8_t receive[N_SLOTS][SLOT_BYTES];
+} peer;
+
+static void *fuzz_send_slot(struct afd__wire *wire, uint32_t slot) { return peer.send[slot]; }
+static const void *fuzz_receive_slot(struct afd__wire *wire, uint32_t slot) { return peer.receive[slot]; }
+
+static int fuzz_post_send(struct afd__wire *wire, uint32_t slot, uint32_t bytes)
+{
+	expect(slot < N_SLOTS && bytes <= SLOT_BYTES);
+	return 0;
+}
+
+static int fuzz_post_receive(struct afd__wire *wire, uint32_t slot)
+{
+	expect(slot < N_SLOTS && peer.held[slot]);
+	peer.held[slot] = 0;
+	return 0;
+}
+
+/* What a backend promises: a slot that was posted, and no more bytes than it has. */
+static int fuzz_poll(struct afd__wire *wire, struct afd__completion *out, int max)
+{
+	size_t capacity, bytes;
+	uint32_t slot;
+
+	if (peer.shut || peer.n_bytes < 3)
+		return 0;
+	slot = peer.data[0] % N_SLOTS;
+	capacity = slot < AFD__N_CONTROL ? AFD__CONTROL_BYTES : SLOT_BYTES;
+	bytes = 1 + (peer.data[1] | (size_t)peer.data[2] << 8) % capacity;
+	peer.data += 3;
+	peer.n_bytes -= 3;
+	if (bytes > peer.n_bytes || peer.held[slot])
+		return 0;
+	memcpy(peer.receive[slot], peer.data, bytes);
+	peer.data += bytes;
+	peer.n_bytes -= bytes;
+	peer.held[slot] = 1;
+	*out = (struct afd__completion){ .kind = AFD__RECEIVED, .slot = slot, .bytes = (uint32_t)bytes };
+	return 1;
+}
+
+static int fuzz_ready(struct afd__wire *wire) { return 0; }
+static void fuzz_shut(struct afd__wire *wire) { peer.shut = 1; }
+static void fuzz_close(struct afd__wire *wire) { }
+
+static const struct afd__transport_ops fuzz_ops = {
+	.scheme = "fuzz", .send_slot = fuzz_send_slot, .receive_slot = fuzz_receive_slot, .post_send = fuzz_post_send,
+	.post_receive = fuzz_post_receive, .poll = fuzz_poll, .ready = fuzz_ready, .arm = fuzz_ready, .shut = fuzz_shut,
+	.close = fuzz_close,
+};
+
+/* ---- the two sides ---- */
+
+static afd_transport *create(afd_context *ctx, int attention)
+{
+	struct afd_contract contract = { .size = sizeof(contract), .hidden_size = HIDDEN, .n_layers = 3 };
+	const char *address[1] = { "loop:fuzz" };
+	struct afd_transport_params params = { .size = sizeof(params), .max_rows = MAX_ROWS, .lanes = LANES, .max_peers = 1,
+	                                       .n_listen = !attention, .n_connect = attention };
+	afd_transport *net;
+
+	params.listen = attention ? NULL : address;
+	params.connect = attention ? address : NULL;
+	expect(!afd_transport_create(&net, ctx, &contract, &params));
+	return net;
+}
+
+static struct afd__link *join(afd_transport *net)
+{
+	struct afd__link *link = net->attention ? net->links[0] : afd__link_create(net, NULL);
+
+	net->links[0] = link;
+	link->index = 0;
+	link->wire.ops = &fuzz_ops;
+	link->open = true;
+	link->lanes = LANES;
+	link->max_rows = MAX_ROWS;
+	link->to_ffn_dtype = link->to_attention_dtype = AFD_DTYPE_F32;
+	afd__link_joined(link, afd__now_ns());
+	return link;
+}
+
+static void check_end(const struct afd__link *link)
+{
+	expect(link->phase == AFD__LINK_JOINED || (link->error < 0 && link->error_text[0]));
+}
+
+static void fuzz_ffn(afd_context *ctx)
+{
+	afd_transport *net = create(ctx, 0);
+	struct afd__link *link = join(net);
+	struct afd__source sources[LANES];
+	struct afd__part part;
+
+	for (int round = 0; round < 64 && link->phase == AFD__LINK_JOINED && peer.n_bytes; round++) {
+		afd__link_poll(link, afd__now_ns());
+		expect(afd__exchange_sources(net, sources, LANES) <= LANES);
+		while (round % 3 && afd__exchange_take(net, &part) == 1) {
+			size_t bytes = (size_t)part.n_rows * HIDDEN * sizeof(float);
+
+			expect(part.layer < 3 && part.lane < LANES && part.n_rows && part.part < part.n_parts);
+			expect((const uint8_t *)part.x + bytes <= peer.receive[part.slot] + SLOT_BYTES);
+			memcpy(part.y, part.x, bytes);
+			expect(!afd__exchange_reply(net, &part, round % 2 ? 0 : -EDOM, 1, 2));
+		}
+	}
+	check_end(link);
+	afd_transport_destroy(net);
+}
+
+static int fill(void *user, uint32_t lane, uint32_t row0, uint32_t n_rows, void *slot)
+{
+	memset(slot, 1, n_rows * HIDDEN * sizeof(float));
+	return 1;
+}
+
+static int drain(void *user, uint32_t lane, uint32_t row0, uint32_t n_rows, const void *slot, uint32_t shard)
+{
+	float rows[MAX_ROWS * HIDDEN];
+
+	expect(n_rows <= MAX_ROWS);
+	memcpy(rows, slot, n_rows * HIDDEN * sizeof(float));
+	return 1;
+}
+
+static int done(void *user, uint32_t lane) { return 1; }
+
+static void fuzz_attention(afd_context *ctx)
+{
+	static const struct afd__frame_io io = { .fill = fill, .filled = done, .drain = drain, .drained = done };
+	struct afd_step_params step = { .size = sizeof(step), .n_rows = { 20, 3 } };
+	afd_transport *net = create(ctx, 1);
+	struct afd__link *link = join(net);
+	int rc = 0;
+
+	expect(!afd__exchange_begin(net, &step));
+	expect(!afd__exchange_send(net, 0, 1, 20, &io) && !afd__exchange_send(net, 1, 2, 3, &io));
+	for (int round = 0; round < 64 && rc >= 0 && peer.n_bytes; round++)
+		rc = afd__exchange_progress(net);
+	expect(rc >= 0 || afd_last_error()[0]);
+	check_end(link);
+	afd_transport_destroy(net);
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n_bytes)
+{
+	afd_context *ctx;
+
+	if (!n_bytes)
+		return 0;
+	memset(&peer, 0, sizeof(peer));
+	peer.data = data + 1;
+	peer.n_bytes = n_bytes - 1;
+	expect(!afd_context_create(&ctx, NULL));
+	if (data[0] == 'a')
+		fuzz_attention(ctx);
+	else
+		fuzz_ffn(ctx);
+	afd_context_destroy(ctx);
+	return 0;
+}
