@@ -9,6 +9,7 @@
 #include <cmocka.h>
 
 #include <errno.h>
+#include <pthread.h>
 #include <sys/wait.h>
 
 #include "../../lib/model/model.h"
@@ -231,6 +232,40 @@ static void a_changed_working_directory_does_not_matter(void **state)
 	assert_true(first_number(0, AFD__TENSOR_UP) == 1200);
 }
 
+/* ---- threads ---- */
+
+static void *look_up_all(void *found)
+{
+	const void **data = found;
+	struct afd__tensor t;
+	uint32_t i;
+
+	for (i = 0; i < model->n_slots; i++)
+		data[i] = afd__model_tensor(model, model->slots[i].layer, model->slots[i].kind, &t) ? NULL : t.data;
+	return NULL;
+}
+
+static void threads_that_look_up_at_once_find_the_same(void **state)
+{
+	enum { N_THREADS = 4 };
+	const void *found[N_THREADS][TINY_ALL] = { 0 };
+	pthread_t threads[N_THREADS];
+	int i, j;
+
+	write_tiny_sharded(dir);
+	write_tiny(dir, "f.safetensors", TINY_ATTENTION, TINY_FFN, 1);
+	open_sharded();
+	for (i = 0; i < N_THREADS; i++)
+		assert_int_equal(pthread_create(&threads[i], NULL, look_up_all, found[i]), 0);
+	for (i = 0; i < N_THREADS; i++)
+		pthread_join(threads[i], NULL);
+	for (j = 0; j < TINY_ALL; j++) {
+		assert_non_null(found[0][j]);
+		for (i = 1; i < N_THREADS; i++)
+			assert_ptr_equal(found[i][j], found[0][j]);
+	}
+}
+
 /* ---- the head ---- */
 
 #define TIED "{\"model_type\":\"qwen3\",\"hidden_size\":4,\"intermediate_size\":6,\"num_hidden_layers\":1," \
@@ -323,6 +358,7 @@ int main(void)
 		T(the_contract_falls_back_to_the_dtype_of_the_config),
 		T(the_one_file_wins_over_an_index),
 		T(a_changed_working_directory_does_not_matter),
+		T(threads_that_look_up_at_once_find_the_same),
 		T(a_tied_head_is_the_embedding),
 		T(a_tied_head_that_differs_is_used),
 		T(an_untied_head_must_be_there),
