@@ -65,6 +65,7 @@ struct afd__step {
 	int32_t moved;             /* the last poll did something: there may be more to do at once */
 	uint64_t number;
 	uint64_t start_ns, moved_ns;
+	uint64_t free_ns;          /* when the last attention was done */
 	uint64_t wait_ns;          /* since when there is nothing to do but wait for peers; 0: there is */
 	struct afd__lane lanes[AFD_MAX_LANES];
 	uint32_t head_row;         /* outputs enqueued */
@@ -110,6 +111,11 @@ struct afd_attn {
 	struct afd__metric *metric_steps, *metric_rows, *metric_seconds, *metric_pages, *metric_sequences;
 };
 
+/* ---- params.c ---- */
+/* net: what the transport says, or NULL. */
+int afd__attn_params_fill(struct afd_attn_params *params, const struct afd_model *model,
+			  const struct afd__exchange_info *net);
+
 /* ---- layout.c: where K and V lie ---- */
 /* Groups of layers, sizes of pages; from params with defaults filled in. */
 int afd__attn_layout_plan(struct afd_kv_layout *layout, const struct afd__arch *arch, const struct afd_attn_params *params);
@@ -146,6 +152,8 @@ int afd__attn_remote_done(struct afd_attn *attn, uint32_t lane);
 /* ---- step.c ---- */
 /* Ends what is under way as if it had not begun. */
 void afd__attn_step_abandon(struct afd_attn *attn);
+/* The device owes us something. */
+bool afd__attn_waits_for_device(const struct afd_attn *attn);
 
 /* ---- stats.c ---- */
 int afd__attn_metrics_create(struct afd_attn *attn);

@@ -6,8 +6,6 @@
  *
  * Invariant: until the step has succeeded the sequences are as before it; every way out but success restores them.
  */
-#include <assert.h>
-#include <poll.h>
 #include <string.h>
 
 #include "attn.h"
@@ -145,20 +143,42 @@ static void report(const struct afd_attn *attn, const char *name, uint64_t start
 
 /* ---- lanes ---- */
 
-static int look_at_attention(struct afd_attn *attn, uint32_t index)
+/* The lane whose attention was enqueued first and is not known to be done; -1: none. */
+static int32_t oldest_attention(const struct afd_attn *attn)
 {
-	struct afd__lane *lane = &attn->step.lanes[index];
+	int32_t oldest = -1;
+	uint32_t i;
+
+	for (i = 0; i < attn->n_lanes; i++) {
+		const struct afd__lane *lane = &attn->step.lanes[i];
+
+		if (lane->state == AFD__LANE_AT_FFN && !lane->computed_ns &&
+		    (oldest < 0 || lane->attention_ticket < attn->step.lanes[oldest].attention_ticket))
+			oldest = (int32_t)i;
+	}
+	return oldest;
+}
+
+/* In the order of the queue, which runs one lane after the other: none has begun before the last one was done. */
+static int look_at_attention(struct afd_attn *attn)
+{
+	int32_t index;
 	int rc;
 
-	if (lane->computed_ns)
-		return 1;
-	rc = afd__queue_reached(&attn->queue, lane->attention_ticket);
-	if (rc <= 0)
-		return rc;
-	lane->computed_ns = afd__now_ns();
-	attn->attention_ns += lane->computed_ns - lane->start_ns;
-	report(attn, "attention", lane->start_ns, lane->computed_ns, (int32_t)index);
-	return 1;
+	while ((index = oldest_attention(attn)) >= 0) {
+		struct afd__lane *lane = &attn->step.lanes[index];
+
+		rc = afd__queue_reached(&attn->queue, lane->attention_ticket);
+		if (rc <= 0)
+			return rc;
+		lane->computed_ns = afd__now_ns();
+		if (lane->start_ns < attn->step.free_ns)
+			lane->start_ns = attn->step.free_ns;
+		attn->step.free_ns = lane->computed_ns;
+		attn->attention_ns += lane->computed_ns - lane->start_ns;
+		report(attn, "attention", lane->start_ns, lane->computed_ns, index);
+	}
+	return 0;
 }
 
 /* Rows of the next layer may begin; the last layer's y stays for the head. */
@@ -184,26 +204,20 @@ static void return_lane(struct afd_attn *attn, uint32_t index)
 static int look_at_lanes(struct afd_attn *attn)
 {
 	uint32_t i;
-	int rc = 0;
+	int rc = look_at_attention(attn);
 
-	if (attn->net) {
+	if (rc >= 0 && attn->net) {
 		rc = afd__exchange_progress(attn->net);
-		if (rc < 0)
-			return rc;
-		attn->step.moved |= rc;
+		attn->step.moved |= rc > 0;
 	}
-	for (i = 0; i < attn->n_lanes; i++) {
-		if (attn->step.lanes[i].state != AFD__LANE_AT_FFN)
+	for (i = 0; rc >= 0 && i < attn->n_lanes; i++) {
+		if (attn->step.lanes[i].state != AFD__LANE_AT_FFN || !attn->step.lanes[i].computed_ns)
 			continue;
-		rc = look_at_attention(attn, i);
+		rc = attn->net ? afd__attn_remote_done(attn, i) : afd__attn_local_done(attn, i);
 		if (rc > 0)
-			rc = attn->net ? afd__attn_remote_done(attn, i) : afd__attn_local_done(attn, i);
-		if (rc < 0)
-			return rc;
-		if (rc)
 			return_lane(attn, i);
 	}
-	return 0;
+	return rc < 0 ? rc : 0;
 }
 
 /* The lane that is behind goes first; -1 when none can go. */
@@ -235,7 +249,7 @@ static int run_lane(struct afd_attn *attn, uint32_t index)
 		return rc;
 	lane->state = AFD__LANE_AT_FFN;
 	/* On the cpu device it is done by now, and the FFN of this process would count as attention. */
-	rc = look_at_attention(attn, index);
+	rc = look_at_attention(attn);
 	if (rc < 0)
 		return rc;
 	rc = attn->net ? afd__attn_remote_send(attn, index) : afd__attn_local_send(attn, index);
@@ -247,8 +261,7 @@ static int run_lane(struct afd_attn *attn, uint32_t index)
 
 /* ---- waiting ---- */
 
-/* The device owes us something. */
-static bool waits_for_device(const struct afd_attn *attn)
+bool afd__attn_waits_for_device(const struct afd_attn *attn)
 {
 	uint32_t i;
 
@@ -268,7 +281,7 @@ static int look_at_time(struct afd_attn *attn)
 	struct afd__step *step = &attn->step;
 	uint64_t now = afd__now_ns();
 
-	if (step->moved || !waits_for_device(attn)) {
+	if (step->moved || !afd__attn_waits_for_device(attn)) {
 		step->moved_ns = now;
 		if (!step->moved && !step->wait_ns)
 			step->wait_ns = now;
@@ -375,123 +388,31 @@ static int poll_step(struct afd_attn *attn)
 	return rc ? rc : look_at_time(attn);
 }
 
+/* A signal may come after the operation that it tells of was seen to be done: without a look here, nobody would ever take it
+ * and the host's loop would not sleep again. Tickets are looked at behind it. */
+static int take_signal(struct afd_attn *attn)
+{
+	int rc = attn->queue.fd < 0 ? 0 : afd__queue_reached(&attn->queue, 0);
+
+	return rc < 0 ? rc : 0;
+}
+
+static int poll_idle(struct afd_attn *attn)
+{
+	return attn->net ? afd_transport_poll(attn->net) : 1;
+}
+
 int afd_attn_poll(afd_attn *attn)
 {
 	int rc = afd__context_check(attn ? attn->ctx : NULL, "attn");
 
 	if (rc)
 		return rc;
+	rc = take_signal(attn);
 	if (attn->step.state == AFD__STEP_NONE)
-		return attn->net ? afd_transport_poll(attn->net) : 1;
-	rc = poll_step(attn);
+		return rc ? rc : poll_idle(attn);
+	rc = rc ? rc : poll_step(attn);
 	if (rc > 0)
 		rc = succeed(attn);
 	return rc < 0 ? fail(attn, rc) : rc;
-}
-
-/* ---- for hosts that wait ---- */
-
-int afd_attn_busy(const afd_attn *attn)
-{
-	int rc = afd__context_check(attn ? attn->ctx : NULL, "attn");
-
-	return rc ? rc : attn->step.state != AFD__STEP_NONE;
-}
-
-int afd_attn_fd(const afd_attn *attn)
-{
-	int rc = afd__context_check(attn ? attn->ctx : NULL, "attn");
-
-	return rc ? rc : attn->epoll_fd;
-}
-
-int32_t afd_attn_timeout_ms(const afd_attn *attn)
-{
-	const struct afd__step *step;
-
-	if (afd__context_check(attn ? attn->ctx : NULL, "attn"))
-		return -1;
-	step = &attn->step;
-	if (step->state != AFD__STEP_NONE) {
-		if (step->moved || (step->state == AFD__STEP_JOINING && !attn->net))
-			return 0;
-		if (attn->queue.fd < 0 && waits_for_device(attn))
-			return 0;
-	}
-	return attn->net ? afd_transport_timeout_ms(attn->net) : -1;
-}
-
-static int32_t sooner(int32_t a, int32_t b)
-{
-	if (a < 0 || b < 0)
-		return a < 0 ? b : a;
-	return a < b ? a : b;
-}
-
-static int sleep_until_something(struct afd_attn *attn, int32_t timeout_ms)
-{
-	struct pollfd fd = { .fd = attn->queue.fd, .events = POLLIN };
-
-	if (attn->net)
-		return afd__transport_sleep(attn->net, attn->queue.fd, timeout_ms);
-	/* A device whose signal gets lost is looked at once a second. */
-	poll(&fd, 1, sooner(timeout_ms, 1000));
-	return 0;
-}
-
-static int tell_timeout(const struct afd_attn *attn, int32_t timeout_ms)
-{
-	uint32_t i;
-
-	for (i = 0; i < attn->n_lanes; i++) {
-		const struct afd__lane *lane = &attn->step.lanes[i];
-
-		if (attn->step.state == AFD__STEP_LAYERS && lane->state == AFD__LANE_AT_FFN)
-			return afd__error(-ETIMEDOUT, "attn: step %llu not done in %d ms, lane %u waits for the FFN of layer %u",
-					  (unsigned long long)attn->step.number, timeout_ms, i, lane->layer);
-	}
-	if (attn->step.state == AFD__STEP_NONE || attn->step.state == AFD__STEP_JOINING)
-		return afd__error(-ETIMEDOUT, "attn: the FFN peers have not joined in %d ms", timeout_ms);
-	return afd__error(-ETIMEDOUT, "attn: step %llu not done in %d ms, it waits for device %s",
-			  (unsigned long long)attn->step.number, timeout_ms, attn->device->name);
-}
-
-int afd_attn_wait(afd_attn *attn, int32_t timeout_ms)
-{
-	uint64_t end_ms = afd__now_ms() + (timeout_ms > 0 ? (uint64_t)timeout_ms : 0);
-	int rc;
-
-	for (;;) {
-		int32_t sleep_ms, left_ms = -1;
-		uint64_t now_ms;
-
-		rc = afd_attn_poll(attn);
-		if (rc)
-			return rc < 0 ? rc : 0;
-		now_ms = afd__now_ms();
-		if (timeout_ms && now_ms >= end_ms)
-			return tell_timeout(attn, timeout_ms > 0 ? timeout_ms : 0);
-		if (timeout_ms)
-			left_ms = (int32_t)(end_ms - now_ms);
-		sleep_ms = sooner(afd_attn_timeout_ms(attn), left_ms);
-		if (!sleep_ms)
-			continue;
-		rc = sleep_until_something(attn, sleep_ms);
-		if (rc < 0)
-			return rc;
-	}
-}
-
-int afd_attn_step(afd_attn *attn, const struct afd_batch *batch, int32_t timeout_ms)
-{
-	char text[512];
-	int rc = afd_attn_begin(attn, batch);
-
-	rc = rc ? rc : afd_attn_wait(attn, timeout_ms);
-	if (rc < 0 && attn && afd_attn_busy(attn) > 0) {
-		afd__error_save(text, sizeof(text));
-		afd__attn_step_abandon(attn);
-		return afd__error(rc, "%s", text);
-	}
-	return rc;
 }

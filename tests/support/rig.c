@@ -60,8 +60,9 @@ static void open_nets(struct rig *rig, const struct rig_params *p)
 
 void rig_open(struct rig *rig, const struct rig_params *p)
 {
-	struct afd_ffn_params ffn = { .size = sizeof(ffn), .device = rig_device(), .compute = p->compute,
-				      .compute_user = p->compute_user };
+	/* A compute function works on host memory, whatever attention runs on. */
+	struct afd_ffn_params ffn = { .size = sizeof(ffn), .device = p->compute ? "cpu" : rig_device(),
+				      .compute = p->compute, .compute_user = p->compute_user };
 	struct afd_attn_params attn = p->attn;
 
 	memset(rig, 0, sizeof(*rig));

@@ -10,6 +10,7 @@
 
 #include <errno.h>
 #include <poll.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -133,6 +134,11 @@ static const struct afd_span *find_span(const struct bench *b, const char *name,
 	return NULL;
 }
 
+static bool overlap(const struct afd_span *a, const struct afd_span *b)
+{
+	return a->start_ns < b->start_ns + b->duration_ns && b->start_ns < a->start_ns + a->duration_ns;
+}
+
 static void one_lane_attends_while_the_other_is_at_the_ffn(void **state)
 {
 	struct bench *b = *state;
@@ -141,12 +147,13 @@ static void one_lane_attends_while_the_other_is_at_the_ffn(void **state)
 	add_equal(b);
 	assert_int_equal(step_equal(b, 3, greedy), 0);
 	for (layer = 0; layer < (int32_t)b->rig.n_layers; layer++) {
-		const struct afd_span *attention = find_span(b, "attention", layer, 1);
-		const struct afd_span *ffn = find_span(b, "ffn", layer, 0);
+		const struct afd_span *a0 = find_span(b, "attention", layer, 0), *a1 = find_span(b, "attention", layer, 1);
+		const struct afd_span *f0 = find_span(b, "ffn", layer, 0), *f1 = find_span(b, "ffn", layer, 1);
 
-		assert_int_equal(attention->n_rows, 6);
-		assert_true(ffn->start_ns <= attention->start_ns);
-		assert_true(attention->start_ns + attention->duration_ns <= ffn->start_ns + ffn->duration_ns);
+		assert_int_equal(a1->n_rows, 6);
+		assert_false(overlap(a0, a1));
+		/* Either lane may come back first from the layer before. */
+		assert_true(overlap(a1, f0) || overlap(a0, f1));
 	}
 	assert_int_equal(find_span(b, "head", -1, -1)->n_rows, N_EQUAL);
 }
@@ -302,7 +309,6 @@ static void a_compute_function_that_fails_ends_the_step_which_can_be_repeated(vo
 	struct bench *b;
 	uint64_t i;
 
-	/* A compute function works on host memory, whatever the device of the attention stage. */
 	open_bench(state, params);
 	b = *state;
 	add_equal(b);

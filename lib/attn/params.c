@@ -1,0 +1,103 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The parameters of an attention stage: every default filled in, every limit checked, before anything is allocated. What the
+ * transport says is not said a second time. Called when a stage is made.
+ */
+#include "attn.h"
+
+enum {
+	MAX_SEQUENCES = 1048576,
+	MAX_ROWS = 65536,
+	MAX_PAGE_SIZE = 65536,
+	DEFAULT_SEQUENCES = 64,
+	DEFAULT_ROWS = 2048,
+	DEFAULT_PAGE_SIZE = 16,
+	DEFAULT_POSITIONS = 4096,
+};
+
+static int fill_count(uint32_t *value, uint32_t fallback, uint32_t limit, const char *name)
+{
+	if (!*value)
+		*value = fallback;
+	if (*value > limit)
+		return afd__error(-EINVAL, "attn: %s is %u, limit %u", name, *value, limit);
+	return 0;
+}
+
+static int fill_dtype(int32_t *dtype, int32_t fallback, const char *name)
+{
+	if (!*dtype)
+		*dtype = fallback ? fallback : AFD_DTYPE_F32;
+	if (*dtype == AFD_DTYPE_FP8)
+		return afd__error(-ENOTSUP, "attn: %s is fp8; f32, bf16 and f16 are supported", name);
+	if (*dtype < AFD_DTYPE_F32 || *dtype > AFD_DTYPE_FP8)
+		return afd__error(-EINVAL, "attn: %s is %d, limit %d", name, *dtype, AFD_DTYPE_FP8);
+	return 0;
+}
+
+/* What concerns the KV pool; afd_attn_kv_bytes looks at no more. */
+static int fill_kv(struct afd_attn_params *p, const struct afd_model *model)
+{
+	uint32_t fallback;
+	int rc;
+
+	rc = fill_count(&p->page_size, DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE, "page_size");
+	if (rc)
+		return rc;
+	fallback = (DEFAULT_POSITIONS + p->page_size - 1) / p->page_size;
+	rc = fill_count(&p->kv_pages, fallback, INT32_MAX / p->page_size, "kv_pages");
+	return rc ? rc : fill_dtype(&p->kv_dtype, afd__model_dtype(model), "kv_dtype");
+}
+
+/* With a transport its own params say these. */
+static int fill_wire(struct afd_attn_params *p, const struct afd_model *model, const struct afd__exchange_info *net)
+{
+	int32_t fallback = afd__model_dtype(model);
+	int rc;
+
+	if (net && (p->to_ffn_dtype || p->to_attention_dtype || p->lanes))
+		return afd__error(-EINVAL, "attn: to_ffn_dtype, to_attention_dtype and lanes are %d, %d, %u beside a transport, "
+				  "which says them", p->to_ffn_dtype, p->to_attention_dtype, p->lanes);
+	if (net) {
+		p->to_ffn_dtype = net->to_ffn_dtype;
+		p->to_attention_dtype = net->to_attention_dtype;
+		p->lanes = net->lanes;
+	}
+	rc = fill_count(&p->lanes, 1, AFD_MAX_LANES, "lanes");
+	rc = rc ? rc : fill_dtype(&p->to_ffn_dtype, fallback, "to_ffn_dtype");
+	return rc ? rc : fill_dtype(&p->to_attention_dtype, fallback, "to_attention_dtype");
+}
+
+static int fill_capacities(struct afd_attn_params *p)
+{
+	uint64_t positions = (uint64_t)p->kv_pages * p->page_size;
+	uint32_t outputs;
+	int rc;
+
+	rc = fill_count(&p->max_sequences, DEFAULT_SEQUENCES, MAX_SEQUENCES, "max_sequences");
+	rc = rc ? rc : fill_count(&p->max_rows, DEFAULT_ROWS, MAX_ROWS, "max_rows");
+	if (rc)
+		return rc;
+	outputs = p->max_sequences < p->max_rows ? p->max_sequences : p->max_rows;
+	rc = fill_count(&p->max_outputs, outputs, p->max_rows, "max_outputs");
+	return rc ? rc : fill_count(&p->max_positions, (uint32_t)positions, (uint32_t)positions, "max_positions");
+}
+
+int afd__attn_params_fill(struct afd_attn_params *p, const struct afd_model *model, const struct afd__exchange_info *net)
+{
+	int rc = fill_kv(p, model);
+
+	rc = rc ? rc : fill_wire(p, model, net);
+	return rc ? rc : fill_capacities(p);
+}
+
+size_t afd_attn_kv_bytes(const afd_model *model, const struct afd_attn_params *params)
+{
+	struct afd_kv_layout layout;
+	struct afd_attn_params p;
+
+	if (afd__model_check(model) || afd__params_copy(&p, sizeof(p), params, "attn params") || fill_kv(&p, model) ||
+	    afd__attn_layout_plan(&layout, &model->arch, &p))
+		return 0;
+	return layout.memory_bytes;
+}
