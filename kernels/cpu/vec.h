@@ -212,24 +212,43 @@ INLINE void vec_store_as(void *p, vec v, const int dtype)
 /* The first n numbers, or as many as there are lanes; the other lanes are +0. */
 INLINE vec vec_load_some(const void *p, const int dtype, size_t n)
 {
-	char buffer[4 * LANES] = { 0 };
-
 	if (n >= LANES)
 		return vec_load_as(p, dtype);
+#if LANES == 16
+	__mmask16 mask = (__mmask16)((1u << n) - 1);
+	vec_half h;
+
+	if (dtype == AFD_DTYPE_F32)
+		return _mm512_maskz_loadu_ps(mask, p);
+	h = (vec_half)_mm256_maskz_loadu_epi16(mask, p);
+	return vec_load_as(&h, dtype);
+#else
+	char buffer[4 * LANES] = { 0 };
+
 	memcpy(buffer, p, n * dtype_bytes(dtype));
 	return vec_load_as(buffer, dtype);
+#endif
 }
 
 INLINE void vec_store_some(void *p, vec v, const int dtype, size_t n)
 {
-	char buffer[4 * LANES];
-
 	if (n >= LANES) {
 		vec_store_as(p, v, dtype);
 		return;
 	}
+#if LANES == 16
+	__mmask16 mask = (__mmask16)((1u << n) - 1);
+
+	if (dtype == AFD_DTYPE_F32)
+		_mm512_mask_storeu_ps(p, mask, v);
+	else
+		_mm256_mask_storeu_epi16(p, mask, (__m256i)(dtype == AFD_DTYPE_BF16 ? vec_to_bf16(v) : vec_to_f16(v)));
+#else
+	char buffer[4 * LANES];
+
 	vec_store_as(buffer, v, dtype);
 	memcpy(p, buffer, n * dtype_bytes(dtype));
+#endif
 }
 
 /*
