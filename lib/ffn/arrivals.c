@@ -11,6 +11,7 @@
 
 enum {
 	WEIGHT = 4,         /* a new time moves the mean by a quarter */
+	LONGEST_CAPS = 2,
 	LATE_DEVIATIONS = 4,
 	LATE_SLACK_NS = 100000, /* what waking a process may take */
 };
@@ -61,15 +62,16 @@ static void learn(struct afd__arrival_time *time, uint64_t ns)
 		time->mean_ns = 1;
 }
 
-void afd__arrivals_came(struct afd__arrivals *arrivals, const struct afd__part *part, uint64_t longest_ns)
+void afd__arrivals_came(struct afd__arrivals *arrivals, const struct afd__part *part, const struct afd__gather_rule *rule)
 {
 	struct afd__arrival *a = entry_of(arrivals, part->peer, part->lane);
-	uint64_t ns;
+	bool begins_step = part->layer == arrivals->first_layer;
+	uint64_t longest_ns = LONGEST_CAPS * (begins_step ? rule->step_cap_ns : rule->cap_ns), ns;
 
 	if (part->part || !a->answered_ns || part->arrived_ns < a->answered_ns)
 		return;
 	ns = part->arrived_ns - a->answered_ns;
-	learn(part->layer == arrivals->first_layer ? &a->between_steps : &a->in_step, ns < longest_ns ? ns : longest_ns);
+	learn(begins_step ? &a->between_steps : &a->in_step, ns < longest_ns ? ns : longest_ns);
 }
 
 void afd__arrivals_answered(struct afd__arrivals *arrivals, const struct afd__part *part, uint64_t now_ns)

@@ -121,20 +121,22 @@ static bool next_waiting(const uint64_t *seen, const struct afd__gather_source *
 	return true;
 }
 
-/* Until when these rows may wait: no longer than the cap, and not so long that a quick peer walks at a slow one's pace. */
+/*
+ * Until when these rows may wait: no longer than the cap, and not so long that a quick peer walks at a slow one's pace.
+ * The first rows of a step may lose half of what their own peer takes between steps, since then a whole step is gained.
+ */
 static uint64_t patience_ends(const struct afd__gather_rule *rule, const struct waiting *w)
 {
-	uint64_t patience_ns = rule->cap_ns;
+	uint64_t cap_ns = rule->cap_ns, patience_ns;
 
 	if (w->n_rows >= rule->full_rows)
 		return w->turn_ns;
-	if (w->cycle_ns && w->cycle_ns < rule->cap_ns / PATIENCE_CYCLES)
-		patience_ns = PATIENCE_CYCLES * w->cycle_ns;
+	if (!w->layer && w->cycle_ns / 2 > cap_ns)
+		cap_ns = w->cycle_ns / 2 < rule->step_cap_ns ? w->cycle_ns / 2 : rule->step_cap_ns;
+	patience_ns = w->cycle_ns && w->cycle_ns < cap_ns / PATIENCE_CYCLES ? PATIENCE_CYCLES * w->cycle_ns : cap_ns;
 	if (patience_ns < PATIENCE_MIN_NS)
 		patience_ns = PATIENCE_MIN_NS;
-	if (patience_ns > rule->cap_ns)
-		patience_ns = rule->cap_ns;
-	return w->turn_ns + patience_ns;
+	return w->turn_ns + (patience_ns < cap_ns ? patience_ns : cap_ns);
 }
 
 /* ---- whom they wait for ---- */

@@ -28,6 +28,7 @@ struct afd__gather_source {
 
 struct afd__gather_rule {
 	uint64_t cap_ns;      /* the longest that rows wait for others; 0: they do not */
+	uint64_t step_cap_ns; /* the same for the first rows of a step, at least cap_ns: what meets there meets in all layers */
 	uint64_t pass_ns;     /* what a pass takes */
 	uint32_t n_layers;    /* held, 1 .. AFD__GATHER_LAYERS */
 	uint32_t full_rows;   /* as many fill a pass: nothing is gained by waiting */
@@ -72,8 +73,8 @@ int afd__arrivals_create(struct afd__arrivals *arrivals, struct afd_context *ctx
                          uint32_t n_layers);
 void afd__arrivals_destroy(struct afd__arrivals *arrivals);
 
-/* A part came in. A time that is longer than longest_ns counts as that. */
-void afd__arrivals_came(struct afd__arrivals *arrivals, const struct afd__part *part, uint64_t longest_ns);
+/* A part came in. A time that is longer than what rows would wait counts as twice that: it is no better known. */
+void afd__arrivals_came(struct afd__arrivals *arrivals, const struct afd__part *part, const struct afd__gather_rule *rule);
 void afd__arrivals_answered(struct afd__arrivals *arrivals, const struct afd__part *part, uint64_t now_ns);
 
 /*

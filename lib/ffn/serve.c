@@ -18,21 +18,29 @@
 enum {
 	DEFAULT_GATHER_NS = 2000000,
 	DEFAULT_GATHER_PASSES = 4,
-	LONGEST_ARRIVAL_CAPS = 2,
+	DEFAULT_STEP_GATHER_NS = 20000000,
 	BEAT_MS = 50, /* how often to look while a peer waits for us */
 };
 
 /* ---- gather ---- */
 
-static uint64_t gather_cap_ns(const struct afd__ffn_server *server)
+/* How long rows may wait: what the host said; else some passes' time, or more where that gains a whole step. */
+static struct afd__gather_rule gather_rule(const struct afd_ffn *ffn)
 {
+	const struct afd__ffn_server *server = &ffn->server;
 	uint64_t measured_ns = DEFAULT_GATHER_PASSES * server->mean_pass_ns;
+	struct afd__gather_rule rule = {
+		.pass_ns = server->mean_pass_ns, .n_layers = ffn->n_layers, .full_rows = ffn->max_rows,
+		.cap_ns = server->cap_ns, .step_cap_ns = server->cap_ns,
+	};
 
-	if (server->stopped_ns)
-		return 0;
-	if (server->cap_ns != UINT64_MAX)
-		return server->cap_ns;
-	return measured_ns > DEFAULT_GATHER_NS ? measured_ns : DEFAULT_GATHER_NS;
+	if (server->stopped_ns) {
+		rule.cap_ns = rule.step_cap_ns = 0;
+	} else if (server->cap_ns == UINT64_MAX) {
+		rule.cap_ns = measured_ns > DEFAULT_GATHER_NS ? measured_ns : DEFAULT_GATHER_NS;
+		rule.step_cap_ns = rule.cap_ns > DEFAULT_STEP_GATHER_NS ? rule.cap_ns : DEFAULT_STEP_GATHER_NS;
+	}
+	return rule;
 }
 
 /* Parts that need no pass are answered here: those of no rows, and those that cannot be computed. */
@@ -53,6 +61,7 @@ static bool is_answered_now(struct afd_ffn *ffn, const struct afd__part *part)
 static void take_parts(struct afd_ffn *ffn)
 {
 	struct afd__ffn_server *server = &ffn->server;
+	struct afd__gather_rule rule = gather_rule(ffn);
 
 	while (server->n_held < server->max_parts) {
 		struct afd__held *held = &server->held[server->n_held];
@@ -63,7 +72,7 @@ static void take_parts(struct afd_ffn *ffn)
 		held->turn_ns = 0;
 		if (is_answered_now(ffn, &held->part))
 			continue;
-		afd__arrivals_came(&server->arrivals, &held->part, LONGEST_ARRIVAL_CAPS * gather_cap_ns(server));
+		afd__arrivals_came(&server->arrivals, &held->part, &rule);
 		server->n_held++;
 	}
 }
@@ -71,9 +80,7 @@ static void take_parts(struct afd_ffn *ffn)
 static void choose(struct afd_ffn *ffn, struct afd__gather_choice *choice)
 {
 	struct afd__ffn_server *server = &ffn->server;
-	struct afd__gather_rule rule = {
-		.cap_ns = gather_cap_ns(server), .pass_ns = server->mean_pass_ns, .n_layers = ffn->n_layers, .full_rows = ffn->max_rows,
-	};
+	struct afd__gather_rule rule = gather_rule(ffn);
 	uint64_t now_ns = afd__now_ns();
 	uint32_t i, n_joined, n_sources;
 

@@ -69,7 +69,7 @@ struct afd__ffn_server {
 	struct afd__gather_source *sources; /* [max_sources + max_parts] */
 	struct afd__arrivals arrivals;
 	struct afd__ffn_run run;
-	uint64_t cap_ns;         /* of the gather; UINT64_MAX: from measured passes */
+	uint64_t cap_ns;         /* of the gather; UINT64_MAX: from what is measured */
 	uint64_t mean_pass_ns;   /* 0: none yet */
 	uint64_t until_ns;       /* when the gather decides again; UINT64_MAX: nothing waits */
 	_Atomic uint32_t n_peers; /* joined, when last looked at */

@@ -25,6 +25,7 @@ struct choice_case {
 	struct source sources[9]; /* ends with END */
 	int32_t layer;
 	uint32_t until_us;
+	uint32_t step_cap_us; /* less than the cap counts as the cap */
 };
 
 /* Rows that wait since then; a source that is expected then, and not waited for later than that. */
@@ -74,6 +75,12 @@ static const struct choice_case cases[] = {
 	  { ROWS(0, 0, 0), COMES(1, 7, 700, 800), END }, -1, 2000 },
 	{ "rows of a new step do not wait for a peer that is not through the old one in time", 2000, 8, 10,
 	  { ROWS(0, 0, 0), COMES(1, 7, 1100, 1200), END }, 0, 0 },
+	{ "the first rows of a step wait for half of their time between steps", 2000, 8, 10,
+	  { { .peer = 0, .n_rows = 1, .cycle_us = 200, .step_us = 10000 }, COMES(1, 0, 4000, 9000), END }, -1, 5000, 20000 },
+	{ "the first rows of a step do not wait for more than that", 2000, 8, 10,
+	  { { .peer = 0, .n_rows = 1, .cycle_us = 200, .step_us = 10000 }, COMES(1, 0, 5001, 9000), END }, 0, 0, 20000 },
+	{ "the first rows of a step do not wait beyond the step's cap", 2000, 8, 10,
+	  { { .peer = 0, .n_rows = 1, .cycle_us = 200, .step_us = 10000 }, COMES(1, 0, 4000, 9000), END }, 0, 0, 3000 },
 	{ "halves of the circle: the lower layer counts as behind, and somebody runs", 4000, 2, 10,
 	  { ROWS(0, 0, 0), ROWS(1, 1, 5), END }, 0, 0 },
 	{ "one layer: the next step is the same layer", 2000, 1, 10, { ROWS(0, 0, 0), COMES(1, 0, 100, 150), END }, -1, 150 },
@@ -108,6 +115,7 @@ static void each_case_gives_its_choice(void **state)
 		const struct choice_case *c = &cases[i];
 		struct afd__gather_rule rule = {
 			.cap_ns = c->cap_us * UINT64_C(1000), .pass_ns = 100000, .n_layers = c->n_layers, .full_rows = 64,
+			.step_cap_ns = c->step_cap_us * UINT64_C(1000),
 		};
 		struct afd__gather_source sources[9];
 		struct afd__gather_choice choice;

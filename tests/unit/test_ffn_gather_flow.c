@@ -43,8 +43,18 @@ static bool has_ended(const struct flow_peer *p)
 	return p->end_us && p->next_us >= p->end_us;
 }
 
+static struct afd__gather_rule rule_of(const struct flow *f)
+{
+	return (struct afd__gather_rule){
+		.cap_ns = f->cap_us * US, .step_cap_ns = 10 * f->cap_us * US, .pass_ns = PASS_US * US, .n_layers = f->n_layers,
+		.full_rows = 64,
+	};
+}
+
 static void take(struct flow *f)
 {
+	struct afd__gather_rule rule = rule_of(f);
+
 	for (uint32_t i = 0; i < f->n_peers; i++) {
 		struct flow_peer *p = &f->peers[i];
 		struct afd__held *h = &f->held[f->n_held];
@@ -53,7 +63,7 @@ static void take(struct flow *f)
 			continue;
 		*h = (struct afd__held){ .part = { .peer = i, .layer = p->layer, .n_rows = 1, .n_parts = 1,
 		                                   .arrived_ns = p->next_us * US }, .turn_ns = f->now_us * US };
-		afd__arrivals_came(&f->arrivals, &h->part, 2 * f->cap_us * US);
+		afd__arrivals_came(&f->arrivals, &h->part, &rule);
 		p->waits = true;
 		f->n_held++;
 	}
@@ -61,7 +71,7 @@ static void take(struct flow *f)
 
 static void choose(struct flow *f, struct afd__gather_choice *choice)
 {
-	struct afd__gather_rule rule = { .cap_ns = f->cap_us * US, .pass_ns = PASS_US * US, .n_layers = f->n_layers, .full_rows = 64 };
+	struct afd__gather_rule rule = rule_of(f);
 	struct afd__source joined[MAX_PEERS];
 	struct afd__gather_source sources[2 * MAX_PEERS];
 	uint32_t n;
