@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The gather for real: attention peers as processes of their own, which compute for a while between a reply and the next
- * rows, on however few cores there are. Rows of equal peers meet in one pass; a peer that stands still costs the others
- * nothing; and a step that goes on allocates nothing.
+ * The gather for real: attention peers as processes of their own, which compute for a while between
+ * a reply and the next rows, on however few cores there are. Rows of equal peers meet in one pass;
+ * a peer that stands still costs the others nothing; and a step that goes on allocates nothing.
  */
 #include "serving.h"
 
@@ -35,11 +35,16 @@ struct rhythm {
 	uint32_t stand_still_at; /* a step; 0: never */
 };
 
-/* A child has no part in its parent's handles: everything is made anew. Ends with 0 when all went well. */
+/* A child has no part in its parent's handles: everything is made anew. Ends with 0 when all went
+ * well. */
 static int run_peer(const char *address, const struct rhythm *rhythm)
 {
-	struct afd_contract contract = { .size = sizeof(contract), .hidden_size = H, .n_layers = SERVING_LAYERS };
-	struct afd_transport_params tp = { .size = sizeof(tp), .connect = &address, .n_connect = 1 };
+	struct afd_contract contract = {
+		.size = sizeof(contract), .hidden_size = H, .n_layers = SERVING_LAYERS
+	};
+	struct afd_transport_params tp = {
+		.size = sizeof(tp), .connect = &address, .n_connect = 1
+	};
 	float x[H] = { 0.5f }, y[H];
 	afd_context *ctx;
 	afd_transport *net;
@@ -87,7 +92,8 @@ static void wait_for_peer(pid_t pid)
 
 static double rows_per_pass(const struct serving *s)
 {
-	return metric_value(s->ctx, "afd_ffn_rows_per_pass_sum") / metric_value(s->ctx, "afd_ffn_rows_per_pass_count");
+	return metric_value(s->ctx, "afd_ffn_rows_per_pass_sum") /
+	       metric_value(s->ctx, "afd_ffn_rows_per_pass_count");
 }
 
 static double four_peers(const struct rhythm *rhythm, uint32_t gather_us)
@@ -108,7 +114,8 @@ static double four_peers(const struct rhythm *rhythm, uint32_t gather_us)
 	return mean;
 }
 
-/* Other work on the machine tears the peers apart; it never brings them together. So one good run of a few will do. */
+/* Other work on the machine tears the peers apart; it never brings them together. So one good run
+ * of a few will do. */
 static void four_equal_peers_meet_in_one_pass(void **state)
 {
 	const struct rhythm rhythm = { .n_steps = N_STEPS, .think_us = 20, .between_us = 20 };
@@ -132,7 +139,9 @@ static void peers_meet_because_they_are_waited_for(void **state)
 static void a_peer_that_stands_still_costs_the_others_one_wait(void **state)
 {
 	const struct rhythm quick = { .n_steps = N_STEPS, .think_us = 20, .between_us = 20 };
-	const struct rhythm stalls = { .n_steps = 20, .think_us = 20, .between_us = 20, .stand_still_at = 10 };
+	const struct rhythm stalls = {
+		.n_steps = 20, .think_us = 20, .between_us = 20, .stand_still_at = 10
+	};
 	struct serving s;
 	pid_t stalled, peer;
 	uint64_t started, alone_ns, beside_ns;
@@ -149,7 +158,8 @@ static void a_peer_that_stands_still_costs_the_others_one_wait(void **state)
 	peer = start_peer(s.address, &quick);
 	wait_for_peer(peer);
 	beside_ns = now_ns() - started;
-	print_message("alone %.1f ms, beside a peer that stands still %.1f ms\n", (double)alone_ns * 1e-6, (double)beside_ns * 1e-6);
+	print_message("alone %.1f ms, beside a peer that stands still %.1f ms\n",
+		(double)alone_ns * 1e-6, (double)beside_ns * 1e-6);
 	/* Waiting 2 ms for it at each layer would take 1.8 s more. */
 	assert_true(beside_ns < 2 * alone_ns + 100000000);
 	assert_int_equal(kill(stalled, SIGCONT), 0);
