@@ -58,7 +58,7 @@ struct afd__slot_out {
 	struct afd__frame_io io;
 	struct afd__header reply;
 	uint64_t sequence, posted_ns;
-	uint32_t lane, layer, row0, n_rows;
+	uint32_t lane, layer, row0, n_rows, step;
 	uint16_t part, n_parts;
 	uint8_t state;
 	bool unsent;    /* the backend has not given x's slot back */

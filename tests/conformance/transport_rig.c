@@ -114,7 +114,7 @@ static float number(const void *rows, size_t i, int32_t dtype)
 	bits = (uint32_t)half[i] << 16;
 	/* Whole numbers of f16 are normal: the exponent moves from bias 15 to 127. */
 	if (dtype == AFD_DTYPE_F16)
-		bits = half[i] & 0x7fff ? (half[i] & 0x8000u) << 16 | ((half[i] & 0x7fffu) << 13) + (112u << 23) : 0;
+		bits = half[i] & 0x7fff ? (half[i] & 0x8000u) << 16 | (((half[i] & 0x7fffu) << 13) + (112u << 23)) : 0;
 	memcpy(&value, &bits, 4);
 	return value;
 }
