@@ -11,6 +11,7 @@
  */
 #include "stage.h"
 
+#include <assert.h>
 #include <string.h>
 #include <sys/timerfd.h>
 #include <unistd.h>
@@ -48,17 +49,9 @@ static struct afd__gather_rule gather_rule(const struct afd_ffn *ffn)
 	return rule;
 }
 
-/* Parts that need no pass are answered here: those of no rows, and those that cannot be computed.
- */
+/* A part of no rows needs no pass. */
 static bool is_answered_now(struct afd_ffn *ffn, const struct afd__part *part)
 {
-	if (!afd__ffn_holds(ffn, part->layer)) {
-		afd__ffn_refuse(ffn, part,
-			afd__error(-EINVAL, "ffn: layer %u is not held, it holds %u .. %u",
-				part->layer, ffn->first_layer,
-				ffn->first_layer + ffn->n_layers - 1));
-		return true;
-	}
 	if (part->n_rows)
 		return false;
 	(void)afd__exchange_reply(ffn->net, part, 0, 0, 0);
@@ -77,6 +70,7 @@ static void take_parts(struct afd_ffn *ffn)
 		if (afd__exchange_take(ffn->net, &held->part) <= 0)
 			return;
 		server->progressed = true;
+		assert(afd__ffn_holds(ffn, held->part.layer));
 		held->turn_ns = 0;
 		if (is_answered_now(ffn, &held->part))
 			continue;

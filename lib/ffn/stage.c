@@ -121,6 +121,12 @@ static int agree(struct afd_ffn *ffn, const afd_model *model, const struct afd_f
 	ffn->n_layers = p->n_layers ? p->n_layers : ffn->contract.n_layers - p->first_layer;
 	ffn->hidden = ffn->contract.hidden_size;
 	ffn->max_rows = p->max_rows ? p->max_rows : DEFAULT_MAX_ROWS;
+	if (ffn->net && (!afd__ffn_holds(ffn, net.first_layer) ||
+				!afd__ffn_holds(ffn, (int64_t)net.first_layer + net.n_layers - 1)))
+		return afd__error(-EINVAL,
+			"ffn: holds layers %u .. %u, but net was made for %u .. %u",
+			ffn->first_layer, ffn->first_layer + ffn->n_layers - 1, net.first_layer,
+			net.first_layer + net.n_layers - 1);
 	return check_kinds(ffn, ffn->contract.ffn_kinds);
 }
 

@@ -8,6 +8,7 @@
 
 #include <poll.h>
 #include <signal.h>
+#include <sys/wait.h>
 
 static const char *const schemes[] = { "loop", "shm" };
 enum { N_SCHEMES = 2, H = SERVING_HIDDEN };
@@ -198,6 +199,96 @@ static void a_peer_that_leaves_in_a_step_leaves_another_alone(void **state)
 	serving_destroy(&s);
 }
 
+static void a_stage_that_lacks_layers_of_its_transport_is_refused(void **state)
+{
+	struct afd_ffn_params params = { .size = sizeof(params), .first_layer = 1 };
+	struct serving s;
+	afd_ffn *ffn = NULL;
+
+	serving_prepare(&s, "shm");
+	assert_int_equal(afd_ffn_create(&ffn, s.model.model, s.net, &params), -EINVAL);
+	assert_non_null(
+		strstr(afd_last_error(), "holds layers 1 .. 2, but net was made for 0 .. 2"));
+	assert_null(ffn);
+	/* The transport is free for a stage that fits. */
+	serving_stage(&s, NULL);
+	serving_destroy(&s);
+}
+
+static void a_stage_for_another_model_is_refused_by_the_field(void **state)
+{
+	struct ffn_model other = { .hidden = H + 1,
+		.width = 8,
+		.n_layers = SERVING_LAYERS,
+		.dtype = { AFD_DTYPE_F32, AFD_DTYPE_F32, AFD_DTYPE_F32 } };
+	struct serving s;
+	afd_ffn *ffn = NULL;
+
+	serving_prepare(&s, "shm");
+	ffn_model_open(&other, s.ctx, AFD_WEIGHTS_PACKED);
+	assert_int_equal(afd_ffn_create(&ffn, other.model, s.net, NULL), -EINVAL);
+	assert_non_null(strstr(afd_last_error(), "hidden_size 24, the model has 25"));
+	ffn_model_close(&other);
+	serving_destroy(&s);
+}
+
+static void a_transport_serves_one_stage_at_a_time(void **state)
+{
+	struct serving s;
+	afd_ffn *second = NULL;
+
+	serving_prepare(&s, "loop");
+	serving_stage(&s, NULL);
+	assert_int_equal(afd_ffn_create(&second, s.model.model, s.net, NULL), -EBUSY);
+	assert_null(second);
+	assert_true(afd_ffn_poll(s.ffn) >= 0);
+	serving_destroy(&s);
+}
+
+/* In a child: 0 when every call says that the handle is the parent's. */
+static int use_in_child(struct serving *s)
+{
+	struct afd_ffn_rows rows = { .size = sizeof(rows) };
+	struct afd_ffn_stats stats = { .size = sizeof(stats) };
+	int wrong = afd_ffn_poll(s->ffn) != -EINVAL || afd_ffn_serve(s->ffn) != -EINVAL ||
+		    afd_ffn_forward(s->local, &rows) != -EINVAL || afd_ffn_fd(s->ffn) != -EINVAL ||
+		    afd_ffn_complete(s->ffn, 1, 0) != -EINVAL ||
+		    afd_ffn_stats(s->ffn, &stats) != -EINVAL;
+
+	afd_ffn_stop(s->ffn);
+	afd_ffn_destroy(s->ffn);
+	afd_ffn_destroy(s->local);
+	afd_transport_destroy(s->net);
+	return wrong;
+}
+
+static void a_child_of_fork_is_refused_and_disturbs_nobody(void **state)
+{
+	float x[H] = { 0.5f }, y[H], expected[H];
+	struct serving s;
+	afd_transport *net;
+	int status;
+	pid_t pid;
+
+	serving_prepare(&s, "shm");
+	serving_stage(&s, NULL);
+	pid = fork();
+	assert_true(pid >= 0);
+	if (!pid)
+		_exit(use_in_child(&s));
+	assert_int_equal(waitpid(pid, &status, 0), pid);
+	assert_int_equal(status, 0);
+	serving_start(&s);
+	net = peer_create(&s, 1, 0, AFD_DTYPE_F32);
+	peer_join(net);
+	assert_int_equal(peer_begin(net, 1, 1), 0);
+	assert_int_equal(peer_exchange(net, 0, 1, x, y), 0);
+	expect_rows(&s, 0, 1, x, expected);
+	assert_memory_equal(y, expected, sizeof(y));
+	afd_transport_destroy(net);
+	serving_destroy(&s);
+}
+
 /* ---- stop ---- */
 
 static void a_server_that_is_stopped_twice_returns_0(void **state)
@@ -370,6 +461,10 @@ int main(void)
 		cmocka_unit_test(lanes_of_two_peers_have_the_bits_of_forward),
 		cmocka_unit_test(a_row_of_nan_leaves_another_peer_alone),
 		cmocka_unit_test(a_peer_that_leaves_in_a_step_leaves_another_alone),
+		cmocka_unit_test(a_stage_that_lacks_layers_of_its_transport_is_refused),
+		cmocka_unit_test(a_stage_for_another_model_is_refused_by_the_field),
+		cmocka_unit_test(a_transport_serves_one_stage_at_a_time),
+		cmocka_unit_test(a_child_of_fork_is_refused_and_disturbs_nobody),
 		cmocka_unit_test(a_server_that_is_stopped_twice_returns_0),
 		cmocka_unit_test(a_server_is_stopped_from_a_signal_handler),
 		cmocka_unit_test(peers_of_a_stopped_server_are_told),
