@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 static bool is_deferred(void)
@@ -95,14 +96,23 @@ static void count_tile(void *user)
 	++*(unsigned *)user;
 }
 
+/* Of all threads of this process: a loaded machine does not make a beat late by this clock. */
+static unsigned cpu_ms(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
+	return (unsigned)(t.tv_sec * 1000 + t.tv_nsec / 1000000);
+}
+
 /* On the CPU the thread that calls beats between tiles; elsewhere while it waits. */
 static void a_long_operation_beats(void **state)
 {
-	enum { ROWS = 256, N = 1024, K = 1024 };
+	enum { ROWS = 128, N = 1024, K = 1024 };
 	struct rig *r = *state;
 	struct afd__matrix w;
-	unsigned n_tiles = 0;
-	uint64_t ticket, start;
+	unsigned n_tiles = 0, start;
+	uint64_t ticket;
 	void *x, *y;
 
 	r->q.on_tile = count_tile;
@@ -111,13 +121,14 @@ static void a_long_operation_beats(void **state)
 	RIG_OK(afd__device_alloc(r->dev, ROWS * K * 4, "x", &x));
 	RIG_OK(afd__device_alloc(r->dev, ROWS * N * 4, "y", &y));
 	struct afd__product_args a = { .x = x, .w = w, .y = y, .x_stride = K, .y_stride = N, .n_rows = ROWS };
-	start = afd__now_ms();
-	for (int i = 0; i < 200 && afd__now_ms() - start < 500; i++)
+	start = cpu_ms();
+	for (int i = 0; i < 200 && cpu_ms() - start < 200; i++)
 		RIG_OK(afd__product(&r->q, &a));
 	RIG_OK(afd__queue_ticket(&r->q, &ticket));
 	RIG_OK(afd__queue_wait(&r->q, ticket, 100000, "products"));
-	assert_true(afd__now_ms() - start >= 50);
-	assert_true(n_tiles >= (afd__now_ms() - start) / 50);
+	assert_true(cpu_ms() - start >= 50);
+	if (n_tiles < (cpu_ms() - start) / 50)
+		fail_msg("%u beats in %u ms of computing", n_tiles, cpu_ms() - start);
 	r->q.on_tile = NULL;
 	afd__device_free(r->dev, x, ROWS * K * 4);
 	afd__device_free(r->dev, y, ROWS * N * 4);
@@ -214,7 +225,6 @@ static void operations_run_later_and_the_descriptor_tells(void **state)
 	RIG_OK(afd__queue_download(&s.q, got, s.memory, sizeof(got)));
 	RIG_OK(afd__queue_ticket(&s.q, &ticket));
 	assert_int_equal(afd__queue_reached(&s.q, ticket), 0);
-	assert_true(got[0] == 0);
 	assert_int_equal(afd__queue_wait(&s.q, ticket, 1, "an upload"), -ETIMEDOUT);
 	while (!afd__queue_reached(&s.q, ticket))
 		assert_int_equal(poll(&watch, 1, 5000), 1);
