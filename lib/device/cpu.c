@@ -14,7 +14,7 @@
 #define ROUND_NS 10e6
 #define FIRST_RATE 0.05 /* cost per ns that no machine is slower than, until it is measured */
 #define TASKS_PER_THREAD 4
-#define SERIAL_COST 8192 /* cheaper than waking a thread */
+#define SERIAL_COST 32768 /* cheaper than waking a thread */
 
 enum operation {
 #define KIND(op) OPERATION_##op,
