@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The steady state allocates nothing: every call of the library's objects to malloc and its kin, and to mmap, is counted
- * (the linker puts __wrap_ in front of them) over fifty steps of both stages, after ten to get warm.
+ * The steady state allocates nothing: every call of the library's objects to malloc and its kin,
+ * and to mmap, is counted (the linker puts __wrap_ in front of them) over fifty steps of both
+ * stages, after ten to get warm.
  */
 #include <stdarg.h>
 #include <setjmp.h>
@@ -76,13 +77,19 @@ static void run_steps(struct rig *rig, int n_steps, float *logits)
 {
 	struct afd_entry entries[N_SEQUENCES] = { 0 };
 	int32_t ids[N_SEQUENCES] = { 1, 2, 3, 4 }, greedy[N_SEQUENCES];
-	const struct afd_batch batch = { .size = sizeof(batch), .entries = entries, .n_entries = N_SEQUENCES,
-					 .entry_bytes = sizeof(*entries), .logits = logits, .logits_rows = N_SEQUENCES,
-					 .greedy_ids = greedy, .greedy_rows = N_SEQUENCES };
+	const struct afd_batch batch = { .size = sizeof(batch),
+		.entries = entries,
+		.n_entries = N_SEQUENCES,
+		.entry_bytes = sizeof(*entries),
+		.logits = logits,
+		.logits_rows = N_SEQUENCES,
+		.greedy_ids = greedy,
+		.greedy_rows = N_SEQUENCES };
 	int i;
 
 	for (i = 0; i < N_SEQUENCES; i++)
-		entries[i] = (struct afd_entry){ .sequence = (uint64_t)i, .ids = &ids[i], .n_ids = 1 };
+		entries[i] =
+			(struct afd_entry){ .sequence = (uint64_t)i, .ids = &ids[i], .n_ids = 1 };
 	while (n_steps-- > 0) {
 		if (rig_step(rig, &batch))
 			fail_msg("step: %s", afd_last_error());
@@ -92,8 +99,11 @@ static void run_steps(struct rig *rig, int n_steps, float *logits)
 
 static void expect_no_allocation(const char *address)
 {
-	struct rig_params params = { .address = address, .lanes = 2, .wire_dtype = AFD_DTYPE_BF16, .n_threads = 2,
-				     .attn.page_size = 4 };
+	struct rig_params params = { .address = address,
+		.lanes = 2,
+		.wire_dtype = AFD_DTYPE_BF16,
+		.n_threads = 2,
+		.attn.page_size = 4 };
 	struct golden golden;
 	struct rig rig;
 	uint64_t s, n_allocations;
