@@ -192,6 +192,7 @@ struct afd_transport {
 	bool step_open;
 	struct afd__frame_out frames[AFD_MAX_LANES];
 	struct afd_frame host[AFD_MAX_LANES]; /* a host's frames, with its memory (host.c) */
+	float *row;                      /* [hidden_size] between two 16-bit dtypes (host.c) */
 
 	struct afd__slot_in *arrived, **arrived_end; /* FFN side: oldest first */
 	bool draining;

@@ -56,6 +56,36 @@ static void rows_may_lie_apart_and_in_place(void **state)
 	server_stop(&server);
 }
 
+static void rows_of_every_dtype_in_memory_cross_as_every_wire_dtype(void **state)
+{
+	enum { ROWS = 3 };
+	float x[ROWS * HIDDEN], y[ROWS * HIDDEN];
+	uint32_t x_bits[ROWS * HIDDEN], y_bits[ROWS * HIDDEN];
+	struct server server;
+
+	server_start(&server, NULL);
+	fill_rows(x, ROWS, 3);
+	for (int32_t wire = AFD_DTYPE_F32; wire <= AFD_DTYPE_F16; wire++) {
+		struct afd_transport_params params = { .to_ffn_dtype = wire, .to_attention_dtype = wire };
+		afd_transport *net = join(&server, &params);
+
+		for (int32_t memory = AFD_DTYPE_F32; memory <= AFD_DTYPE_F16; memory++) {
+			struct afd_frame frame = frame_of(1, 0, ROWS, (float *)x_bits, (float *)y_bits);
+
+			frame.x_dtype = frame.y_dtype = memory;
+			for (int i = 0; i < ROWS * HIDDEN; i++)
+				put_number(x_bits, (size_t)i, memory, x[i]);
+			assert_int_equal(begin_step(net, ROWS), 0);
+			assert_int_equal(afd_transport_exchange(net, &frame), 0);
+			for (int i = 0; i < ROWS * HIDDEN; i++)
+				y[i] = number(y_bits, (size_t)i, memory);
+			expect_rows(x, y, ROWS, 1);
+		}
+		afd_transport_destroy(net);
+	}
+	server_stop(&server);
+}
+
 static void more_rows_than_a_part_holds_cross_in_parts(void **state)
 {
 	struct afd_transport_params params = { .max_rows = 3 };
@@ -341,6 +371,7 @@ int main(int argc, char **argv)
 	const struct CMUnitTest tests[] = {
 		RIG_TEST(rows_of_every_layer_come_back),
 		RIG_TEST(rows_are_converted_for_every_pair_of_wire_dtypes),
+		RIG_TEST(rows_of_every_dtype_in_memory_cross_as_every_wire_dtype),
 		RIG_TEST(rows_may_lie_apart_and_in_place),
 		RIG_TEST(more_rows_than_a_part_holds_cross_in_parts),
 		RIG_TEST(the_smaller_max_rows_wins),

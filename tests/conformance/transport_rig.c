@@ -103,7 +103,7 @@ void rig_address(char address[96])
 
 /* ---- numbers of the wire ---- */
 
-static float number(const void *rows, size_t i, int32_t dtype)
+float number(const void *rows, size_t i, int32_t dtype)
 {
 	const uint16_t *half = rows;
 	uint32_t bits;
@@ -119,7 +119,7 @@ static float number(const void *rows, size_t i, int32_t dtype)
 	return value;
 }
 
-static void put_number(void *rows, size_t i, int32_t dtype, float value)
+void put_number(void *rows, size_t i, int32_t dtype, float value)
 {
 	uint16_t *half = rows;
 	uint32_t bits;

@@ -68,6 +68,8 @@ void expect_error(int rc, int code, const char *text);
 int begin_step(afd_transport *net, uint32_t n_rows); /* the same of each lane */
 struct afd_frame frame_of(int32_t layer, int32_t lane, uint32_t n_rows, const float *x, float *y);
 void fill_rows(float *x, uint32_t n_rows, int seed); /* whole numbers that every wire dtype holds exactly */
+float number(const void *rows, size_t i, int32_t dtype);
+void put_number(void *rows, size_t i, int32_t dtype, float value);
 void expect_rows(const float *x, const float *y, uint32_t n_rows, int32_t layer);
 /* A step of one frame for each layer, checked. */
 void run_step(afd_transport *net, uint32_t n_rows, int seed);
