@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The seam itself: who may touch device memory, when operations are done, what waiting promises, errors that stay, and
- * modules that are refused. Runs on every device; what only an asynchronous one can show opens `deferred` by itself.
+ * The seam itself: who may touch device memory, when operations are done, what waiting promises,
+ * errors that stay, and modules that are refused. Runs on every device; what only an asynchronous
+ * one can show opens `deferred` by itself.
  */
 #include "rig.h"
 
@@ -84,9 +85,12 @@ static void memory_that_was_freed_is_given_again(void **state)
 
 	for (int round = 0; round < 50; round++) {
 		for (int i = 0; i < 20; i++)
-			RIG_OK(afd__device_alloc(r->dev, 100000u * (1 + (unsigned)(i * 7 + round) % 11), "memory", &memory[i]));
+			RIG_OK(afd__device_alloc(r->dev,
+				100000u * (1 + (unsigned)(i * 7 + round) % 11), "memory",
+				&memory[i]));
 		for (int i = 0; i < 20; i++)
-			afd__device_free(r->dev, memory[(i * 7) % 20], 100000u * (1 + (unsigned)((i * 7) % 20 * 7 + round) % 11));
+			afd__device_free(r->dev, memory[(i * 7) % 20],
+				100000u * (1 + (unsigned)((i * 7) % 20 * 7 + round) % 11));
 	}
 	assert_int_equal(atomic_load(&r->dev->bytes_held), 0);
 }
@@ -120,7 +124,9 @@ static void a_long_operation_beats(void **state)
 	RIG_OK(afd__matrix_create(r->dev, &w, N, K, AFD_DTYPE_F32, NULL));
 	RIG_OK(afd__device_alloc(r->dev, ROWS * K * 4, "x", &x));
 	RIG_OK(afd__device_alloc(r->dev, ROWS * N * 4, "y", &y));
-	struct afd__product_args a = { .x = x, .w = w, .y = y, .x_stride = K, .y_stride = N, .n_rows = ROWS };
+	struct afd__product_args a = {
+		.x = x, .w = w, .y = y, .x_stride = K, .y_stride = N, .n_rows = ROWS
+	};
 	start = cpu_ms();
 	for (int i = 0; i < 200 && cpu_ms() - start < 200; i++)
 		RIG_OK(afd__product(&r->q, &a));
@@ -172,7 +178,9 @@ static void a_wait_that_fails_says_for_what_and_how_long(void **state)
 	const struct afd__device_ops ops = { .name = "slow", .reached = broken_reached };
 	struct afd__device dev = { .ops = &ops, .name = "slow" };
 	unsigned n_tiles = 0;
-	struct afd__queue q = { .dev = &dev, .fd = -1, .on_tile = count_tile, .on_tile_user = &n_tiles };
+	struct afd__queue q = {
+		.dev = &dev, .fd = -1, .on_tile = count_tile, .on_tile_user = &n_tiles
+	};
 
 	assert_int_equal(afd__queue_wait(&q, 4, -1, "layer 3"), -EAGAIN);
 	assert_int_equal(n_tiles, 0);
@@ -191,7 +199,8 @@ struct seam {
 	void *memory;
 };
 
-/* Opens `deferred` with a variable of the environment; skips the test where that device is not under test. */
+/* Opens `deferred` with a variable of the environment; skips the test where that device is not
+ * under test. */
 static void seam_open(struct seam *s, const char *variable, const char *value)
 {
 	if (!is_deferred())
@@ -261,7 +270,9 @@ static void an_operation_that_fails_later_breaks_the_queue_for_good(void **state
 	uint64_t ticket;
 
 	seam_open(&s, "AFD_DEFERRED_FAIL_AT", "3");
-	copy = (struct afd__copy_args){ .dst = (char *)s.memory + 4096, .src = s.memory, .bytes = 64 };
+	copy = (struct afd__copy_args){
+		.dst = (char *)s.memory + 4096, .src = s.memory, .bytes = 64
+	};
 	for (int i = 0; i < 3; i++)
 		RIG_OK(afd__copy(&s.q, &copy));
 	ticket = 3;
@@ -324,7 +335,8 @@ static void bad_values_of_its_variables_are_refused(void **state)
 
 /* ---- modules that are refused ---- */
 
-static void check_refused(afd_context *ctx, const char *dir, const char *name, int code, const char *word)
+static void check_refused(
+	afd_context *ctx, const char *dir, const char *name, int code, const char *word)
 {
 	const char *before = getenv("AFD_MODULE_DIR");
 	char *kept = before ? strdup(before) : NULL;
