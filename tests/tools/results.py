@@ -45,7 +45,7 @@ def report(label, test):
         else:
             n_seen += 1
             if case[2] == "# SKIP":
-                say("skipped", label, case[3], before or "it gives no reason")
+                say("skipped", label, case[3], before.removeprefix("skipped: ") or "it gives no reason")
             elif case[1] == "ok":
                 say("passed", label, case[3])
             else:
