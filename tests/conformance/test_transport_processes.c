@@ -468,14 +468,14 @@ static void expect_memory_refused(off_t wrong_bytes, int seals, const char *text
 	assert_true(recv(peer, message, sizeof(message), 0) > 0);
 	make_hello(&hello, AFD__WELCOME);
 	assert_true(send(peer, message, afd__hello_encode(message, sizeof(message), &hello), 0) > 0);
-	assert_int_equal(segment_bytes(&slots, &slot_bytes), 0);
+	assert_int_equal(afd__segment_bytes(&slots, &slot_bytes), 0);
 	fds[0] = memfd_create("afd-test", MFD_CLOEXEC | MFD_ALLOW_SEALING);
 	assert_int_equal(ftruncate(fds[0], (off_t)slot_bytes + wrong_bytes), 0);
 	assert_int_equal(fcntl(fds[0], F_ADD_SEALS, seals), 0);
-	assert_int_equal(pair_bell(&fds[1]), 0);
-	assert_int_equal(pair_bell(&fds[2]), 0);
+	assert_int_equal(afd__pair_bell(&fds[1]), 0);
+	assert_int_equal(afd__pair_bell(&fds[2]), 0);
 	attach.bytes = slot_bytes;
-	assert_int_equal(socket_send_fds(peer, &attach, sizeof(attach), fds, 3), 1);
+	assert_int_equal(afd__socket_send_fds(peer, &attach, sizeof(attach), fds, 3), 1);
 	expect_error(afd_transport_wait(net, 2000), -EPROTO, text);
 	afd_transport_destroy(net);
 	for (int i = 0; i < 3; i++)
