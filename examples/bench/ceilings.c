@@ -12,7 +12,7 @@
 
 #define PROBE_BYTES      ((size_t)64 << 20)
 #define TASKS_PER_THREAD 4
-#define FMA_STEPS        40000
+#define FMA_STEPS        100000
 #define FMA_ACCUMULATORS 12 /* more than latency times ports, and few enough for 16 registers */
 
 const struct bench_pattern bench_patterns[BENCH_PATTERNS] = {
@@ -25,6 +25,20 @@ const struct bench_pattern bench_patterns[BENCH_PATTERNS] = {
 	{ 2, 2048 },
 	{ 4, 1024 },
 };
+
+static void pause_task(void *arg, uint32_t index)
+{
+	uint64_t until = afd__now_ns() + 20000;
+
+	while (afd__now_ns() < until)
+		continue;
+}
+
+/* Threads that fell asleep during another probe are awake when the clock starts. */
+static void wake_threads(const struct bench_ceilings *c)
+{
+	afd__parallel(c->ctx, c->ctx->executor.n_threads * TASKS_PER_THREAD, pause_task, NULL);
+}
 
 /* ---- reading ---- */
 
@@ -80,6 +94,7 @@ double bench_probe_pattern(struct bench_ceilings *c, int pattern)
 
 	r.task_bytes = PROBE_BYTES / n_tasks / 4096 * 4096;
 	r.memory = next_part(c, PROBE_BYTES);
+	wake_threads(c);
 	start = afd__now_ns();
 	afd__parallel(c->ctx, n_tasks, read_task, &r);
 	return (double)r.task_bytes * n_tasks / (afd__now_ns() - start);
@@ -106,7 +121,8 @@ double bench_probe_dram(struct bench_ceilings *c)
 		type a[FMA_ACCUMULATORS], b = set(0.5f), c = set(1.1f); \
 		AFD_K_UNROLL for (int i = 0; i < FMA_ACCUMULATORS; i++) a[i] = set((float)i); \
 		for (int step = 0; step < FMA_STEPS; step++) { \
-			AFD_K_UNROLL for (int i = 0; i < FMA_ACCUMULATORS; i++) { \
+			AFD_K_UNROLL for (int i = 0; i < FMA_ACCUMULATORS; i++) \
+			{ \
 				a[i] = fma(a[i], b, c); \
 				__asm__ volatile("" : constraint(a[i])); \
 			} \
@@ -164,9 +180,11 @@ double bench_probe_fma(struct bench_ceilings *c)
 	};
 	uint32_t n_tasks = c->ctx->executor.n_threads * TASKS_PER_THREAD;
 	double flops = 2.0 * variants[c->ctx->isa].n_lanes * FMA_ACCUMULATORS * FMA_STEPS * n_tasks;
-	uint64_t start = afd__now_ns();
+	uint64_t start;
 	double rate;
 
+	wake_threads(c);
+	start = afd__now_ns();
 	afd__parallel(c->ctx, n_tasks, variants[c->ctx->isa].task, NULL);
 	rate = flops / (afd__now_ns() - start);
 	bench_samples_add(&c->fma, rate);
@@ -198,6 +216,7 @@ double bench_probe_copy(struct bench_ceilings *c)
 
 	copy.from = next_part(c, PROBE_BYTES);
 	copy.to = (char *)copy.from + PROBE_BYTES / 2;
+	wake_threads(c);
 	start = afd__now_ns();
 	afd__parallel(c->ctx, n_tasks, copy_task, &copy);
 	rate = (double)copy.task_bytes * n_tasks / (afd__now_ns() - start);

@@ -1,18 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * The product with AVX2 and FMA. Of a panel's 32 columns half h holds 8h..8h+7 and 16+8h..23+8h: in
- * bf16 these are one register, which a shift and a mask turn into two of floats. Tiles: up to 2
- * rows x 32 columns as they lie (bound by memory), up to 6 rows x 16 columns blocked, one half
- * after the other (12 accumulators of 16 registers).
+ * bf16 these are one register, which a shift and a mask turn into two of floats. A tile is up to 6
+ * rows: two with all columns, more with 12 accumulators for one half and then for the other.
  */
 #include "product_drive.h"
 
 #include <immintrin.h>
 
-#define INLINE      AFD_K_INLINE
-#define UNROLL      AFD_K_UNROLL
-#define ROWS_MAX    6
-#define DIRECT_ROWS 2 /* with all 32 columns; three would not leave a register for the weights */
+#define INLINE   AFD_K_INLINE
+#define UNROLL   AFD_K_UNROLL
+#define ROWS_MAX 6
+#define STRIP    64 /* k */
 
 struct pair {
 	__m256 low, high; /* columns 8h..8h+7, 16+8h..23+8h */
@@ -110,13 +109,26 @@ INLINE void run_halves(const struct afd_k_tile *t, const int n_rows, const int h
 	finish(acc, t, n_rows, half0, n_halves);
 }
 
+/* Two rows keep all 32 columns in registers; more take the halves in turns, while the strip of
+ * weights is in L1. */
 INLINE void run_tile(const struct afd_k_tile *t, const int n_rows, const int dtype)
 {
-	if (n_rows <= DIRECT_ROWS) {
+	const size_t k_bytes = dtype == AFD_DTYPE_F32 ? 128 : 64;
+	struct afd_k_tile strip = *t;
+
+	if (n_rows <= 2) {
 		run_halves(t, n_rows, 0, 2, dtype);
-	} else {
-		run_halves(t, n_rows, 0, 1, dtype);
-		run_halves(t, n_rows, 1, 1, dtype);
+		return;
+	}
+	for (uint32_t k = 0; k < t->n_k; k += strip.n_k) {
+		strip.n_k = t->n_k - k < STRIP ? t->n_k - k : STRIP;
+		strip.bias = k + strip.n_k == t->n_k ? t->bias : NULL;
+		run_halves(&strip, n_rows, 0, 1, dtype);
+		run_halves(&strip, n_rows, 1, 1, dtype);
+		strip.x += strip.n_k;
+		strip.w += strip.n_k * k_bytes;
+		strip.prefetch += strip.n_k * k_bytes;
+		strip.resume = true;
 	}
 }
 
@@ -137,7 +149,7 @@ DTYPES(TILES)
 #define ENTRIES(name, dtype)     [dtype] = { ROWS(ENTRY, name, dtype) },
 
 static const struct afd_k_tiles tiles = {
-	.direct_rows = DIRECT_ROWS,
+	.direct_rows = ROWS_MAX,
 	.tile_rows = ROWS_MAX,
 	.single_block = AFD_K_BLOCK,
 	.run = { DTYPES(ENTRIES) },
