@@ -30,9 +30,7 @@ static void a_server_that_leaves_is_named_and_the_cause_stays(void **state)
 	/* It goes without an answer. */
 	park(&server);
 	server.n_held = 0;
-	server.stop = 1;
-	pthread_join(server.thread, NULL);
-	afd_transport_destroy(server.net);
+	server_stop(&server);
 	start = now_ms();
 	expect_error(collect_within(net, 0, 2000), -ECONNRESET, "the FFN peer has left");
 	assert_non_null(strstr(afd_last_error(), server.address));

@@ -14,6 +14,7 @@ struct afd_contract rig_contract;
 
 static const char *backend = "loop";
 static int n_addresses;
+static struct server *running; /* what a test that failed has left */
 
 /* ---- the log ---- */
 
@@ -78,6 +79,8 @@ int rig_begin(void **state)
 
 int rig_end(void **state)
 {
+	while (running)
+		server_stop(running);
 	if (client_ctx != server_ctx)
 		afd_context_destroy(client_ctx);
 	afd_context_destroy(server_ctx);
@@ -220,6 +223,8 @@ void server_start_at(struct server *server, const char *address, const struct af
 	if (!server->net)
 		fail_msg("%s", afd_last_error());
 	server->runs = true;
+	server->next = running;
+	running = server;
 	assert_int_equal(pthread_create(&server->thread, NULL, serve, server), 0);
 }
 
@@ -233,8 +238,13 @@ void server_start(struct server *server, const struct afd_transport_params *para
 
 void server_stop(struct server *server)
 {
+	struct server **link = &running;
+
 	if (!server->runs)
 		return;
+	while (*link != server)
+		link = &(*link)->next;
+	*link = server->next;
 	server->stop = 1;
 	pthread_join(server->thread, NULL);
 	afd_transport_destroy(server->net);

@@ -24,6 +24,7 @@
 enum { HIDDEN = 24, LAYERS = 3, MANY = 64 };
 
 struct server {
+	struct server *next;  /* the rig's */
 	afd_context *ctx;
 	afd_transport *net;
 	pthread_t thread;
