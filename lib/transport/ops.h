@@ -6,7 +6,8 @@
  * Promises, held against each backend by the conformance suite:
  *   - slots posted to send arrive whole, once, and in order; or the link fails;
  *   - a slot that was posted to send belongs to the backend until poll reports AFD__SENT for it; one that poll reported as
- *     AFD__RECEIVED belongs to the front door until it is posted to receive again;
+ *     AFD__RECEIVED belongs to the front door until it is posted to receive again. A slot whose return the peer has shown in
+ *     another way (it asks in it again) may be posted before that report, which is then left out;
  *   - after the first error every call on the wire returns that error, until close;
  *   - slots stay mapped until close, also after an error and after shut;
  *   - close is allowed at any time after a successful listen, accept or connect, and frees everything. In a child of fork

@@ -122,17 +122,6 @@ static void ring_doorbell(struct segment_end *end)
 		eventfd_write(end->peer_bell, 1);
 }
 
-int afd__segment_post_send(struct segment_end *end, uint32_t slot, uint32_t bytes)
-{
-	assert(bytes && bytes <= slot_capacity(&end->geometry, slot));
-	if (!end->ours[slot])
-		return -EAGAIN;
-	end->ours[slot] = false;
-	ring_write(&end->sent, (uint16_t)slot, bytes);
-	ring_doorbell(end);
-	return 0;
-}
-
 int afd__segment_post_receive(struct segment_end *end, uint32_t slot)
 {
 	assert(end->held[slot]);
@@ -143,21 +132,62 @@ int afd__segment_post_receive(struct segment_end *end, uint32_t slot)
 	return 0;
 }
 
-static int poll_returned(struct segment_end *end, struct afd__completion *out, int max)
+/* Takes what the peer gave back. -EPROTO: an entry contradicts our account; it stays unread, so the failure repeats. */
+static int take_returned(struct segment_end *end)
 {
 	uint64_t bytes;
 	uint16_t slot;
-	int n = 0;
 
-	while (n < max && ring_read(&end->returned, &slot, &bytes)) {
+	while (ring_read(&end->returned, &slot, &bytes)) {
 		if (slot >= end->geometry.n_slots || end->ours[slot]) {
 			end->returned.next--;
-			return n ? n : afd__error(-EPROTO, "the peer gave back slot %u, which it did not hold", slot);
+			return afd__error(-EPROTO, "the peer gave back slot %u, which it did not hold", slot);
 		}
 		end->ours[slot] = true;
-		out[n++] = (struct afd__completion){ .kind = AFD__SENT, .slot = slot };
+		end->back[end->n_back++] = slot;
 	}
-	return n;
+	return 0;
+}
+
+/* A slot may be sent again before poll has reported it, so n_back is bounded by taking it out of the list then. */
+static void forget_back(struct segment_end *end, uint32_t slot)
+{
+	uint32_t n = 0;
+
+	for (uint32_t i = 0; i < end->n_back; i++) {
+		if (end->back[i] != slot)
+			end->back[n++] = end->back[i];
+	}
+	end->n_back = n;
+}
+
+int afd__segment_post_send(struct segment_end *end, uint32_t slot, uint32_t bytes)
+{
+	assert(bytes && bytes <= slot_capacity(&end->geometry, slot));
+	/* The peer gives a slot back before it asks in it, so that its return may lie behind a request that was polled. */
+	if (!end->ours[slot])
+		(void)take_returned(end);
+	if (!end->ours[slot])
+		return -EAGAIN;
+	forget_back(end, slot);
+	end->ours[slot] = false;
+	ring_write(&end->sent, (uint16_t)slot, bytes);
+	ring_doorbell(end);
+	return 0;
+}
+
+static int poll_returned(struct segment_end *end, struct afd__completion *out, int max)
+{
+	int rc = take_returned(end), n = 0;
+
+	while (n < max && (uint32_t)n < end->n_back) {
+		out[n] = (struct afd__completion){ .kind = AFD__SENT, .slot = end->back[n] };
+		n++;
+	}
+	end->n_back -= (uint32_t)n;
+	for (uint32_t i = 0; i < end->n_back; i++)
+		end->back[i] = end->back[i + (uint32_t)n];
+	return n ? n : rc;
 }
 
 static int received_error(const struct segment_end *end, uint32_t slot, uint64_t bytes)
@@ -197,7 +227,7 @@ static void disarm(struct segment_end *end)
 
 static bool has_entry(const struct segment_end *end)
 {
-	return ring_ready(&end->received) || ring_ready(&end->returned);
+	return end->n_back || ring_ready(&end->received) || ring_ready(&end->returned);
 }
 
 int afd__segment_poll(struct segment_end *end, struct afd__completion *out, int max)

@@ -23,6 +23,8 @@ struct segment_end {
 	struct ring received, returned; /* the peer writes */
 	_Atomic uint32_t *our_flag, *peer_flag;
 	bool ours[AFD__SLOTS_MAX]; /* [n_slots] a send slot that the peer has given back */
+	uint16_t back[AFD__SLOTS_MAX]; /* [n_back] of these, those that poll has not reported yet */
+	uint32_t n_back;
 	bool held[AFD__SLOTS_MAX]; /* [n_slots] a receive slot that was reported and is not posted again */
 };
 

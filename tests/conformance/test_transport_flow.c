@@ -159,7 +159,7 @@ static void lanes_are_out_together_and_collected_in_any_order(void **state)
 			assert_int_equal(afd_transport_dispatch(net, &frame), 0);
 		}
 		for (int32_t lane = 3; lane >= 0; lane--) {
-			assert_int_equal(collect_within(net, lane, 5000), 1);
+			expect_done(net, lane);
 			expect_rows(x[lane], y[lane], 11, lane % LAYERS);
 		}
 	}
@@ -286,7 +286,7 @@ static void calls_out_of_order_are_refused_and_change_nothing(void **state)
 	expect_error(afd_transport_dispatch(net, &frame), -EBUSY, "lane 0 has one out");
 	expect_error(begin_step(net, 1), -EINVAL, "the frame of lane 0 at layer 0 is still out");
 	server.hold = 0;
-	assert_int_equal(collect_within(net, 0, 2000), 1);
+	expect_done(net, 0);
 	afd_transport_destroy(net);
 	server_stop(&server);
 }
@@ -379,7 +379,7 @@ static void sources_tell_which_layer_each_lane_sends_next(void **state)
 	assert_int_equal(sources[0].next_layer, 1);
 	assert_int_equal(sources[0].n_rows, 1);
 	server.hold = server.silent = 0;
-	assert_int_equal(collect_within(net, 0, 2000), 1);
+	expect_done(net, 0);
 	afd_transport_destroy(net);
 	server_stop(&server);
 }

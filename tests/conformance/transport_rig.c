@@ -281,6 +281,12 @@ void expect_error(int rc, int code, const char *text)
 		fail_msg("%d \"%s\", should be %d \"%s\"", rc, afd_last_error(), code, text);
 }
 
+void expect_done(afd_transport *net, int32_t lane)
+{
+	if (collect_within(net, lane, 5000) != 1)
+		fail_msg("lane %d: %s; the log is:\n%s", lane, afd_last_error(), log_text);
+}
+
 int begin_step(afd_transport *net, uint32_t n_rows)
 {
 	struct afd_step_params step = { .size = sizeof(step) };

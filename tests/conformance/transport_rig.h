@@ -76,6 +76,8 @@ void expect_rows(const float *x, const float *y, uint32_t n_rows, int32_t layer)
 void run_step(afd_transport *net, uint32_t n_rows, int seed);
 /* Collects until it is not 0; fails the test after timeout_ms. */
 int collect_within(afd_transport *net, int32_t lane, int timeout_ms);
+/* The same; fails the test unless the frame is complete. */
+void expect_done(afd_transport *net, int32_t lane);
 /* Polls until n of the server's counter are reached; fails the test after 2 s. */
 void wait_for(const _Atomic int *counter, int n);
 /* The server's thread stops touching its transport, until silent is 0 again. */
