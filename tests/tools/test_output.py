@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """What afd-generate and afd-serve-ffn print and write: ids, JSON, trace, metrics; and sampling."""
 import json
+import os
 import pathlib
+import pty
+import subprocess
 import time
 
-from tools import GOLDEN, MODEL, Case, run
+from tools import ENV, GOLDEN, MODEL, Case, address, run, tool
 
 WIDE = GOLDEN / "wide"
 
@@ -94,6 +97,21 @@ class Output(Case):
         self.stop(server)
         self.assertRegex(metrics.read_text(), r"(?m)^# TYPE afd_ffn_rows_per_pass histogram$")
         self.assertFalse(pathlib.Path(f"{metrics}.part").exists())
+
+    def test_a_bar_shows_the_loading_on_a_terminal_and_nowhere_else(self):
+        leader, follower = pty.openpty()
+        self.addCleanup(os.close, leader)
+        server = subprocess.Popen([tool("afd-serve-ffn"), "--model", MODEL, "--listen", address()], stdout=subprocess.PIPE,
+                                  stderr=follower, text=True, env=ENV)
+        self.processes.append(server)
+        os.close(follower)
+        self.assertTrue(server.stdout.readline().startswith("ready "))
+        shown = os.read(leader, 65536).decode()
+        self.assertRegex(shown, r"loading .*tiny-qwen3 \[#+ *\] +\d+ % of \d+\.\d MiB")
+        self.assertTrue(shown.endswith("\r\x1b[K"), repr(shown[-20:]))  # the finished bar is wiped
+        piped, _ = self.serve(MODEL)
+        piped.terminate()
+        self.assertEqual(piped.communicate(timeout=10)[1], "")
 
     def test_wire_dtype_of_the_server_restricts_its_peers(self):
         _, listen = self.serve(WIDE, "--wire-dtype", "bf16")
