@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * From a connection to a joined link. The attention side states what it is and wants (hello); the FFN side answers with what
- * it is and what the link will be (welcome), or with a refusal that names the field and both values; both bind the slots;
- * the attention side says that it has them (ready). Each side checks what it depends on, so each side's error names it.
+ * From a connection to a joined link. The attention side states what it is and wants (hello); the
+ * FFN side answers with what it is and what the link will be (welcome), or with a refusal that
+ * names the field and both values; both bind the slots; the attention side says that it has them
+ * (ready). What each side accepts stands in judge.c.
  *
- * A stranger costs little: at most AFD__PENDING_MAX handshakes are under way, each for at most AFD__HANDSHAKE_MS; when
- * there are more, the oldest that has said nothing goes.
+ * A stranger costs little: at most AFD__PENDING_MAX handshakes are under way, each for at most
+ * AFD__HANDSHAKE_MS; when there are more, the oldest that has said nothing goes.
  */
 #include <stdarg.h>
 #include <stdio.h>
@@ -28,7 +29,8 @@ __attribute__((format(printf, 2, 3))) static void warn(afd_transport *net, const
 	afd__metric_count(net->refused_metric, 1);
 	if (now - net->warned_ns > 1000 * MS) {
 		if (net->n_unwarned)
-			afd__log(net->ctx, AFD_LOG_WARN, "%u more refusals were not logged", net->n_unwarned);
+			afd__log(net->ctx, AFD_LOG_WARN, "%u more refusals were not logged",
+				net->n_unwarned);
 		net->warned_ns = now;
 		net->n_warned = net->n_unwarned = 0;
 	}
@@ -41,24 +43,6 @@ __attribute__((format(printf, 2, 3))) static void warn(afd_transport *net, const
 	vsnprintf(text, sizeof(text), format, args);
 	va_end(args);
 	afd__log(net->ctx, AFD_LOG_WARN, "%s", text);
-}
-
-static void state_ours(const afd_transport *net, struct afd__hello *hello, uint32_t kind)
-{
-	memset(hello, 0, sizeof(*hello));
-	hello->kind = kind;
-	afd__hello_state(hello, &net->contract);
-	hello->role = net->attention ? AFD_ROLE_ATTENTION : AFD_ROLE_FFN;
-	hello->lanes = net->params.lanes;
-	hello->max_rows = net->params.max_rows;
-	hello->to_ffn_dtype = (uint32_t)net->params.to_ffn_dtype;
-	hello->to_attention_dtype = (uint32_t)net->params.to_attention_dtype;
-	hello->gate = (uint32_t)net->params.gate;
-	hello->first_layer = net->params.first_layer;
-	hello->n_held = net->params.n_layers;
-	memcpy(hello->weights, net->weights, sizeof(hello->weights));
-	snprintf(hello->device, sizeof(hello->device), "%s", net->device);
-	snprintf(hello->version, sizeof(hello->version), "%s", afd_version());
 }
 
 static void say(struct afd__link *link, const struct afd__hello *hello, enum afd__link_phase phase)
@@ -107,99 +91,6 @@ static int bind_slots(struct afd__link *link, int accepting)
 	return link->wire.ops->bind(&link->wire, &geometry, accepting);
 }
 
-/* ---- refusing ---- */
-
-static int refuse_number(struct afd__hello *refusal, const char *field, uint32_t ours, uint32_t theirs)
-{
-	char value[16];
-
-	snprintf(value, sizeof(value), "%u", ours);
-	afd__hello_refuse(refusal, field, value, "%u", theirs);
-	return 1;
-}
-
-static int refuse_dtype(struct afd__hello *refusal, const char *field, int32_t ours, uint32_t theirs)
-{
-	char value[16] = "";
-
-	if (ours)
-		snprintf(value, sizeof(value), "%s", afd_dtype_name(ours));
-	afd__hello_refuse(refusal, field, ours ? value : "f32, bf16 or f16", "%s", afd_dtype_name((int32_t)theirs));
-	return 1;
-}
-
-static bool is_wire_dtype(uint32_t dtype)
-{
-	return dtype == AFD_DTYPE_F32 || dtype == AFD_DTYPE_BF16 || dtype == AFD_DTYPE_F16;
-}
-
-static int judge_version(const struct afd__hello *said, uint32_t kind, struct afd__hello *refusal)
-{
-	if (said->wire_version != AFD__WIRE_VERSION)
-		return refuse_number(refusal, "wire_version", AFD__WIRE_VERSION, said->wire_version);
-	if (said->kind != kind)
-		return refuse_number(refusal, "message kind", kind, said->kind);
-	return 0;
-}
-
-/* FFN side: 1 when the peer is refused. */
-static int judge_hello(const afd_transport *net, const struct afd__hello *said, struct afd__hello *refusal)
-{
-	const struct afd_transport_params *p = &net->params;
-	struct afd__hello ours;
-	char value[48];
-
-	if (judge_version(said, AFD__HELLO, refusal))
-		return 1;
-	state_ours(net, &ours, AFD__WELCOME);
-	if (said->role != AFD_ROLE_ATTENTION)
-		return refuse_number(refusal, "role of a peer that connects", AFD_ROLE_ATTENTION, said->role);
-	if (afd__hello_compare(&ours, said, refusal))
-		return 1;
-	if (said->first_layer < p->first_layer || said->n_held > p->n_layers ||
-	    said->first_layer - p->first_layer > p->n_layers - said->n_held) {
-		snprintf(value, sizeof(value), "%u from %u on held", p->n_layers, p->first_layer);
-		afd__hello_refuse(refusal, "layers", value, "%u from %u on wanted", said->n_held, said->first_layer);
-		return 1;
-	}
-	if (!said->lanes || said->lanes > AFD_MAX_LANES)
-		return refuse_number(refusal, "lanes", AFD_MAX_LANES, said->lanes);
-	if (!said->max_rows)
-		return refuse_number(refusal, "max_rows", p->max_rows, said->max_rows);
-	if (!is_wire_dtype(said->to_ffn_dtype) || (p->to_ffn_dtype && said->to_ffn_dtype != (uint32_t)p->to_ffn_dtype))
-		return refuse_dtype(refusal, "to_ffn_dtype", p->to_ffn_dtype, said->to_ffn_dtype);
-	if (!is_wire_dtype(said->to_attention_dtype) ||
-	    (p->to_attention_dtype && said->to_attention_dtype != (uint32_t)p->to_attention_dtype))
-		return refuse_dtype(refusal, "to_attention_dtype", p->to_attention_dtype, said->to_attention_dtype);
-	if (said->gate != AFD_GATE_ATTENTION && said->gate != AFD_GATE_FFN)
-		return refuse_number(refusal, "gate", AFD_GATE_FFN, said->gate);
-	return 0;
-}
-
-/* Attention side: 1 when the welcome is not one that we can use. */
-static int judge_welcome(const afd_transport *net, const struct afd__hello *said, struct afd__hello *refusal)
-{
-	const struct afd_transport_params *p = &net->params;
-	struct afd__hello ours;
-
-	if (judge_version(said, AFD__WELCOME, refusal))
-		return 1;
-	state_ours(net, &ours, AFD__HELLO);
-	if (said->role != AFD_ROLE_FFN)
-		return refuse_number(refusal, "role of a peer that listens", AFD_ROLE_FFN, said->role);
-	if (afd__hello_compare(&ours, said, refusal))
-		return 1;
-	if (said->lanes != p->lanes)
-		return refuse_number(refusal, "lanes", p->lanes, said->lanes);
-	if (!said->max_rows || said->max_rows > p->max_rows)
-		return refuse_number(refusal, "max_rows", p->max_rows, said->max_rows);
-	if (said->to_ffn_dtype != (uint32_t)p->to_ffn_dtype)
-		return refuse_dtype(refusal, "to_ffn_dtype", p->to_ffn_dtype, said->to_ffn_dtype);
-	if (said->to_attention_dtype != (uint32_t)p->to_attention_dtype)
-		return refuse_dtype(refusal, "to_attention_dtype", p->to_attention_dtype, said->to_attention_dtype);
-	return 0;
-}
-
 /* ---- the FFN side ---- */
 
 static void drop_pending(struct afd__link *link)
@@ -209,7 +100,8 @@ static void drop_pending(struct afd__link *link)
 
 	while (i < net->n_pending && net->pending[i] != link)
 		i++;
-	memmove(&net->pending[i], &net->pending[i + 1], (net->n_pending - i - 1) * sizeof(net->pending[0]));
+	memmove(&net->pending[i], &net->pending[i + 1],
+		(net->n_pending - i - 1) * sizeof(net->pending[0]));
 	net->n_pending--;
 }
 
@@ -223,8 +115,9 @@ static void end_pending(struct afd__link *link)
 
 static void refuse(struct afd__link *link, const struct afd__hello *refusal)
 {
-	warn(link->net, "peer %s refused: %s is %s there, %s here%s%s", link->name, refusal->field, refusal->refused_value,
-	     refusal->refuser_value, refusal->text[0] ? ": " : "", refusal->text);
+	warn(link->net, "peer %s refused: %s is %s there, %s here%s%s", link->name, refusal->field,
+		refusal->refused_value, refusal->refuser_value, refusal->text[0] ? ": " : "",
+		refusal->text);
 	say(link, refusal, AFD__LINK_REFUSING);
 }
 
@@ -251,17 +144,19 @@ static int answer_hello(struct afd__link *link)
 
 	if (rc != 1)
 		return rc;
-	if (judge_hello(net, link->said, &reply)) {
+	if (afd__hello_judge(net, link->said, &reply)) {
 		refuse(link, &reply);
 		return 1;
 	}
 	if (net->draining || !reserve_index(link)) {
-		afd__hello_refuse(&reply, net->draining ? "state" : "max_peers", "", "%s", "one more");
-		snprintf(reply.refuser_value, sizeof(reply.refuser_value), net->draining ? "draining" : "%u", net->max_links);
+		afd__hello_refuse(
+			&reply, net->draining ? "state" : "max_peers", "", "%s", "one more");
+		snprintf(reply.refuser_value, sizeof(reply.refuser_value),
+			net->draining ? "draining" : "%u", net->max_links);
 		refuse(link, &reply);
 		return 1;
 	}
-	state_ours(net, &reply, AFD__WELCOME);
+	afd__hello_state_ours(net, &reply, AFD__WELCOME);
 	reply.lanes = link->said->lanes;
 	reply.to_ffn_dtype = link->said->to_ffn_dtype;
 	reply.to_attention_dtype = link->said->to_attention_dtype;
@@ -281,10 +176,11 @@ static int take_ready(struct afd__link *link, uint64_t now)
 	if (rc != 1)
 		return rc;
 	if (link->said->kind == AFD__REFUSAL)
-		return afd__error(-EPROTO, "the attention peer refuses: %s is %s there, %s here", link->said->field,
-				  link->said->refuser_value, link->said->refused_value);
+		return afd__error(-EPROTO, "the attention peer refuses: %s is %s there, %s here",
+			link->said->field, link->said->refuser_value, link->said->refused_value);
 	if (link->said->kind != AFD__READY)
-		return afd__error(-EPROTO, "handshake: message kind is %u, must be %d", link->said->kind, AFD__READY);
+		return afd__error(-EPROTO, "handshake: message kind is %u, must be %d",
+			link->said->kind, AFD__READY);
 	drop_pending(link);
 	afd__link_joined(link, now);
 	return 1;
@@ -333,7 +229,8 @@ static int move_pending(struct afd__link *link, uint64_t now)
 	if (link->phase == AFD__LINK_JOINED)
 		return 1;
 	if (rc >= 0 && now - link->since_ns > AFD__HANDSHAKE_MS * MS)
-		rc = afd__error(-ETIMEDOUT, "the handshake was not done in %d ms", AFD__HANDSHAKE_MS);
+		rc = afd__error(
+			-ETIMEDOUT, "the handshake was not done in %d ms", AFD__HANDSHAKE_MS);
 	if (rc >= 0)
 		return moved;
 	if (link->phase != AFD__LINK_REFUSING)
@@ -352,8 +249,9 @@ static void evict(afd_transport *net)
 			break;
 		}
 	}
-	warn(net, "peer %s refused: %d handshakes are under way, and it is the oldest that is silent", victim->name,
-	     AFD__PENDING_MAX);
+	warn(net,
+		"peer %s refused: %d handshakes are under way, and it is the oldest that is silent",
+		victim->name, AFD__PENDING_MAX);
 	end_pending(victim);
 }
 
@@ -375,7 +273,8 @@ static int accept_one(afd_transport *net, struct afd__listener *ln, uint64_t now
 	link->phase = AFD__LINK_HELLO;
 	link->since_ns = now;
 	link->stirred = true;
-	snprintf(link->name, sizeof(link->name), "%.100s#%llu", ln->address, (unsigned long long)link->number);
+	snprintf(link->name, sizeof(link->name), "%.100s#%llu", ln->address,
+		(unsigned long long)link->number);
 	if (net->n_pending == AFD__PENDING_MAX)
 		evict(net);
 	net->pending[net->n_pending++] = link;
@@ -425,7 +324,7 @@ static int connect_link(struct afd__link *link, uint64_t now)
 	if (rc != 1)
 		return rc;
 	link->open = true;
-	state_ours(link->net, &hello, AFD__HELLO);
+	afd__hello_state_ours(link->net, &hello, AFD__HELLO);
 	say(link, &hello, AFD__LINK_HELLO);
 	return 1;
 }
@@ -439,13 +338,14 @@ static int take_welcome(struct afd__link *link)
 	if (rc != 1)
 		return rc;
 	if (said->kind == AFD__REFUSAL && said->wire_version == AFD__WIRE_VERSION)
-		return afd__error(-EPROTO, "refused by the FFN peer: %s is %s there, %s here%s%s", said->field,
-				  said->refuser_value, said->refused_value, said->text[0] ? ": " : "", said->text);
-	if (judge_welcome(link->net, said, &refusal)) {
+		return afd__error(-EPROTO, "refused by the FFN peer: %s is %s there, %s here%s%s",
+			said->field, said->refuser_value, said->refused_value,
+			said->text[0] ? ": " : "", said->text);
+	if (afd__welcome_judge(link->net, said, &refusal)) {
 		link->message_bytes = afd__hello_encode(link->message, AFD__HELLO_MAX, &refusal);
 		send_message(link);
-		return afd__error(-EPROTO, "the FFN peer disagrees: %s is %s there, %s here", refusal.field,
-				  refusal.refused_value, refusal.refuser_value);
+		return afd__error(-EPROTO, "the FFN peer disagrees: %s is %s there, %s here",
+			refusal.field, refusal.refused_value, refusal.refuser_value);
 	}
 	keep_said(link);
 	link->phase = AFD__LINK_BINDING;
@@ -483,7 +383,8 @@ static int advance_attention(struct afd__link *link, uint64_t now)
 	}
 }
 
-/* A server that is not up, or that went away before we had joined, is tried again until the time is over. */
+/* A server that is not up, or that went away before we had joined, is tried again until the time is
+ * over. */
 static bool is_tried_again(int rc)
 {
 	return rc == -ECONNREFUSED || rc == -ECONNRESET;
@@ -518,8 +419,9 @@ static int move_connecting(struct afd__link *link, uint64_t now)
 		rc = 0;
 	}
 	if (!rc && now - net->created_ns > net->params.connect_timeout_ms * MS)
-		rc = afd__error(-ETIMEDOUT, "no FFN peer joined within %u ms%s%s", net->params.connect_timeout_ms,
-				link->error_text[0] ? ": " : "", link->error_text);
+		rc = afd__error(-ETIMEDOUT, "no FFN peer joined within %u ms%s%s",
+			net->params.connect_timeout_ms, link->error_text[0] ? ": " : "",
+			link->error_text);
 	if (rc < 0) {
 		afd__link_fail(link, rc);
 		moved = 1;
@@ -579,7 +481,8 @@ void afd__handshake_missing(const afd_transport *net, char *text, size_t capacit
 
 		if (!link || link->phase >= AFD__LINK_JOINED)
 			continue;
-		at += (size_t)snprintf(text + at, capacity - at, "%s%s%s%s%s", at ? ", " : "", link->name,
-				       link->error_text[0] ? " (" : "", link->error_text, link->error_text[0] ? ")" : "");
+		at += (size_t)snprintf(text + at, capacity - at, "%s%s%s%s%s", at ? ", " : "",
+			link->name, link->error_text[0] ? " (" : "", link->error_text,
+			link->error_text[0] ? ")" : "");
 	}
 }

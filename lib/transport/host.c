@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A host's own attention over the exchange: frames from and to its memory, converted to and from the wire dtype by the CPU's
- * kernel, so that the bits are those of the attention stage. The host is a stage like ours: it uses the same frame_io, whose
- * fills and drains are done when they return.
+ * A host's own attention over the exchange: frames from and to its memory, converted to and from
+ * the wire dtype by the CPU's kernel, so that the bits are those of the attention stage. The host
+ * is a stage like ours: it uses the same frame_io, whose fills and drains are done when they
+ * return.
  */
 #include <string.h>
 
@@ -17,11 +18,18 @@ struct rows {
 	int32_t dtype;
 };
 
-static void convert_rows(const afd_transport *net, struct rows src, struct rows dst, uint32_t n_rows)
+static void convert_rows(
+	const afd_transport *net, struct rows src, struct rows dst, uint32_t n_rows)
 {
 	struct afd__convert_args args = {
-		.src = src.memory, .dst = dst.memory, .src_stride = src.row_bytes, .dst_stride = dst.row_bytes, .n_rows = n_rows,
-		.width = net->contract.hidden_size, .src_dtype = src.dtype, .dst_dtype = dst.dtype,
+		.src = src.memory,
+		.dst = dst.memory,
+		.src_stride = src.row_bytes,
+		.dst_stride = dst.row_bytes,
+		.n_rows = n_rows,
+		.width = net->contract.hidden_size,
+		.src_dtype = src.dtype,
+		.dst_dtype = dst.dtype,
 	};
 
 	afd__cpu_kernels(net->ctx->isa)->convert(&args, 0, n_rows);
@@ -46,24 +54,28 @@ static void convert(const afd_transport *net, struct rows src, struct rows dst, 
 
 static struct rows wire_rows(const afd_transport *net, const void *slot, int32_t dtype)
 {
-	return (struct rows){ (uint8_t *)slot, net->contract.hidden_size * afd_dtype_bytes(dtype), dtype };
+	return (struct rows){ (uint8_t *)slot, net->contract.hidden_size * afd_dtype_bytes(dtype),
+		dtype };
 }
 
 static int host_fill(void *user, uint32_t lane, uint32_t row0, uint32_t n_rows, void *slot)
 {
 	afd_transport *net = user;
 	const struct afd_frame *frame = &net->host[lane];
-	struct rows x = { (uint8_t *)frame->x + row0 * frame->x_row_bytes, frame->x_row_bytes, frame->x_dtype };
+	struct rows x = { (uint8_t *)frame->x + row0 * frame->x_row_bytes, frame->x_row_bytes,
+		frame->x_dtype };
 
 	convert(net, x, wire_rows(net, slot, net->params.to_ffn_dtype), n_rows);
 	return 1;
 }
 
-static int host_drain(void *user, uint32_t lane, uint32_t row0, uint32_t n_rows, const void *slot, uint32_t shard)
+static int host_drain(
+	void *user, uint32_t lane, uint32_t row0, uint32_t n_rows, const void *slot, uint32_t shard)
 {
 	afd_transport *net = user;
 	const struct afd_frame *frame = &net->host[lane];
-	struct rows y = { (uint8_t *)frame->y + row0 * frame->y_row_bytes, frame->y_row_bytes, frame->y_dtype };
+	struct rows y = { (uint8_t *)frame->y + row0 * frame->y_row_bytes, frame->y_row_bytes,
+		frame->y_dtype };
 
 	convert(net, wire_rows(net, slot, net->params.to_attention_dtype), y, n_rows);
 	return 1;
@@ -81,28 +93,32 @@ static int check_host(const afd_transport *net)
 	int rc = afd__net_check(net);
 
 	if (!rc && !net->attention)
-		rc = afd__error(-EINVAL, "transport: made to listen, frames are sent by the attention side");
+		rc = afd__error(-EINVAL,
+			"transport: made to listen, frames are sent by the attention side");
 	if (!rc && net->owner)
 		rc = afd__error(-EBUSY, "transport: a stage has it");
 	return rc;
 }
 
-static int check_memory(const afd_transport *net, const char *what, const void *memory, int32_t *dtype, size_t *row_bytes)
+static int check_memory(const afd_transport *net, const char *what, const void *memory,
+	int32_t *dtype, size_t *row_bytes)
 {
 	size_t least;
 
 	if (!*dtype)
 		*dtype = AFD_DTYPE_F32;
 	if (*dtype < AFD_DTYPE_F32 || *dtype > AFD_DTYPE_F16)
-		return afd__error(-EINVAL, "frame: %s_dtype is %d, limit %d", what, *dtype, AFD_DTYPE_F16);
+		return afd__error(
+			-EINVAL, "frame: %s_dtype is %d, limit %d", what, *dtype, AFD_DTYPE_F16);
 	if (!memory)
 		return afd__error(-EINVAL, "frame: %s is NULL", what);
 	least = net->contract.hidden_size * afd_dtype_bytes(*dtype);
 	if (!*row_bytes)
 		*row_bytes = least;
 	if (*row_bytes < least || *row_bytes % afd_dtype_bytes(*dtype))
-		return afd__error(-EINVAL, "frame: %s_row_bytes is %zu, must be a multiple of %zu, at least %zu", what, *row_bytes,
-				  afd_dtype_bytes(*dtype), least);
+		return afd__error(-EINVAL,
+			"frame: %s_row_bytes is %zu, must be a multiple of %zu, at least %zu", what,
+			*row_bytes, afd_dtype_bytes(*dtype), least);
 	return 0;
 }
 
@@ -111,9 +127,11 @@ static int check_frame(const afd_transport *net, struct afd_frame *frame)
 	int rc;
 
 	if (frame->lane < 0 || (uint32_t)frame->lane >= net->params.lanes)
-		return afd__error(-EINVAL, "frame: lane is %d, limit %u", frame->lane, net->params.lanes - 1);
+		return afd__error(
+			-EINVAL, "frame: lane is %d, limit %u", frame->lane, net->params.lanes - 1);
 	if (frame->layer < 0 || (uint32_t)frame->layer >= net->contract.n_layers)
-		return afd__error(-EINVAL, "frame: layer is %d, limit %u", frame->layer, net->contract.n_layers - 1);
+		return afd__error(-EINVAL, "frame: layer is %d, limit %u", frame->layer,
+			net->contract.n_layers - 1);
 	if (frame->_pad)
 		return afd__error(-EINVAL, "frame: _pad is %u, must be 0", frame->_pad);
 	if (!net->step_open)
@@ -123,8 +141,10 @@ static int check_frame(const afd_transport *net, struct afd_frame *frame)
 	rc = check_memory(net, "x", frame->x, &frame->x_dtype, &frame->x_row_bytes);
 	if (!rc)
 		rc = check_memory(net, "y", frame->y, &frame->y_dtype, &frame->y_row_bytes);
-	if (!rc && frame->x == frame->y && (frame->x_dtype != frame->y_dtype || frame->x_row_bytes != frame->y_row_bytes))
-		rc = afd__error(-EINVAL, "frame: x and y share memory, but not dtype and row bytes");
+	if (!rc && frame->x == frame->y &&
+		(frame->x_dtype != frame->y_dtype || frame->x_row_bytes != frame->y_row_bytes))
+		rc = afd__error(
+			-EINVAL, "frame: x and y share memory, but not dtype and row bytes");
 	return rc;
 }
 
@@ -149,7 +169,11 @@ int afd_transport_cancel(afd_transport *net)
 
 int afd_transport_dispatch(afd_transport *net, const struct afd_frame *given)
 {
-	struct afd__frame_io io = { .fill = host_fill, .filled = host_done, .drain = host_drain, .drained = host_done, .user = net };
+	struct afd__frame_io io = { .fill = host_fill,
+		.filled = host_done,
+		.drain = host_drain,
+		.drained = host_done,
+		.user = net };
 	struct afd_frame frame;
 	uint32_t lane;
 	int rc = check_host(net);
@@ -164,7 +188,8 @@ int afd_transport_dispatch(afd_transport *net, const struct afd_frame *given)
 		return rc;
 	lane = (uint32_t)frame.lane;
 	if (net->frames[lane].active)
-		return afd__error(-EBUSY, "frame: lane %u has one out, at layer %u", lane, net->frames[lane].layer);
+		return afd__error(-EBUSY, "frame: lane %u has one out, at layer %u", lane,
+			net->frames[lane].layer);
 	net->host[lane] = frame;
 	if (!frame.n_rows)
 		return afd__frames_clear(net, lane);
@@ -180,7 +205,8 @@ int afd_transport_collect(afd_transport *net, int32_t lane)
 	int rc = check_host(net), done;
 
 	if (!rc && (lane < 0 || (uint32_t)lane >= net->params.lanes))
-		rc = afd__error(-EINVAL, "frame: lane is %d, limit %u", lane, net->params.lanes - 1);
+		rc = afd__error(
+			-EINVAL, "frame: lane is %d, limit %u", lane, net->params.lanes - 1);
 	if (rc)
 		return rc;
 	/* Until nothing moves, so that after 0 the descriptor tells when to come again. */

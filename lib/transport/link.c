@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A link: one peer and what crosses to and from it. Owns its slots' credits, the order of frames (sequence numbers), what
- * silence means, and the first cause when it ends. A link that has failed stays failed; its slots stay mapped until
- * nobody holds one.
+ * A link: one peer and what crosses to and from it. Owns its slots' credits, the order of frames
+ * (sequence numbers), what silence means, and the first cause when it ends. A link that has failed
+ * stays failed; its slots stay mapped until nobody holds one.
  */
 #include <assert.h>
 #include <stdio.h>
@@ -29,7 +29,8 @@ struct afd__link *afd__link_create(afd_transport *net, const struct afd__address
 		afd__link_destroy(link);
 		return NULL;
 	}
-	link->wire = (struct afd__wire){ .ctx = net->ctx, .epoll_fd = net->epoll_fd, .tag = &link->tag };
+	link->wire =
+		(struct afd__wire){ .ctx = net->ctx, .epoll_fd = net->epoll_fd, .tag = &link->tag };
 	if (address) {
 		link->wire.ops = address->ops;
 		snprintf(link->name, sizeof(link->name), "%s", address->text);
@@ -48,7 +49,8 @@ void afd__link_destroy(struct afd__link *link)
 	afd__free(link);
 }
 
-void afd__link_geometry(const struct afd__link *link, uint32_t hidden_size, struct afd__wire_slots *geometry)
+void afd__link_geometry(
+	const struct afd__link *link, uint32_t hidden_size, struct afd__wire_slots *geometry)
 {
 	size_t x = afd__wire_rows_bytes(link->max_rows, hidden_size, link->to_ffn_dtype);
 	size_t y = afd__wire_rows_bytes(link->max_rows, hidden_size, link->to_attention_dtype);
@@ -132,8 +134,9 @@ void afd__link_leave(struct afd__link *link, const char *text)
 {
 	if (link->error)
 		return;
-	keep_cause(link, afd__error(-ECONNRESET, "link %s: the %s peer has left%s%s", link->name,
-				    link->net->attention ? "FFN" : "attention", text[0] ? ": " : "", text));
+	keep_cause(link,
+		afd__error(-ECONNRESET, "link %s: the %s peer has left%s%s", link->name,
+			link->net->attention ? "FFN" : "attention", text[0] ? ": " : "", text));
 	afd__log(link->net->ctx, AFD_LOG_INFO, "peer left: %s", link->name);
 	end_link(link, AFD__LINK_LEFT);
 }
@@ -142,8 +145,11 @@ void afd__link_leave(struct afd__link *link, const char *text)
 
 int afd__link_control(struct afd__link *link, uint32_t type, const void *payload, size_t bytes)
 {
-	struct afd__header h = { .header_bytes = AFD__HEADER_BYTES, .kind = AFD__FRAME_CONTROL, .type = (uint8_t)type,
-				 .sequence = link->sequence_out + 1, .step = (uint32_t)link->net->step };
+	struct afd__header h = { .header_bytes = AFD__HEADER_BYTES,
+		.kind = AFD__FRAME_CONTROL,
+		.type = (uint8_t)type,
+		.sequence = link->sequence_out + 1,
+		.step = (uint32_t)link->net->step };
 	uint64_t now = afd__now_ns();
 	uint8_t *memory;
 	uint32_t slot;
@@ -185,13 +191,15 @@ int afd__link_goodbye(struct afd__link *link, uint32_t reason, const char *text)
 	return rc;
 }
 
-/* Attention side: replies that a drain still lets through, those that have come and are not read yet included. */
+/* Attention side: replies that a drain still lets through, those that have come and are not read
+ * yet included. */
 static bool owes_or_has_replied(const struct afd__link *link)
 {
 	if (link->n_owed)
 		return true;
 	for (uint32_t i = 0; i < AFD__N_ROW_SLOTS; i++) {
-		if (link->out[i].state == AFD__SLOT_ARRIVED || link->out[i].state == AFD__SLOT_DRAINING)
+		if (link->out[i].state == AFD__SLOT_ARRIVED ||
+			link->out[i].state == AFD__SLOT_DRAINING)
 			return true;
 	}
 	return false;
@@ -217,17 +225,22 @@ static int take_goodbye(struct afd__link *link, const void *payload, size_t byte
 	return 0;
 }
 
-static int take_control(struct afd__link *link, uint32_t slot, const struct afd__header *h, size_t bytes, uint64_t now)
+static int take_control(struct afd__link *link, uint32_t slot, const struct afd__header *h,
+	size_t bytes, uint64_t now)
 {
 	uint8_t payload[AFD__CONTROL_BYTES];
 	size_t payload_bytes = bytes - h->header_bytes;
 	int rc;
 
 	if (slot >= AFD__N_CONTROL)
-		return afd__error(-EPROTO, "a control frame came in slot %u, which is for rows", slot);
+		return afd__error(
+			-EPROTO, "a control frame came in slot %u, which is for rows", slot);
 	if (payload_bytes > sizeof(payload))
-		return afd__error(-EPROTO, "control frame: %zu bytes of payload, limit %zu", payload_bytes, sizeof(payload));
-	memcpy(payload, (const uint8_t *)link->wire.ops->receive_slot(&link->wire, slot) + h->header_bytes, payload_bytes);
+		return afd__error(-EPROTO, "control frame: %zu bytes of payload, limit %zu",
+			payload_bytes, sizeof(payload));
+	memcpy(payload,
+		(const uint8_t *)link->wire.ops->receive_slot(&link->wire, slot) + h->header_bytes,
+		payload_bytes);
 	rc = link->wire.ops->post_receive(&link->wire, slot);
 	if (rc)
 		return rc;
@@ -238,21 +251,25 @@ static int take_control(struct afd__link *link, uint32_t slot, const struct afd_
 		return take_goodbye(link, payload, payload_bytes);
 	default:
 		if (link->net->attention)
-			return afd__error(-EPROTO, "control frame: type %u is not for the attention side", h->type);
+			return afd__error(-EPROTO,
+				"control frame: type %u is not for the attention side", h->type);
 		return afd__parts_control(link, h, payload, payload_bytes, now);
 	}
 }
 
 /* ---- what came ---- */
 
-/* Requests and control frames count up by one; a reply says which request it answers instead (frames.c checks it). */
+/* Requests and control frames count up by one; a reply says which request it answers instead
+ * (frames.c checks it). */
 static int check_sequence(struct afd__link *link, const struct afd__header *h)
 {
 	if (h->kind == AFD__FRAME_ROWS && h->type == AFD__ROWS_Y)
 		return 0;
 	if (h->sequence != link->sequence_in + 1)
-		return afd__error(-EPROTO, "frame: sequence is %llu, must be %llu: a frame was lost or came twice",
-				  (unsigned long long)h->sequence, (unsigned long long)(link->sequence_in + 1));
+		return afd__error(-EPROTO,
+			"frame: sequence is %llu, must be %llu: a frame was lost or came twice",
+			(unsigned long long)h->sequence,
+			(unsigned long long)(link->sequence_in + 1));
 	link->sequence_in++;
 	return 0;
 }
@@ -264,7 +281,8 @@ static int take_frame(struct afd__link *link, uint32_t slot, uint32_t bytes, uin
 	int rc;
 
 	/* The peer may still write there: what is checked is what is used. */
-	memcpy(copy, link->wire.ops->receive_slot(&link->wire, slot), bytes < sizeof(copy) ? bytes : sizeof(copy));
+	memcpy(copy, link->wire.ops->receive_slot(&link->wire, slot),
+		bytes < sizeof(copy) ? bytes : sizeof(copy));
 	rc = afd__wire_decode(&h, copy, bytes);
 	if (!rc)
 		rc = check_sequence(link, &h);
@@ -274,9 +292,10 @@ static int take_frame(struct afd__link *link, uint32_t slot, uint32_t bytes, uin
 	if (h.kind == AFD__FRAME_CONTROL)
 		return take_control(link, slot, &h, bytes, now);
 	if (slot < AFD__N_CONTROL)
-		return afd__error(-EPROTO, "a frame of rows came in slot %u, which is for control", slot);
-	return link->net->attention ? afd__frames_take(link, slot, &h, bytes, now) :
-				      afd__parts_take(link, slot, &h, bytes, now);
+		return afd__error(
+			-EPROTO, "a frame of rows came in slot %u, which is for control", slot);
+	return link->net->attention ? afd__frames_take(link, slot, &h, bytes, now)
+				    : afd__parts_take(link, slot, &h, bytes, now);
 }
 
 static int complete(struct afd__link *link, const struct afd__completion *done, uint64_t now)
@@ -322,7 +341,8 @@ static const struct afd__slot_out *oldest_owed(const struct afd__link *link)
 	const struct afd__slot_out *oldest = NULL;
 
 	for (uint32_t i = 0; i < AFD__N_ROW_SLOTS; i++) {
-		if (link->out[i].state == AFD__SLOT_POSTED && (!oldest || link->out[i].sequence < oldest->sequence))
+		if (link->out[i].state == AFD__SLOT_POSTED &&
+			(!oldest || link->out[i].sequence < oldest->sequence))
 			oldest = &link->out[i];
 	}
 	return oldest;
@@ -334,10 +354,12 @@ static int silence(struct afd__link *link, uint64_t now)
 
 	assert(out);
 	return afd__error(-ETIMEDOUT,
-			  "attention waited for the FFN peer: silent for %llu ms, limit %u, layer %u, lane %u, part %u of %u; "
-			  "last heard of %llu ms ago",
-			  (unsigned long long)((now - link->quiet_ns) / MS), link->net->params.deadline_ms, out->layer,
-			  out->lane, out->part + 1, out->n_parts, (unsigned long long)((now - link->heard_ns) / MS));
+		"attention waited for the FFN peer: silent for %llu ms, limit %u, layer %u, lane "
+		"%u, part %u of %u; "
+		"last heard of %llu ms ago",
+		(unsigned long long)((now - link->quiet_ns) / MS), link->net->params.deadline_ms,
+		out->layer, out->lane, out->part + 1, out->n_parts,
+		(unsigned long long)((now - link->heard_ns) / MS));
 }
 
 static int send_due(struct afd__link *link)

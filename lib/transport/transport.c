@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The life of a transport: params checked and defaults filled in, listeners opened or links prepared, and the end. All
- * that does not depend on a peer is allocated here; a link's memory when it comes; nothing on the path of a row.
+ * The life of a transport: params checked and defaults filled in, listeners opened or links
+ * prepared, and the end. All that does not depend on a peer is allocated here; a link's memory when
+ * it comes; nothing on the path of a row.
  */
 #include <stdio.h>
 #include <string.h>
@@ -12,7 +13,13 @@
 #include "socket.h"
 
 enum { MAX_ROWS = 65536, MAX_PEERS = 1024, MAX_HIDDEN = 65536, MAX_ADDRESSES = 64 };
-enum { DEFAULT_ROWS = 512, DEFAULT_PEERS = 64, DEFAULT_DEADLINE_MS = 5000, DEFAULT_CONNECT_MS = 10000, DEFAULT_SPIN_US = 50 };
+enum {
+	DEFAULT_ROWS = 512,
+	DEFAULT_PEERS = 64,
+	DEFAULT_DEADLINE_MS = 5000,
+	DEFAULT_CONNECT_MS = 10000,
+	DEFAULT_SPIN_US = 50
+};
 static const uint64_t PART_BYTES_MAX = UINT64_C(1) << 31;
 
 /* ---- what was asked for ---- */
@@ -27,23 +34,30 @@ static int check_range(const char *name, uint32_t value, uint32_t limit)
 static int check_dtype(const char *name, int32_t dtype)
 {
 	if (dtype == AFD_DTYPE_FP8)
-		return afd__error(-ENOTSUP, "transport: %s is fp8, this version has f32, bf16 and f16", name);
+		return afd__error(
+			-ENOTSUP, "transport: %s is fp8, this version has f32, bf16 and f16", name);
 	if (dtype < 0 || dtype > AFD_DTYPE_FP8)
-		return afd__error(-EINVAL, "transport: %s is %d, limit %d", name, dtype, AFD_DTYPE_FP8);
+		return afd__error(
+			-EINVAL, "transport: %s is %d, limit %d", name, dtype, AFD_DTYPE_FP8);
 	return 0;
 }
 
 static int check_sides(const struct afd_transport_params *p)
 {
 	if (!!p->n_listen == !!p->n_connect)
-		return afd__error(-EINVAL, "transport: n_listen is %u, n_connect is %u, exactly one must be set", p->n_listen,
-				  p->n_connect);
+		return afd__error(-EINVAL,
+			"transport: n_listen is %u, n_connect is %u, exactly one must be set",
+			p->n_listen, p->n_connect);
 	if ((p->n_listen && !p->listen) || (p->n_connect && !p->connect))
-		return afd__error(-EINVAL, "transport: %s is NULL beside a count", p->n_listen ? "listen" : "connect");
+		return afd__error(-EINVAL, "transport: %s is NULL beside a count",
+			p->n_listen ? "listen" : "connect");
 	if (p->n_listen > MAX_ADDRESSES || p->n_connect > MAX_ADDRESSES)
-		return afd__error(-EINVAL, "transport: %u addresses, limit %d", p->n_listen + p->n_connect, MAX_ADDRESSES);
+		return afd__error(-EINVAL, "transport: %u addresses, limit %d",
+			p->n_listen + p->n_connect, MAX_ADDRESSES);
 	if (p->n_connect > 1)
-		return afd__error(-ENOTSUP, "transport: n_connect is %u, limit 1: replicas and shards come later", p->n_connect);
+		return afd__error(-ENOTSUP,
+			"transport: n_connect is %u, limit 1: replicas and shards come later",
+			p->n_connect);
 	return 0;
 }
 
@@ -72,9 +86,11 @@ static int check_kinds(const struct afd_contract *c)
 {
 	for (uint32_t i = 0; c->ffn_kinds && i < c->n_layers; i++) {
 		if (c->ffn_kinds[i] == AFD_FFN_MOE)
-			return afd__error(-ENOTSUP, "contract: layer %u has experts, this version has dense layers", i);
+			return afd__error(-ENOTSUP,
+				"contract: layer %u has experts, this version has dense layers", i);
 		if (c->ffn_kinds[i] != AFD_FFN_DENSE)
-			return afd__error(-EINVAL, "contract: ffn_kinds[%u] is %u, limit %d", i, c->ffn_kinds[i], AFD_FFN_MOE);
+			return afd__error(-EINVAL, "contract: ffn_kinds[%u] is %u, limit %d", i,
+				c->ffn_kinds[i], AFD_FFN_MOE);
 	}
 	return 0;
 }
@@ -82,18 +98,25 @@ static int check_kinds(const struct afd_contract *c)
 static int check_contract(const struct afd_contract *c)
 {
 	if (!c->hidden_size || c->hidden_size > MAX_HIDDEN)
-		return afd__error(-EINVAL, "contract: hidden_size is %u, must be 1 .. %d", c->hidden_size, MAX_HIDDEN);
+		return afd__error(-EINVAL, "contract: hidden_size is %u, must be 1 .. %d",
+			c->hidden_size, MAX_HIDDEN);
 	if (!c->n_layers || c->n_layers > AFD__LAYERS_MAX)
-		return afd__error(-EINVAL, "contract: n_layers is %u, must be 1 .. %d", c->n_layers, AFD__LAYERS_MAX);
+		return afd__error(-EINVAL, "contract: n_layers is %u, must be 1 .. %d", c->n_layers,
+			AFD__LAYERS_MAX);
 	if (c->router < 0 || c->router > AFD_ROUTER_SIGMOID)
-		return afd__error(-EINVAL, "contract: router is %d, limit %d", c->router, AFD_ROUTER_SIGMOID);
+		return afd__error(
+			-EINVAL, "contract: router is %d, limit %d", c->router, AFD_ROUTER_SIGMOID);
 	if (c->router > AFD_ROUTER_NONE || c->n_experts || c->top_k)
-		return afd__error(-ENOTSUP, "contract: router is %d, n_experts is %u, top_k is %u, this version has dense layers",
-				  c->router, c->n_experts, c->top_k);
+		return afd__error(-ENOTSUP,
+			"contract: router is %d, n_experts is %u, top_k is %u, this version has "
+			"dense layers",
+			c->router, c->n_experts, c->top_k);
 	if (c->activation < 0 || c->activation > AFD_ACTIVATION_SILU)
-		return afd__error(-EINVAL, "contract: activation is %d, limit %d", c->activation, AFD_ACTIVATION_SILU);
+		return afd__error(-EINVAL, "contract: activation is %d, limit %d", c->activation,
+			AFD_ACTIVATION_SILU);
 	if (c->dtype < 0 || c->dtype > AFD_DTYPE_FP8)
-		return afd__error(-EINVAL, "contract: dtype is %d, limit %d", c->dtype, AFD_DTYPE_FP8);
+		return afd__error(
+			-EINVAL, "contract: dtype is %d, limit %d", c->dtype, AFD_DTYPE_FP8);
 	if (c->_pad)
 		return afd__error(-EINVAL, "contract: _pad is %u, must be 0", c->_pad);
 	return check_kinds(c);
@@ -135,17 +158,21 @@ static int fill_params(afd_transport *net, const struct afd_transport_params *gi
 	p->gate = p->gate ? p->gate : AFD_GATE_ATTENTION;
 	if (net->attention) {
 		p->to_ffn_dtype = p->to_ffn_dtype ? p->to_ffn_dtype : net->contract.dtype;
-		p->to_attention_dtype = p->to_attention_dtype ? p->to_attention_dtype : net->contract.dtype;
+		p->to_attention_dtype =
+			p->to_attention_dtype ? p->to_attention_dtype : net->contract.dtype;
 		p->first_layer = 0;
 		p->n_layers = n_layers;
 	}
 	if (p->first_layer >= n_layers || p->n_layers > n_layers - p->first_layer)
-		return afd__error(-EINVAL, "transport: layers held are %u from %u on, the contract has %u", p->n_layers,
-				  p->first_layer, n_layers);
+		return afd__error(-EINVAL,
+			"transport: layers held are %u from %u on, the contract has %u",
+			p->n_layers, p->first_layer, n_layers);
 	p->n_layers = or_default(p->n_layers, n_layers - p->first_layer);
 	if ((uint64_t)p->max_rows * net->contract.hidden_size * sizeof(float) > PART_BYTES_MAX)
-		return afd__error(-EINVAL, "transport: a part of %u rows of %u numbers has over %llu bytes; lower max_rows",
-				  p->max_rows, net->contract.hidden_size, (unsigned long long)PART_BYTES_MAX);
+		return afd__error(-EINVAL,
+			"transport: a part of %u rows of %u numbers has over %llu bytes; lower "
+			"max_rows",
+			p->max_rows, net->contract.hidden_size, (unsigned long long)PART_BYTES_MAX);
 	return 0;
 }
 
@@ -161,8 +188,10 @@ static int listen_all(afd_transport *net)
 	for (uint32_t i = 0; i < net->n_addresses; i++) {
 		struct afd__listener *ln = &net->listeners[i];
 
-		*ln = (struct afd__listener){ .tag = { .kind = AFD__TAG_LISTENER }, .ops = net->addresses[i].ops, .ctx = net->ctx,
-					      .epoll_fd = net->epoll_fd };
+		*ln = (struct afd__listener){ .tag = { .kind = AFD__TAG_LISTENER },
+			.ops = net->addresses[i].ops,
+			.ctx = net->ctx,
+			.epoll_fd = net->epoll_fd };
 		snprintf(ln->address, sizeof(ln->address), "%s", net->addresses[i].text);
 		rc = ln->ops->listen(ln, net->addresses[i].name);
 		if (rc)
@@ -222,7 +251,7 @@ static int open_transport(afd_transport *net, const struct afd_transport_params 
 }
 
 int afd_transport_create(afd_transport **out, afd_context *ctx, const struct afd_contract *contract,
-			 const struct afd_transport_params *params)
+	const struct afd_transport_params *params)
 {
 	struct afd_transport_params p;
 	struct afd_contract c;
@@ -230,7 +259,10 @@ int afd_transport_create(afd_transport **out, afd_context *ctx, const struct afd
 	int rc = afd__context_check(ctx, "transport: its context");
 
 	if (!rc && (!out || !contract || !params))
-		rc = afd__error(-EINVAL, "transport: %s is NULL", !out ? "out" : !contract ? "contract" : "params");
+		rc = afd__error(-EINVAL, "transport: %s is NULL",
+			!out        ? "out"
+			: !contract ? "contract"
+				    : "params");
 	if (!rc)
 		rc = afd__params_copy(&p, sizeof(p), params, "transport params");
 	if (!rc)
@@ -315,11 +347,16 @@ void afd_transport_destroy(afd_transport *net)
 void afd__transport_info(const afd_transport *net, struct afd__exchange_info *info)
 {
 	*info = (struct afd__exchange_info){
-		.ctx = net->ctx, .contract = net->contract, .lanes = net->params.lanes, .max_rows = net->params.max_rows,
-		.attention = net->attention, .max_peers = net->max_links,
+		.ctx = net->ctx,
+		.contract = net->contract,
+		.lanes = net->params.lanes,
+		.max_rows = net->params.max_rows,
+		.attention = net->attention,
+		.max_peers = net->max_links,
 		.to_ffn_dtype = net->attention ? net->params.to_ffn_dtype : 0,
 		.to_attention_dtype = net->attention ? net->params.to_attention_dtype : 0,
-		.first_layer = net->params.first_layer, .n_layers = net->params.n_layers,
+		.first_layer = net->params.first_layer,
+		.n_layers = net->params.n_layers,
 	};
 }
 
@@ -327,7 +364,8 @@ int afd__transport_own(afd_transport *net, const void *stage)
 {
 	if (stage && net->owner && net->owner != stage)
 		return afd__error(-EBUSY, "transport: another stage has it");
-	/* A stage that gives it back has nothing under way any more, so no slot is written or read. */
+	/* A stage that gives it back has nothing under way any more, so no slot is written or read.
+	 */
 	if (!stage && net->attention)
 		afd__frames_disown(net);
 	net->owner = stage;

@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Peers that leave, die, stall or are merely slow: who is told, when, by which words, and who is not disturbed. */
+/* Peers that leave, die, stall or are merely slow: who is told, when, by which words, and who is
+ * not disturbed. */
 #include "transport_rig.h"
 
 /* A client with a frame out that the server holds. */
-static afd_transport *join_with_a_frame_out(struct server *server, const struct afd_transport_params *params, float *x, float *y)
+static afd_transport *join_with_a_frame_out(
+	struct server *server, const struct afd_transport_params *params, float *x, float *y)
 {
 	struct afd_frame frame = frame_of(1, 0, 1, x, y);
 	afd_transport *net;
@@ -170,10 +172,12 @@ static void a_silent_server_is_named_after_the_deadline_and_not_before(void **st
 	start = now_ms();
 	assert_int_equal(begin_step(net, 1), 0);
 	assert_int_equal(afd_transport_dispatch(net, &frame), 0);
-	expect_error(collect_within(net, 1, 3000), -ETIMEDOUT, "attention waited for the FFN peer: silent for 25");
+	expect_error(collect_within(net, 1, 3000), -ETIMEDOUT,
+		"attention waited for the FFN peer: silent for 25");
 	assert_in_range(now_ms() - start, 245, 1250);
 	assert_non_null(strstr(afd_last_error(), server.address));
-	assert_non_null(strstr(afd_last_error(), "limit 250, layer 2, lane 1, part 1 of 1; last heard of"));
+	assert_non_null(
+		strstr(afd_last_error(), "limit 250, layer 2, lane 1, part 1 of 1; last heard of"));
 	afd_transport_destroy(net);
 	server.silent = 0;
 	server_stop(&server);

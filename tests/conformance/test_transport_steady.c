@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * What a host pays: no allocation in a step, no processor time when idle, no descriptor or place that leaks, a descriptor
- * and a timeout that are all an event loop needs, and a child of fork that speaks to nobody.
+ * What a host pays: no allocation in a step, no processor time when idle, no descriptor or place
+ * that leaks, a descriptor and a timeout that are all an event loop needs, and a child of fork that
+ * speaks to nobody.
  */
 #include "transport_rig.h"
 
@@ -320,7 +321,8 @@ static void an_end_is_seen_although_a_child_holds_the_descriptors(void **state)
 			pause();
 	}
 	server_stop(&server);
-	expect_error(collect_within(net, 0, 1000) == 1 ? afd_transport_poll(net) : -1, -ECONNRESET, "has left");
+	expect_error(collect_within(net, 0, 1000) == 1 ? afd_transport_poll(net) : -1, -ECONNRESET,
+		"has left");
 	afd_transport_destroy(net);
 	kill(child, SIGKILL);
 	waitpid(child, NULL, 0);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The slots that two ends share: order, who holds what, the doorbell, and entries of a peer that contradict the account.
- * Both ends are driven by hand, so that races are met on purpose.
+ * The slots that two ends share: order, who holds what, the doorbell, and entries of a peer that
+ * contradict the account. Both ends are driven by hand, so that races are met on purpose.
  */
 #include <stdarg.h>
 #include <setjmp.h>
@@ -18,7 +18,9 @@
 
 enum { N_SLOTS = 6, N_CONTROL = 2, MAX = 16 };
 
-static const struct afd__wire_slots slots = { .n_slots = N_SLOTS, .n_control = N_CONTROL, .control_bytes = 64, .slot_bytes = 1024 };
+static const struct afd__wire_slots slots = {
+	.n_slots = N_SLOTS, .n_control = N_CONTROL, .control_bytes = 64, .slot_bytes = 1024
+};
 static struct segment_end a, b;
 static struct afd__completion done[MAX];
 static void *memory;
@@ -68,7 +70,8 @@ static void slots_arrive_whole_once_and_in_order(void **state)
 		assert_int_equal(done[i].kind, AFD__RECEIVED);
 		assert_int_equal(done[i].slot, order[i]);
 		assert_int_equal(done[i].bytes, 64);
-		assert_int_equal(((const uint8_t *)afd__segment_receive_slot(&b, order[i]))[63], 10 + i);
+		assert_int_equal(
+			((const uint8_t *)afd__segment_receive_slot(&b, order[i]))[63], 10 + i);
 	}
 	assert_int_equal(afd__segment_poll(&b, done, MAX), 0);
 }
@@ -79,14 +82,16 @@ static void no_two_slots_overlap(void **state)
 
 	for (int e = 0; e < 2; e++) {
 		for (uint32_t slot = 0; slot < N_SLOTS; slot++)
-			memset(afd__segment_send_slot(ends[e], slot), 1 + e * N_SLOTS + (int)slot, slot < N_CONTROL ? 64 : 1024);
+			memset(afd__segment_send_slot(ends[e], slot), 1 + e * N_SLOTS + (int)slot,
+				slot < N_CONTROL ? 64 : 1024);
 	}
 	for (int e = 0; e < 2; e++) {
 		for (uint32_t slot = 0; slot < N_SLOTS; slot++) {
 			const uint8_t *bytes = afd__segment_receive_slot(ends[!e], slot);
 
 			assert_int_equal(bytes[0], 1 + e * N_SLOTS + (int)slot);
-			assert_int_equal(bytes[(slot < N_CONTROL ? 64 : 1024) - 1], 1 + e * N_SLOTS + (int)slot);
+			assert_int_equal(bytes[(slot < N_CONTROL ? 64 : 1024) - 1],
+				1 + e * N_SLOTS + (int)slot);
 		}
 	}
 }
@@ -203,10 +208,12 @@ static void entries_that_contradict_the_account_are_refused_and_stay_refused(voi
 {
 	ring_write(&a.sent, N_SLOTS, 8);
 	for (int i = 0; i < 2; i++)
-		refuse(afd__segment_poll(&b, done, MAX), "the peer sent slot 6, which it did not have");
+		refuse(afd__segment_poll(&b, done, MAX),
+			"the peer sent slot 6, which it did not have");
 	ring_write(&a.freed, 3, 0);
 	for (int i = 0; i < 2; i++)
-		refuse(afd__segment_poll(&b, done, MAX), "the peer gave back slot 3, which it did not hold");
+		refuse(afd__segment_poll(&b, done, MAX),
+			"the peer gave back slot 3, which it did not hold");
 }
 
 static void a_slot_that_is_sent_twice_is_refused_after_the_first(void **state)
@@ -222,7 +229,8 @@ static void sizes_beyond_the_slot_are_refused(void **state)
 	ring_write(&a.sent, 0, 65);
 	refuse(afd__segment_poll(&b, done, MAX), "the peer sent 65 bytes in slot 0, limit 64");
 	ring_write(&b.sent, 5, UINT64_C(1) << 32);
-	refuse(afd__segment_poll(&a, done, MAX), "the peer sent 4294967296 bytes in slot 5, limit 1024");
+	refuse(afd__segment_poll(&a, done, MAX),
+		"the peer sent 4294967296 bytes in slot 5, limit 1024");
 }
 
 static void a_geometry_without_sense_is_refused(void **state)
