@@ -1,15 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The model: an opened checkpoint as Hugging Face publishes it, or the same from a host's memory. It says what the
- * architecture is and which tensors each role needs. Cheap to open: no weight is read until a stage is made, and a file
- * is mapped only when a tensor in it is needed, so a role starts although the files of the other role are missing.
+ * The model: an opened checkpoint as Hugging Face publishes it, or the same from a host's memory.
+ * It says what the architecture is and which tensors each role needs. Cheap to open: no weight is
+ * read until a stage is made, and a file is mapped only when a tensor in it is needed, so a role
+ * starts although the files of the other role are missing.
  *
  *     afd_model_open(&model, ctx, "Qwen3-0.6B", NULL);
  *     struct afd_contract contract = { .size = sizeof contract };
  *     afd_model_contract(model, &contract);
  *
- * Supported: Qwen3 (model_type "qwen3"), f32, f16 and bf16. docs/models.md lists every key and tensor.
- * An open checkpoint must not be truncated: its files are mapped.
+ * Supported: Qwen3 (model_type "qwen3"), f32, f16 and bf16. docs/models.md lists every key and
+ * tensor. An open checkpoint must not be truncated: its files are mapped.
  */
 #ifndef AFD_MODEL_H
 #define AFD_MODEL_H
@@ -29,8 +30,10 @@ enum afd_role {
 
 /* How stages hold the weights of this model. */
 enum afd_weights {
-	AFD_WEIGHTS_PACKED = 1,   /* the default: copied into the layout that the device likes best */
-	AFD_WEIGHTS_IN_PLACE = 2, /* used where they are, mapped or lent; bits may differ from packed ones */
+	AFD_WEIGHTS_PACKED = 1,   /* the default: copied into the layout that the device likes
+	                             best */
+	AFD_WEIGHTS_IN_PLACE = 2, /* used where they are, mapped or lent; bits may differ from
+	                             packed ones */
 };
 
 /* ---- what both roles agree on ---- */
@@ -51,26 +54,30 @@ enum afd_router {
 };
 
 /*
- * What attention and FFN must agree on; the handshake compares a digest of it. Filled from a model, or by a host that has
- * none: hidden_size and n_layers are enough for dense layers. Widths of the FFN are not part of it: attention never sees
- * them, and a shard or a host's compute function holds them as it likes.
+ * What attention and FFN must agree on; the handshake compares a digest of it. Filled from a model,
+ * or by a host that has none: hidden_size and n_layers are enough for dense layers. Widths of the
+ * FFN are not part of it: attention never sees them, and a shard or a host's compute function holds
+ * them as it likes.
  */
 struct afd_contract {
 	size_t size;
 	uint32_t hidden_size;     /* numbers in a row, 1 .. 65536 */
 	uint32_t n_layers;        /* 1 .. 1024 */
-	const uint8_t *ffn_kinds; /* [n_layers] enum afd_ffn_kind; NULL: all dense. From a model: lives as long as it */
+	const uint8_t *ffn_kinds; /* [n_layers] enum afd_ffn_kind; NULL: all dense. From a model:
+	                             lives as long as it */
 	uint32_t n_experts;       /* of a routed layer; 0 without experts */
 	uint32_t top_k;           /* experts of one row; 0 without experts */
 	int32_t router;           /* enum afd_router */
 	int32_t activation;       /* enum afd_activation */
-	int32_t dtype;            /* enum afd_dtype: what wire and KV dtypes of 0 stand for; 0 means AFD_DTYPE_F32. Not compared */
+	int32_t dtype;            /* enum afd_dtype: what wire and KV dtypes of 0 stand for; 0 means
+	                             AFD_DTYPE_F32. Not compared */
 	uint32_t _pad;            /* 0 */
 };
 
 /* ---- open ---- */
 
-/* A tensor in the host's memory, under its Hugging Face name. Rows of shape[1] numbers follow each other without a gap. */
+/* A tensor in the host's memory, under its Hugging Face name. Rows of shape[1] numbers follow each
+ * other without a gap. */
 struct afd_tensor {
 	const char *name;      /* "model.layers.0.mlp.up_proj.weight" */
 	const uint64_t *shape; /* [n_dims] */
@@ -83,28 +90,34 @@ struct afd_model_params {
 	size_t size;
 	int32_t weights;                  /* enum afd_weights; 0 means packed */
 	uint32_t n_tensors;
-	const char *config_json;          /* the text of a config.json; with tensors, instead of a directory */
-	const struct afd_tensor *tensors; /* [n_tensors]; those of one role are enough for its stage */
+	const char *config_json;          /* the text of a config.json; with tensors, instead of a
+	                                     directory */
+	const struct afd_tensor *tensors; /* [n_tensors]; those of one role are enough for its
+	                                     stage */
 	size_t tensor_bytes;              /* sizeof(struct afd_tensor) */
 };
 
 /*
- * Opens the checkpoint in directory dir: config.json, and model.safetensors or model.safetensors.index.json with the files
- * that it names. With dir NULL the model is what params->config_json and ->tensors say; the text and the names are
- * copied, shapes too, the data is borrowed.
+ * Opens the checkpoint in directory dir: config.json, and model.safetensors or
+ * model.safetensors.index.json with the files that it names. With dir NULL the model is what
+ * params->config_json and ->tensors say; the text and the names are copied, shapes too, the data is
+ * borrowed.
  *
  *   -ENOENT   no such directory, no config.json, neither model.safetensors nor an index
- *   -EBADMSG  a file contradicts itself: JSON, a header that lies about its file, a tensor that stands twice, a number of the
- *             wrong type, a size that is absurd. The text names file, key, value and limit
+ *   -EBADMSG  a file contradicts itself: JSON, a header that lies about its file, a tensor that
+ *             stands twice, a number of the wrong type, a size that is absurd. The text names file,
+ *             key, value and limit
  *   -ENOTSUP  understood, but not supported: the key, its value, and what is supported
  *   -EINVAL   dir and config_json are both given or both missing; a lent tensor is malformed
  *   -EACCES, -EIO   a file cannot be read
  *   -E2BIG, -ENOMEM
  */
-AFD_API int afd_model_open(afd_model **out, afd_context *ctx, const char *dir, const struct afd_model_params *params);
+AFD_API int afd_model_open(afd_model **out, afd_context *ctx, const char *dir,
+			   const struct afd_model_params *params);
 AFD_API void afd_model_close(afd_model *model);
 
-/* Fills what both roles agree on. dtype is that of embed_tokens, or what the config says when its file is missing. */
+/* Fills what both roles agree on. dtype is that of embed_tokens, or what the config says when its
+ * file is missing. */
 AFD_API int afd_model_contract(const afd_model *model, struct afd_contract *contract);
 
 /* ---- what is in it; strings live as long as the model ---- */
@@ -119,8 +132,10 @@ struct afd_model_info {
 	uint32_t head_dim;        /* not hidden_size / n_heads in general */
 	uint32_t intermediate_size; /* width of a dense FFN layer */
 	uint32_t vocab_size;
-	uint32_t max_position_embeddings; /* 0: the config does not say. No limit: positions beyond it are computed */
-	int32_t dtype;            /* of embed_tokens, or what the config says when its file is missing; 0: unknown */
+	uint32_t max_position_embeddings; /* 0: the config does not say. No limit: positions beyond
+	                                     it are computed */
+	int32_t dtype;            /* of embed_tokens, or what the config says when its file is
+	                             missing; 0: unknown */
 	int32_t tied_head;        /* 1: the LM head is embed_tokens; 0: it is lm_head.weight */
 	uint32_t n_full_layers;   /* layers by kind: attention to all positions, */
 	uint32_t n_sliding_layers; /* or to the last sliding_window of them */
@@ -128,7 +143,8 @@ struct afd_model_info {
 	uint32_t n_dense_layers;  /* FFN without experts, */
 	uint32_t n_moe_layers;    /* and with */
 	uint32_t n_tensors;       /* that the roles need, for afd_model_tensor() */
-	uint64_t kv_bytes_per_token; /* K and V of all layers in `dtype` (2 bytes a number when unknown) */
+	uint64_t kv_bytes_per_token; /* K and V of all layers in `dtype` (2 bytes a number when
+	                                unknown) */
 };
 AFD_API int afd_model_info(const afd_model *model, struct afd_model_info *info);
 
@@ -138,7 +154,8 @@ struct afd_role_info {
 	uint64_t n_tensors;
 	uint64_t bytes; /* as stored */
 };
-/* -ENOENT: a tensor of that role, or the file that holds it, is missing: named. -EINVAL: no such role. */
+/* -ENOENT: a tensor of that role, or the file that holds it, is missing: named. -EINVAL: no such
+ * role. */
 AFD_API int afd_model_role(const afd_model *model, int32_t role, struct afd_role_info *info);
 
 /* One tensor that a role needs. */
@@ -153,8 +170,8 @@ struct afd_tensor_info {
 	uint64_t shape[4]; /* [n_dims] */
 	uint64_t bytes;
 };
-/* The tensor with this index, 0 .. n_tensors-1, in the order of use. Tensors that no role needs are not listed.
- * -EINVAL beyond n_tensors; -ENOENT, -EBADMSG, -ENOTSUP as a stage would see it. */
+/* The tensor with this index, 0 .. n_tensors-1, in the order of use. Tensors that no role needs are
+ * not listed. -EINVAL beyond n_tensors; -ENOENT, -EBADMSG, -ENOTSUP as a stage would see it. */
 AFD_API int afd_model_tensor(const afd_model *model, uint32_t index, struct afd_tensor_info *info);
 
 #ifdef __cplusplus

@@ -135,7 +135,8 @@ void afd__config_read_qwen3(struct afd__config *c, struct afd__json *j)
 	memset(c, 0, sizeof(*c));
 	refuse_unsupported(j);
 	c->hidden_size = read_size(j, "hidden_size", 1, AFD__MAX_HIDDEN, AFD__JSON_REQUIRED);
-	c->intermediate_size = read_size(j, "intermediate_size", 1, AFD__MAX_INTERMEDIATE, AFD__JSON_REQUIRED);
+	c->intermediate_size = read_size(j, "intermediate_size", 1, AFD__MAX_INTERMEDIATE,
+					 AFD__JSON_REQUIRED);
 	c->n_layers = read_size(j, "num_hidden_layers", 1, AFD__MAX_LAYERS, AFD__JSON_REQUIRED);
 	c->vocab_size = read_size(j, "vocab_size", 1, AFD__MAX_VOCAB, AFD__JSON_REQUIRED);
 	c->max_positions = read_size(j, "max_position_embeddings", 1, INT32_MAX, 32768);

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* config.json as numbers: every key that matters, in either spelling, checked for type and range. */
+/* config.json as numbers: every key that matters, in either spelling, checked for type and
+ * range. */
 #ifndef AFD_LIB_CONFIG_H
 #define AFD_LIB_CONFIG_H
 
@@ -34,7 +35,8 @@ struct afd__config {
 	uint32_t max_positions;
 	double rms_norm_eps;
 	bool attention_bias, tied_head;
-	int32_t dtype;             /* enum afd_dtype; 0: not said, or one that we do not compute with */
+	int32_t dtype;             /* enum afd_dtype; 0: not said, or one that we do not compute
+	                              with */
 	uint32_t sliding_window;   /* 0: none */
 	uint32_t max_window_layers;
 	const json_t *layer_types; /* [n_layers] strings, checked; NULL: not given */
@@ -45,8 +47,11 @@ struct afd__config {
 void afd__config_read_qwen3(struct afd__config *config, struct afd__json *j);
 
 /* rope.c: rope_theta, rope_scaling and rope_parameters. */
-void afd__rope_config_read(struct afd__rope_config *rope, struct afd__json *j, uint32_t max_positions);
-/* inv_freq[head_dim / 2] and the factor of cos and sin; -ENOTSUP when the factor is not a positive number. */
-int afd__rope_compute(float *inv_freq, float *scale, const struct afd__rope_config *rope, uint32_t head_dim);
+void afd__rope_config_read(struct afd__rope_config *rope, struct afd__json *j,
+			   uint32_t max_positions);
+/* inv_freq[head_dim / 2] and the factor of cos and sin; -ENOTSUP when the factor is not a positive
+ * number. */
+int afd__rope_compute(float *inv_freq, float *scale, const struct afd__rope_config *rope,
+		      uint32_t head_dim);
 
 #endif

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * What the stages ask of an opened model: one description of its architecture, the same for every family, and its tensors
- * by (layer, kind). Families differ in this data, not in the code of a stage. Everything here is fixed when the model is
- * opened, except that files are opened and mapped when a tensor in them is first asked for.
+ * What the stages ask of an opened model: one description of its architecture, the same for every
+ * family, and its tensors by (layer, kind). Families differ in this data, not in the code of a
+ * stage. Everything here is fixed when the model is opened, except that files are opened and mapped
+ * when a tensor in them is first asked for.
  */
 #ifndef AFD_LIB_MODEL_H
 #define AFD_LIB_MODEL_H
@@ -20,8 +21,8 @@ enum afd__attention_kind { AFD__ATTENTION_FULL = 1, AFD__ATTENTION_SLIDING };
 enum afd__qk_norm { AFD__QK_NORM_NONE = 1, AFD__QK_NORM_PER_HEAD }; /* per head: one weight vector [head_dim] for all heads */
 enum afd__output_gate { AFD__OUTPUT_GATE_NONE = 1 };
 
-/* The slots where a layer may have a norm. Before a block it is fed by the residual stream; after it, by the block's output
- * and ahead of the addition. */
+/* The slots where a layer may have a norm. Before a block it is fed by the residual stream; after
+ * it, by the block's output and ahead of the addition. */
 enum afd__norm_slot {
 	AFD__NORM_BEFORE_ATTENTION = 1,
 	AFD__NORM_AFTER_ATTENTION = 2,
@@ -70,7 +71,8 @@ enum afd__tensor_kind {
 	/* of no layer */
 	AFD__TENSOR_EMBED = 1,   /* [vocab][hidden] */
 	AFD__TENSOR_FINAL_NORM,  /* [hidden] */
-	AFD__TENSOR_HEAD,        /* [vocab][hidden]; of a tied model the very tensor of EMBED, unless the file has another one */
+	AFD__TENSOR_HEAD,        /* [vocab][hidden]; of a tied model the very tensor of EMBED,
+	                            unless the file has another one */
 	/* of a layer, attention */
 	AFD__TENSOR_INPUT_NORM,  /* [hidden], AFD__NORM_BEFORE_ATTENTION */
 	AFD__TENSOR_Q,           /* [n_heads * head_dim][hidden] */
@@ -125,21 +127,25 @@ struct afd_model {
 	_Atomic int head; /* enum afd__head of a tied model */
 };
 
-/* -EINVAL for NULL or in a child of fork: every public function that takes a model begins with it. */
+/* -EINVAL for NULL or in a child of fork: every public function that takes a model begins with
+ * it. */
 int afd__model_check(const struct afd_model *model);
 
 /*
- * The tensor of a kind, its shape checked; layer -1 for those of none. A kind that the architecture does not have there is
- * a mistake of the caller (assert). Opens and maps the tensor's file when needed. Any thread.
+ * The tensor of a kind, its shape checked; layer -1 for those of none. A kind that the architecture
+ * does not have there is a mistake of the caller (assert). Opens and maps the tensor's file when
+ * needed. Any thread.
  *
  *   -ENOENT   the tensor or its file is missing: named
  *   -EBADMSG  the file contradicts itself, the index or config.json
  *   -ENOTSUP  its dtype
  *   -EIO, -EACCES, -ENOMEM
  */
-int afd__model_tensor(const struct afd_model *model, int32_t layer, int32_t kind, struct afd__tensor *out);
+int afd__model_tensor(const struct afd_model *model, int32_t layer, int32_t kind,
+		      struct afd__tensor *out);
 
-/* After a tensor was packed: its mapped pages need not count as ours any more. They come back from the file when touched. */
+/* After a tensor was packed: its mapped pages need not count as ours any more. They come back from
+ * the file when touched. */
 void afd__model_release(const struct afd__tensor *tensor);
 
 /* The dtype of embed_tokens; the config's when its file is missing; 0 when nobody says. */
@@ -148,15 +154,18 @@ int32_t afd__model_dtype(const struct afd_model *model);
 /* ---- inside lib/model ---- */
 
 /* arch.c: from the text of config.json. On success the caller ends it with _free. */
-int afd__arch_read(struct afd__arch *arch, struct afd_context *ctx, const char *text, size_t n_bytes);
+int afd__arch_read(struct afd__arch *arch, struct afd_context *ctx, const char *text,
+		   size_t n_bytes);
 void afd__arch_free(struct afd__arch *arch); /* also of a zeroed one */
 
 /* roles.c: every tensor that a role needs, in the order of use; afd__free ends it. */
-int afd__slots_create(struct afd__slot **slots, uint32_t *n_slots, struct afd_context *ctx, const struct afd__arch *arch);
+int afd__slots_create(struct afd__slot **slots, uint32_t *n_slots, struct afd_context *ctx,
+		      const struct afd__arch *arch);
 /* NULL when the architecture has none there. */
 const struct afd__slot *afd__slot_find(const struct afd_model *model, int32_t layer, int32_t kind);
 /* The tensor behind a slot; with_data maps it. */
-int afd__slot_tensor(const struct afd_model *model, const struct afd__slot *slot, bool with_data, struct afd__tensor *out);
+int afd__slot_tensor(const struct afd_model *model, const struct afd__slot *slot, bool with_data,
+		     struct afd__tensor *out);
 /* A slot whose tensor is another slot's: the head of a tied model. */
 bool afd__slot_is_shared(const struct afd_model *model, const struct afd__slot *slot);
 

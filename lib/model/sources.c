@@ -70,7 +70,8 @@ static int check_entry(const char *tensor, const json_t *file)
 		return afd__error(-EBADMSG, INDEX_FILE ": the file of tensor %.200s must be a "
 				  "string", tensor);
 	if (!is_plain_name(json_string_value(file)))
-		return afd__error(-EBADMSG, INDEX_FILE ": tensor %.200s: \"%.100s\" is not the name "
+		return afd__error(-EBADMSG,
+				  INDEX_FILE ": tensor %.200s: \"%.100s\" is not the name "
 				  "of a file in the directory", tensor, json_string_value(file));
 	return 0;
 }
