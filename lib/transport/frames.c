@@ -259,8 +259,10 @@ static int post(struct afd__link *link, struct afd__slot_out *out)
 	out->posted_ns = link->spoke_ns = h.stamp_ns;
 	out->state = AFD__SLOT_POSTED;
 	out->unsent = true;
-	if (!link->n_owed++)
+	if (!link->n_owed++) {
 		link->quiet_ns = h.stamp_ns;
+		link->noticed_ns = 0;
+	}
 	link->counts.n_parts++;
 	link->counts.n_rows += out->n_rows;
 	afd__metric_count(link->metrics.parts, 1);

@@ -289,6 +289,7 @@ static int take_frame(struct afd__link *link, uint32_t slot, uint32_t bytes, uin
 	if (rc)
 		return rc;
 	link->heard_ns = link->quiet_ns = now;
+	link->noticed_ns = 0;
 	if (h.kind == AFD__FRAME_CONTROL)
 		return take_control(link, slot, &h, bytes, now);
 	if (slot < AFD__N_CONTROL)
@@ -332,6 +333,8 @@ int afd__link_poll(struct afd__link *link, uint64_t now)
 
 static uint64_t deadline_of(const struct afd__link *link)
 {
+	if (link->noticed_ns)
+		return link->noticed_ns + AFD__GRACE_MS * MS;
 	return link->quiet_ns + link->net->params.deadline_ms * MS;
 }
 
@@ -394,7 +397,9 @@ int afd__link_timers(struct afd__link *link, uint64_t now)
 		return 1;
 	}
 	if (link->n_owed && now >= deadline_of(link)) {
-		afd__link_fail(link, silence(link, now));
+		if (link->noticed_ns)
+			afd__link_fail(link, silence(link, now));
+		link->noticed_ns = now;
 		return 1;
 	}
 	return send_due(link);

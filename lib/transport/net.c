@@ -26,27 +26,11 @@ int afd__net_check(const afd_transport *net)
 
 /* ---- rounds ---- */
 
-/* While nobody looked, nobody was kept waiting. */
-static void forgive_gap(afd_transport *net, uint64_t now)
-{
-	uint64_t gap = now - net->looked_ns;
-
-	net->looked_ns = now;
-	if (gap < AFD__GAP_MS * MS || !net->attention)
-		return;
-	for (uint32_t i = 0; i < net->max_links; i++) {
-		net->links[i]->quiet_ns += gap - AFD__GAP_MS * MS;
-		if (net->links[i]->quiet_ns > now)
-			net->links[i]->quiet_ns = now;
-	}
-}
-
 static int round_of(afd_transport *net)
 {
 	uint64_t now = afd__now_ns();
 	int moved = 0;
 
-	forgive_gap(net, now);
 	for (uint32_t i = 0; i < net->max_links; i++) {
 		if (afd__link_is_joined(net->links[i]))
 			moved |= afd__link_poll(net->links[i], now);

@@ -28,7 +28,9 @@ enum {
 	AFD__BEAT_MS = 50, /* so that a peer hears from us every 100 ms, whatever the timers do */
 	AFD__HANDSHAKE_MS = 5000, /* FFN side: the longest that a stranger may take */
 	AFD__RETRY_MS = 20,       /* attention side: how often a server that is not up is tried */
-	AFD__GAP_MS = 100, /* a longer time without a poll does not count as the peer's silence */
+	/* Attention side: silence is confirmed once more, as both processes may have been frozen.
+	 */
+	AFD__GRACE_MS = 100,
 };
 
 /* ---- a link ---- */
@@ -123,6 +125,8 @@ struct afd__link {
 	uint32_t n_owed;       /* attention: replies that we wait for; FFN: replies that we owe */
 	bool leaving;          /* the peer said that it takes no new frames */
 	bool goodbye_said;
+	uint64_t noticed_ns; /* attention: when the deadline was seen to have passed; 0: it was not
+			      */
 
 	/* attention side */
 	struct afd__slot_out out[AFD__N_ROW_SLOTS]; /* [lane][turn] */
@@ -203,8 +207,6 @@ struct afd_transport {
 	int error; /* attention side: of the first link that failed */
 	char error_text[512];
 	uint64_t created_ns;
-	uint64_t looked_ns; /* when rings were last polled: silence counts only while somebody
-			       listens */
 	bool undone;        /* a poll ended with work left */
 	uint64_t warned_ns; /* refusals are logged at a limited rate */
 	uint32_t n_warned, n_unwarned;

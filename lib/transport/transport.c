@@ -280,7 +280,7 @@ int afd_transport_create(afd_transport **out, afd_context *ctx, const struct afd
 	net->epoll_fd = -1;
 	net->attention = p.n_connect > 0;
 	net->arrived_end = &net->arrived;
-	net->created_ns = net->looked_ns = afd__now_ns();
+	net->created_ns = afd__now_ns();
 	snprintf(net->device, sizeof(net->device), "%s", afd_context_isa(ctx));
 	fill_contract(net, &c);
 	rc = open_transport(net, &p);

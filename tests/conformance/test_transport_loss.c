@@ -173,11 +173,32 @@ static void a_silent_server_is_named_after_the_deadline_and_not_before(void **st
 	assert_int_equal(begin_step(net, 1), 0);
 	assert_int_equal(afd_transport_dispatch(net, &frame), 0);
 	expect_error(collect_within(net, 1, 3000), -ETIMEDOUT,
-		"attention waited for the FFN peer: silent for 25");
+		"attention waited for the FFN peer: silent for 3");
 	assert_in_range(now_ms() - start, 245, 1250);
 	assert_non_null(strstr(afd_last_error(), server.address));
 	assert_non_null(
 		strstr(afd_last_error(), "limit 250, layer 2, lane 1, part 1 of 1; last heard of"));
+	afd_transport_destroy(net);
+	server.silent = 0;
+	server_stop(&server);
+}
+
+static void a_call_that_blocks_ends_at_the_deadline(void **state)
+{
+	struct afd_transport_params params = { .deadline_ms = 250 };
+	float x[HIDDEN] = { 0 }, y[HIDDEN];
+	struct afd_frame frame = frame_of(2, 0, 1, x, y);
+	struct server server;
+	uint64_t start;
+	afd_transport *net;
+
+	server_start(&server, NULL);
+	net = join(&server, &params);
+	park(&server);
+	start = now_ms();
+	assert_int_equal(begin_step(net, 1), 0);
+	expect_error(afd_transport_exchange(net, &frame), -ETIMEDOUT, "limit 250, layer 2");
+	assert_in_range(now_ms() - start, 245, 1250);
 	afd_transport_destroy(net);
 	server.silent = 0;
 	server_stop(&server);
@@ -274,6 +295,7 @@ int main(int argc, char **argv)
 		RIG_TEST(parts_of_a_client_that_left_can_still_be_read_and_answered),
 		RIG_TEST(a_place_is_not_given_away_while_its_parts_are_held),
 		RIG_TEST(a_silent_server_is_named_after_the_deadline_and_not_before),
+		RIG_TEST(a_call_that_blocks_ends_at_the_deadline),
 		RIG_TEST(a_server_that_beats_may_take_longer_than_the_deadline),
 		RIG_TEST(an_idle_link_has_no_deadline),
 		RIG_TEST(time_in_which_the_host_did_not_look_is_not_the_servers_silence),

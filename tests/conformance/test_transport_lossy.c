@@ -117,7 +117,7 @@ static void a_lost_reply_is_an_error_by_the_deadline(void **state)
 	net = lossy_client(4);
 	plan(LOSSY_FFN);
 	lossy_plan.drop = 2;
-	expect_error(exchange(net, 16), -ETIMEDOUT, "silent for 2");
+	expect_error(exchange(net, 16), -ETIMEDOUT, "limit 200");
 	afd_transport_destroy(net);
 	expect_that_a_new_client_is_served();
 	server_stop(&server);
@@ -155,7 +155,7 @@ static void a_peer_that_is_there_and_says_nothing_is_silent(void **state)
 	net = lossy_client(4);
 	plan(LOSSY_FFN);
 	lossy_plan.silent_from = 1;
-	expect_error(exchange(net, 16), -ETIMEDOUT, "silent for 2");
+	expect_error(exchange(net, 16), -ETIMEDOUT, "limit 200");
 	afd_transport_destroy(net);
 	server_stop(&server);
 }

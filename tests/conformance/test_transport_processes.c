@@ -185,7 +185,7 @@ static void a_stopped_server_is_named_after_the_deadline(void **state)
 		assert_int_equal(afd_transport_collect(net, 0), 0);
 	kill(pid, SIGSTOP);
 	start = now_ms();
-	expect_error(collect_within(net, 0, 3000), -ETIMEDOUT, "silent for 40");
+	expect_error(collect_within(net, 0, 3000), -ETIMEDOUT, "limit 400");
 	assert_in_range(now_ms() - start, 300, 1400);
 	afd_transport_destroy(net);
 	end_child(pid);
