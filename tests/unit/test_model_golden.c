@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Every golden checkpoint opens, and every tensor that a role needs is found, mapped and of the shape that its config says.
- * One test per directory under tests/golden.
+ * Every golden checkpoint opens, and every tensor that a role needs is found, mapped and of the
+ * shape that its config says. One test per directory under tests/golden.
  */
 #include <stdarg.h>
 #include <setjmp.h>
@@ -38,7 +38,8 @@ static void check_checkpoint(void **state)
 		if (afd__model_tensor(model, model->slots[i].layer, model->slots[i].kind, &t))
 			fail_msg("%s", afd_last_error());
 		assert_non_null(t.data);
-		assert_int_equal(t.bytes, t.shape[0] * (t.n_dims > 1 ? t.shape[1] : 1) * afd_dtype_bytes(t.dtype));
+		assert_int_equal(t.bytes,
+				 t.shape[0] * (t.n_dims > 1 ? t.shape[1] : 1) * afd_dtype_bytes(t.dtype));
 		if (!afd__slot_is_shared(model, &model->slots[i]))
 			bytes[model->slots[i].role] += t.bytes;
 	}
@@ -86,7 +87,8 @@ static int find_cases(void)
 			continue;
 		snprintf(names[n], sizeof(names[n]), "golden_%.100s_%s", entry->d_name,
 			 is_for_later(entry->d_name) ? "is_refused" : "opens");
-		tests[n] = (struct CMUnitTest){ names[n], is_for_later(entry->d_name) ? check_refusal : check_checkpoint,
+		tests[n] = (struct CMUnitTest){ names[n],
+			is_for_later(entry->d_name) ? check_refusal : check_checkpoint,
 						NULL, NULL, dirs[n] };
 		n++;
 	}
