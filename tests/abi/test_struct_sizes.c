@@ -16,7 +16,7 @@
 #include <afd/afd.h>
 
 #define HOLDS(name, bytes, last, offset) \
-	_Static_assert(sizeof(struct name) == bytes && offsetof(struct name, last) == offset,
+	_Static_assert(sizeof(struct name) == bytes && offsetof(struct name, last) == offset, \
 		       #name " has changed")
 
 #if defined(__x86_64__)
@@ -62,16 +62,15 @@ static void the_library_is_of_the_version_of_its_header(void **state)
 	assert_string_equal(afd_version(), version);
 }
 
-/* What a host of version 0.1.0 passes, byte for byte: params of its size, of half of it, and of a
- * later version. */
+/* What hosts pass, byte for byte: params of half this size, and of a later version. */
 static void params_of_every_size_are_read_alike(void **state)
 {
 	union {
 		struct afd_context_params params;
 		unsigned char bytes[sizeof(struct afd_context_params) + 64];
 	} newer = { .params = { .size = sizeof newer, .n_threads = 1 } };
-	struct afd_context_params older = { .size = offsetof(struct afd_context_params,
-		allocator) };
+	struct afd_context_params older = {
+		.size = offsetof(struct afd_context_params, allocator) };
 	afd_context *ctx = NULL;
 
 	(void)state;
