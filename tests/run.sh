@@ -224,6 +224,6 @@ awk -F '\t' '{ split($2, name, ":"); n[name[1], $1]++; seen[name[1]] = 1 }
 echo "the logs are in $LOGS; $SECONDS s"
 count() { grep -c "^$1	" "$RESULTS"; }
 LINE="$(count passed) passed, $(count failed) failed, $(count skipped) skipped"
-[ $ALL = 1 ] && write_report "$LINE"
+[ $ALL = 1 ] && [ -z "$ONLY$SKIP" ] && write_report "$LINE"
 echo "$LINE"
 [ "$(count failed)" = 0 ] && [ "$(count passed)" != 0 ]
