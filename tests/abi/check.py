@@ -228,7 +228,7 @@ class Installed(unittest.TestCase):
     def link_with_cmake(self, language):
         need("cmake")
         build = SCRATCH / f"cmake-{language}"
-        run("cmake", "-S", HERE / "consumer", "-B", build, f"-DLANGUAGE={language}", f"-DCMAKE_PREFIX_PATH={moved()}")
+        run("cmake", "-G", "Ninja", "-S", HERE / "consumer", "-B", build, f"-DLANGUAGE={language}", f"-DCMAKE_PREFIX_PATH={moved()}")
         run("cmake", "--build", build)
         self.run_consumer(build / "consumer")
 
