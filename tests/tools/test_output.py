@@ -5,7 +5,6 @@ import os
 import pathlib
 import pty
 import subprocess
-import time
 
 from tools import ENV, GOLDEN, MODEL, Case, address, run, tool
 
@@ -126,9 +125,10 @@ class Output(Case):
         self.result(self.generate(WIDE, "--ids", "1", "--ffn", listen, "--wire-dtype", "bf16"))
 
     def test_one_peer_more_than_max_peers_is_refused(self):
-        _, listen = self.serve(MODEL, "--max-peers", 1)
+        metrics = self.scratch / "metrics"
+        _, listen = self.serve(MODEL, "--max-peers", 1, "--metrics", metrics)
         self.generate(MODEL, "--ids", "1", "--max-tokens", 200000, "--kv-pages", 20000, "--log", "error", "--ffn", listen)
-        time.sleep(0.3)
+        self.until("the first has joined", lambda: self.metric(metrics, "afd_ffn_peers") == 1)
         second = self.generate(MODEL, "--ids", "1", "--ffn", listen, "--connect-timeout-ms", 500)
         _, err = second.communicate(timeout=20)
         self.assertEqual(second.returncode, 1, err)
