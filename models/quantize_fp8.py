@@ -42,7 +42,8 @@ def scale_name(name):
 def quantize(weight, scale_dtype):
     """weight [...][rows][columns] -> the same in e4m3, and scales, one per block.
 
-    Scales are [...][ceil(rows / 128)][ceil(columns / 128)]. Codes are those of the scale as stored, not of the exact one.
+    Scales are [...][ceil(rows / 128)][ceil(columns / 128)]. Codes are those of the scale as
+    stored, not of the exact one.
     """
     rows, columns = weight.shape[-2:]
     padded = torch.nn.functional.pad(weight.float(), (0, -columns % BLOCK, 0, -rows % BLOCK))
