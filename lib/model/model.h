@@ -18,7 +18,7 @@
 
 enum afd__attention_kind { AFD__ATTENTION_FULL = 1, AFD__ATTENTION_SLIDING };
 enum afd__qk_norm { AFD__QK_NORM_NONE = 1, AFD__QK_NORM_PER_HEAD }; /* per head: one weight vector [head_dim] for all heads */
-enum afd__output_gate { AFD__OUTPUT_GATE_NONE = 1 };
+enum afd__output_gate { AFD__OUTPUT_GATE_NONE = 1, AFD__OUTPUT_GATE_ELEMENTWISE }; /* sigmoid(x Wg^T) [n_heads * head_dim] */
 
 /* The slots where a layer may have a norm. Before a block it is fed by the residual stream; after it, by the block's output
  * and ahead of the addition. */
@@ -36,6 +36,16 @@ struct afd__rope {
 	uint32_t head_dim;
 };
 
+/* scores -> the top_k experts of a row and their weights, all in float32. Equal scores take the lower id. */
+struct afd__router {
+	int32_t score;         /* enum afd_router: softmax over all experts, or sigmoid */
+	bool bias;             /* [n_experts], added for the selection only */
+	bool normalize;        /* weights divided by their sum + epsilon */
+	float epsilon;         /* 0 or 1e-20 */
+	float scale;           /* of the weights, last */
+	uint32_t n_groups, top_groups; /* DeepSeek's grouped selection (a group scores the sum of its two best); 1, 1: none */
+};
+
 struct afd__layer {
 	int32_t attention;            /* enum afd__attention_kind */
 	uint32_t window;              /* positions that a row sees, its own included; 0: all */
@@ -49,6 +59,11 @@ struct afd__layer {
 	int32_t ffn_kind;             /* enum afd_ffn_kind */
 	int32_t activation;           /* enum afd_activation */
 	uint32_t intermediate_size;   /* of a dense FFN */
+	/* of a routed FFN */
+	uint32_t n_experts, top_k;
+	uint32_t expert_size;         /* width of one expert */
+	uint32_t shared_size;         /* width of the shared experts, as one MLP; 0: none */
+	struct afd__router router;
 };
 
 struct afd__arch {
@@ -88,6 +103,26 @@ enum afd__tensor_kind {
 	AFD__TENSOR_GATE,        /* [intermediate][hidden] */
 	AFD__TENSOR_UP,          /* [intermediate][hidden] */
 	AFD__TENSOR_DOWN,        /* [hidden][intermediate] */
+	/* added by families */
+	AFD__TENSOR_OUTPUT_GATE, /* [n_heads * head_dim][hidden], AFD__OUTPUT_GATE_ELEMENTWISE */
+	AFD__TENSOR_AFTER_ATTENTION_NORM, /* [hidden], AFD__NORM_AFTER_ATTENTION */
+	AFD__TENSOR_AFTER_FFN_NORM,       /* [hidden], AFD__NORM_AFTER_FFN */
+	AFD__TENSOR_ROUTER,      /* [n_experts][hidden]; both roles may ask for it */
+	AFD__TENSOR_ROUTER_BIAS, /* [n_experts] */
+	AFD__TENSOR_SHARED_GATE, /* [shared_size][hidden] */
+	AFD__TENSOR_SHARED_UP,
+	AFD__TENSOR_SHARED_DOWN, /* [hidden][shared_size] */
+	AFD__TENSOR_EXPERT_GATE, /* [expert_size][hidden]; these three by afd__model_expert(), also out of fused 3-D tensors */
+	AFD__TENSOR_EXPERT_UP,
+	AFD__TENSOR_EXPERT_DOWN, /* [hidden][expert_size] */
+};
+
+/* Scales of an e4m3 tensor: value = number * scale[row / 128][column / 128], in the coordinates of the whole tensor. */
+struct afd__scales {
+	const void *data;        /* [rows][columns] */
+	uint32_t rows, columns;  /* ceil(shape / 128) */
+	int32_t dtype;           /* AFD_DTYPE_F32, _BF16 or _F16 */
+	const char *name;
 };
 
 struct afd__tensor {
@@ -97,7 +132,8 @@ struct afd__tensor {
 	uint64_t bytes;
 	uint64_t shape[4]; /* [n_dims] */
 	uint32_t n_dims;
-	int32_t dtype;     /* AFD_DTYPE_F32, _BF16 or _F16; tensors of one layer may differ */
+	int32_t dtype;     /* AFD_DTYPE_F32, _BF16, _F16, or _FP8 with scales; tensors of one layer may differ */
+	struct afd__scales scales; /* of _FP8; data NULL otherwise */
 	bool mapped;       /* data lies in a mapped file */
 };
 
@@ -138,6 +174,9 @@ int afd__model_check(const struct afd_model *model);
  *   -EIO, -EACCES, -ENOMEM
  */
 int afd__model_tensor(const struct afd_model *model, int32_t layer, int32_t kind, struct afd__tensor *out);
+
+/* The same for one expert of a routed layer: a tensor of its own, or a slice of a fused one. */
+int afd__model_expert(const struct afd_model *model, int32_t layer, uint32_t expert, int32_t kind, struct afd__tensor *out);
 
 /* After a tensor was packed: its mapped pages need not count as ours any more. They come back from the file when touched. */
 void afd__model_release(const struct afd__tensor *tensor);
