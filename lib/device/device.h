@@ -38,6 +38,13 @@ struct afd__matrix {
 	uint32_t n, k;
 	int32_t dtype;  /* AFD_DTYPE_F32, _BF16 or _F16: the checkpoint's */
 	int32_t layout; /* enum afd__layout */
+	/* Of AFD_DTYPE_FP8: dev, the scales as the device likes them, made of 128x128 blocks in the coordinates of the whole
+	 * tensor, of which this matrix begins at (row_offset, column_offset). NULL otherwise. */
+	float *scales;
+	uint32_t row_offset, column_offset;
+	/* A stack of matrices of one shape, for experts: this is the first. 0: not a stack. */
+	size_t data_stride, scales_stride; /* in bytes */
+	uint32_t n_stack;
 };
 
 /* K and V of one layer: pages of page_size positions. Strides in bytes; a position of a head is head_dim numbers. */
@@ -50,6 +57,7 @@ struct afd__kv_view {
 	uint32_t page_size;   /* positions in a page */
 	uint32_t n_kv_heads, head_dim;
 	int32_t dtype;
+	float k_scale, v_scale; /* of AFD_DTYPE_FP8: value = number * scale; saturating */
 };
 
 /* ---- arguments of the operations; all floats in dev memory are f32 unless a dtype says otherwise ---- */
@@ -125,10 +133,46 @@ struct afd__argmax_args { /* ids[i] = index of the largest of row i, the lowest 
 	int32_t *ids;   /* dev [n_rows] */
 	uint32_t n_rows, width;
 };
+struct afd__gate_args { /* x = x * sigmoid(gate) */
+	float *x;           /* dev [n_rows][width] */
+	const float *gate;  /* dev [n_rows][gate_stride >= width] */
+	size_t gate_stride; /* in floats */
+	uint32_t n_rows, width;
+};
+struct afd__quantize_args { /* x as it is after e4m3 with a float32 scale (max / 448, at least 1e-10 / 448) per row and group of 128 */
+	float *x;            /* dev [n_rows][width], in place */
+	uint32_t n_rows, width;
+	uint32_t column_offset; /* of x in the whole row: groups lie at multiples of 128 there */
+};
+struct afd__route_args { /* the top_k experts of each row and their weights, best first; equal scores take the lower id */
+	const float *logits; /* dev [n_rows][n_experts] */
+	const float *bias;   /* dev [n_experts], added for the selection only, or NULL */
+	int32_t *ids;        /* dev [n_rows][top_k] */
+	float *weights;      /* dev [n_rows][top_k] */
+	uint32_t n_rows, n_experts, top_k;
+	uint32_t n_groups, top_groups; /* 1, 1: no groups */
+	int32_t score;       /* AFD_ROUTER_SOFTMAX (over all experts) or AFD_ROUTER_SIGMOID */
+	int32_t normalize;   /* weights divided by their sum + epsilon */
+	float epsilon, scale; /* scale multiplies last */
+};
+struct afd__experts_args { /* y = (accumulate ? y : +0) + sum over slots, ascending, of weight * down(silu(gate x) * up x) */
+	const float *x;        /* dev [n_rows][hidden] */
+	const int32_t *ids;    /* dev [n_rows][top_k]; experts outside first_expert .. +gate_up.n_stack-1 are skipped */
+	const float *weights;  /* dev [n_rows][top_k] */
+	struct afd__matrix gate_up; /* stack of [2 * width][hidden]: gate, then up */
+	struct afd__matrix down;    /* stack of [hidden][width] */
+	float *y;              /* dev [n_rows][hidden] */
+	void *scratch;         /* dev, afd__experts_scratch_bytes() */
+	uint32_t n_rows, top_k, first_expert;
+	int32_t accumulate;
+	int32_t quantize;      /* activations of both products are quantised as by quantize */
+	uint32_t width_offset; /* of this shard's width in the expert's, for the groups of quantize */
+};
 struct afd__copy_args { void *dst; const void *src; size_t bytes; }; /* dev to dev, no overlap */
 
 #define AFD__DEVICE_OPERATIONS(X) \
-	X(embed) X(norm) X(product) X(angles) X(rope) X(attend) X(activation) X(convert) X(argmax) X(copy)
+	X(embed) X(norm) X(product) X(angles) X(rope) X(attend) X(activation) X(convert) X(argmax) X(copy) \
+	X(gate) X(quantize) X(route) X(experts)
 
 struct afd__device_ops {
 	const char *name; /* "cpu"; what users write in front of ":" */
