@@ -197,10 +197,6 @@ static int check_lent(const struct afd_tensor *t, uint32_t index, uint64_t *byte
 
 	if (!t->name || !t->name[0])
 		return afd__error(-EINVAL, "tensors[%u]: it has no name", index);
-	if (t->dtype == AFD_DTYPE_FP8)
-		return afd__error(-ENOTSUP,
-				  "tensor %.200s: dtype fp8 is not supported in this version",
-				  t->name);
 	*bytes = afd_dtype_bytes(t->dtype);
 	if (!*bytes)
 		return afd__error(-EINVAL, "tensor %.200s: dtype is %d, no enum afd_dtype", t->name,

@@ -94,8 +94,8 @@ static int check_contract(const struct afd_contract *c)
 		return afd__error(-EINVAL, "contract: activation is %d, limit %d", c->activation, AFD_ACTIVATION_SILU);
 	if (c->dtype < 0 || c->dtype > AFD_DTYPE_FP8)
 		return afd__error(-EINVAL, "contract: dtype is %d, limit %d", c->dtype, AFD_DTYPE_FP8);
-	if (c->_pad)
-		return afd__error(-EINVAL, "contract: _pad is %u, must be 0", c->_pad);
+	if (c->shared_experts < 0 || c->shared_experts > 1)
+		return afd__error(-EINVAL, "contract: shared_experts is %d, limit 1", c->shared_experts);
 	return check_kinds(c);
 }
 

@@ -25,11 +25,12 @@ HOLDS(afd_span, 56, peer, 48);
 HOLDS(afd_tracer, 16, user, 8);
 HOLDS(afd_context_params, 104, tracer, 88);
 
-HOLDS(afd_contract, 48, _pad, 44);
+HOLDS(afd_contract, 48, shared_experts, 44);
 HOLDS(afd_tensor, 32, dtype, 28);
 HOLDS(afd_model_params, 40, tensor_bytes, 32);
-HOLDS(afd_model_info, 88, kv_bytes_per_token, 80);
+HOLDS(afd_model_info, 112, ffn_only, 108);
 HOLDS(afd_role_info, 24, bytes, 16);
+HOLDS(afd_shard_params, 40, n_layers, 36);
 HOLDS(afd_tensor_info, 80, bytes, 72);
 
 HOLDS(afd_transport_params, 80, _pad, 76);
