@@ -1,17 +1,19 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The attention stage: embedding, norms, attention over a paged KV cache, residual stream, LM head. Sequences are added,
- * advanced by steps, forked, truncated and dropped by the host's ids. The FFN of each layer is done by peers (over a
- * transport) or by a stage in this process; the bits are the same either way.
+ * The attention stage: embedding, norms, attention over a paged KV cache, residual stream, LM head.
+ * Sequences are added, advanced by steps, forked, truncated and dropped by the host's ids. The FFN
+ * of each layer is done by peers (over a transport) or by a stage in this process; the bits are the
+ * same either way.
  *
  *     afd_attn_add(attn, 7);
- *     struct afd_entry entry = { .sequence = 7, .ids = prompt, .n_ids = n, .outputs = AFD_OUTPUT_LAST };
- *     struct afd_batch batch = { .size = sizeof batch, .entries = &entry, .n_entries = 1, .entry_bytes = sizeof entry,
- *                                .logits = logits, .logits_rows = 1 };
+ *     struct afd_entry entry = { .sequence = 7, .ids = prompt, .n_ids = n };
+ *     struct afd_batch batch = { .size = sizeof batch, .entries = &entry, .n_entries = 1,
+ *                                .entry_bytes = sizeof entry, .logits = logits, .logits_rows = 1 };
  *     afd_attn_step(attn, &batch, 0);
  *
- * A step is a resumable object: _begin, then _poll until it returns 1; or _step, which does both and waits. A step that fails or
- * is cancelled leaves KV and sequences as they were before it, and can be repeated.
+ * A step is a resumable object: _begin, then _poll until it returns 1; or _step, which does both
+ * and waits. A step that fails or is cancelled leaves KV and sequences as they were before it, and
+ * can be repeated.
  */
 #ifndef AFD_ATTN_H
 #define AFD_ATTN_H
@@ -29,41 +31,56 @@ typedef struct afd_attn afd_attn;
 
 struct afd_attn_params {
 	size_t size;
-	const char *device;       /* "cpu" (default), "deferred" */
-	afd_ffn *ffn;             /* an FFN stage in this process, on the same device; instead of a transport */
-	uint32_t max_sequences;   /* 1 .. 1048576; 0 means 64 */
-	uint32_t max_rows;        /* rows of one batch, 1 .. 65536; 0 means 2048 */
-	uint32_t max_outputs;     /* positions of one batch that give an output, 1 .. max_rows; 0 means max_sequences, at most max_rows */
-	uint32_t page_size;       /* positions in a KV page, 1 .. 65536; 0 means 16 */
-	uint32_t kv_pages;        /* pages of the pool; every page holds page_size positions of all layers. 0 means enough for 4096 positions */
-	int32_t kv_dtype;         /* enum afd_dtype; 0 means that of embed_tokens */
-	int32_t to_ffn_dtype;     /* with ffn: rows are rounded as on a wire; 0 means that of embed_tokens. With a transport: leave 0 */
+	const char *device;     /* "cpu" (default), "deferred" */
+	/* An FFN stage in this process, on the same device; instead of a transport. */
+	afd_ffn *ffn;
+	uint32_t max_sequences; /* 1 .. 1048576; 0 means 64 */
+	uint32_t max_rows;      /* rows of one batch, 1 .. 65536; 0 means 2048 */
+	/* Positions of one batch that give an output, 1 .. max_rows; 0 means max_sequences, at most
+	 * max_rows. */
+	uint32_t max_outputs;
+	uint32_t page_size;     /* positions in a KV page, 1 .. 65536; 0 means 16 */
+	/* Pages of the pool; every page holds page_size positions of all layers. 0 means enough for
+	 * 4096 positions. */
+	uint32_t kv_pages;
+	int32_t kv_dtype;       /* enum afd_dtype; 0 means that of embed_tokens */
+	/* With ffn: rows are rounded as on a wire; 0 means the dtype of embed_tokens. With a
+	 * transport its params say these and the lanes: leave 0. */
+	int32_t to_ffn_dtype;
 	int32_t to_attention_dtype;
-	uint32_t lanes;           /* with ffn: 1 .. AFD_MAX_LANES, 0 means 1. With a transport: leave 0, it says */
-	uint32_t max_positions;   /* length of the longest sequence; 0 means as many as the pool holds. Page lists take 8 bytes for
-				     each sequence and page of this length (twice that where some layers have a window) */
-	void *kv_memory;          /* the host's memory for the pool, 64-byte aligned, kv_memory_bytes >= afd_attn_kv_bytes(); NULL: the library's */
+	uint32_t lanes;         /* 1 .. AFD_MAX_LANES; 0 means 1 */
+	/* Length of the longest sequence; 0 means as many positions as the pool holds. Page lists
+	 * take 8 bytes for each sequence and page of this length, and as much again where some
+	 * layers have a window. */
+	uint32_t max_positions;
+	/* The host's memory for the pool, 64-byte aligned, at least afd_attn_kv_bytes(); NULL: the
+	 * library's. */
+	void *kv_memory;
 	size_t kv_memory_bytes;
-	afd_progress progress;    /* while weights are loaded */
+	afd_progress progress;  /* while weights are loaded */
 	void *progress_user;
 };
 
-/* Bytes of the KV pool that these params ask for (kv_memory is not looked at). 0 on an error, see afd_last_error(). */
+/* Bytes of the KV pool that these params ask for (kv_memory is not looked at). 0 on an error, see
+ * afd_last_error(). */
 AFD_API size_t afd_attn_kv_bytes(const afd_model *model, const struct afd_attn_params *params);
 
 /*
- * Makes an attention stage and loads its weights. Either net (made to connect) or params->ffn is given. Calls on net are the
- * stage's from now on. Model, net and ffn outlive the stage. Does not wait for peers: _poll, _wait and _step do.
+ * Makes an attention stage and loads its weights. Either net (made to connect) or params->ffn is
+ * given. Calls on net are the stage's from now on. Model, net and ffn outlive the stage. Does not
+ * wait for peers: _poll, _wait and _step do.
  *
- *   -EINVAL  both or none of net and ffn, a field out of range, net made for another contract or to listen,
- *            ffn on another device, for other layers, or made with a transport
- *   -EBUSY   another stage has net or ffn
- *   -ENOENT, -EBADMSG  a tensor is missing, or has another shape than the config says: named
- *   -ENOTSUP a dtype of this version's reserved ones
+ *   -EINVAL   both or none of net and ffn, a field out of range, net made for another contract or
+ *             to listen, ffn on another device, for other layers, or made with a transport
+ *   -EBUSY    another stage has net or ffn
+ *   -ENOENT   a tensor is missing: named
+ *   -EBADMSG  a tensor has another shape than the config says: named
+ *   -ENOTSUP  a dtype of this version's reserved ones
  *   -ENOSYS, -ENODEV   the device
  *   -E2BIG, -ENOMEM
  */
-AFD_API int afd_attn_create(afd_attn **out, const afd_model *model, afd_transport *net, const struct afd_attn_params *params);
+AFD_API int afd_attn_create(afd_attn **out, const afd_model *model, afd_transport *net,
+	const struct afd_attn_params *params);
 AFD_API void afd_attn_destroy(afd_attn *attn);
 
 /* ---- sequences; none of these while a step is under way (-EBUSY) ---- */
@@ -72,11 +89,12 @@ AFD_API void afd_attn_destroy(afd_attn *attn);
 AFD_API int afd_attn_add(afd_attn *attn, uint64_t sequence);
 /* Forgets a sequence; pages that no other one shares are free. -ENOENT. */
 AFD_API int afd_attn_drop(afd_attn *attn, uint64_t sequence);
-/* A new sequence that shares the first n_positions of `from`; pages are copied when one of them writes. -EINVAL beyond its length. */
+/* A new sequence that shares the first n_positions of `from`; pages are copied when one of them
+ * writes. -EINVAL beyond its length. */
 AFD_API int afd_attn_fork(afd_attn *attn, uint64_t from, uint64_t to, uint32_t n_positions);
 /* Keeps the first n_positions. -EINVAL beyond its length. */
 AFD_API int afd_attn_truncate(afd_attn *attn, uint64_t sequence, uint32_t n_positions);
-/* Positions in the KV cache, or -ENOENT. */
+/* Positions in the KV cache, or -ENOENT. While a step is under way: those from before it. */
 AFD_API int64_t afd_attn_length(const afd_attn *attn, uint64_t sequence);
 
 /* ---- a step ---- */
@@ -93,48 +111,54 @@ struct afd_entry {
 	const int32_t *ids; /* [n_ids], each in 0 .. vocab-1; copied by _begin */
 	uint32_t n_ids;     /* 1 or more: a decode token, a chunk of a prompt, tokens to verify */
 	int32_t outputs;    /* enum afd_outputs */
-	uint64_t user_id;   /* of the host's request; named in the error text beside the sequence when it is not 0 */
+	uint64_t user_id;   /* of the host's request; when not 0, error texts name it too */
 };
 
 struct afd_batch {
 	size_t size;
 	const struct afd_entry *entries;
-	uint32_t n_entries;       /* 0 is legal: the step is done at once */
-	uint32_t entry_bytes;     /* sizeof(struct afd_entry) */
-	float *logits;            /* [logits_rows][vocab], host memory: outputs in the order of entries and ids; or NULL */
-	int32_t *greedy_ids;      /* [greedy_rows]: the id of the largest logit, the lowest among equals; or NULL */
-	uint32_t logits_rows;     /* room; at least the number of outputs when logits is given */
+	uint32_t n_entries;   /* 0 is legal: the step is done at once */
+	uint32_t entry_bytes; /* sizeof(struct afd_entry) */
+	/* Host memory; outputs stand in the order of entries and ids. Either may be NULL. */
+	float *logits;        /* [logits_rows][vocab] */
+	int32_t *greedy_ids;  /* [greedy_rows]: the largest logit's id, the lowest among equals */
+	uint32_t logits_rows; /* room; at least the number of outputs when logits is given */
 	uint32_t greedy_rows;
-	uint8_t trace_id[16];     /* passed through to the FFN peers */
+	uint8_t trace_id[16]; /* passed through to the FFN peers */
 };
 
 /*
- * Reserves all that the batch needs and begins its step. Outputs are borrowed until the step is done; after a failure
- * what they hold is undefined. With neither logits nor greedy_ids nothing is put out, whatever entries say.
+ * Reserves all that the batch needs and begins its step. Outputs are borrowed until the step is
+ * done; after a failure what they hold is undefined. With neither logits nor greedy_ids nothing is
+ * put out, whatever entries say.
  *
  *   -EBUSY   a step is under way
- *   -EINVAL  an id out of range, an empty entry, a sequence that stands twice, too little room for outputs
+ *   -EINVAL  an id out of range, an empty entry, a sequence that stands twice, too little room for
+ *            outputs
  *   -ENOENT  no such sequence
- *   -ENOSPC  not enough pages, or more rows or outputs than max_rows or max_outputs; nothing has changed
+ *   -ENOSPC  not enough pages, or more rows or outputs than max_rows or max_outputs; nothing has
+ *            changed
  */
 AFD_API int afd_attn_begin(afd_attn *attn, const struct afd_batch *batch);
 
 /*
- * Makes progress; never waits, and computes at most one layer of one lane (or one chunk of outputs) on the cpu device.
- * 1: the step is done, outputs are written, sequences have grown; 0: not yet.
- * With no step under way it drives the transport: 1 when all FFN peers have joined (or there is no transport), 0 not yet.
- * After any error the step has ended and sequences are as before it.
+ * Makes progress; never waits, and computes at most one layer of one lane (or one chunk of outputs)
+ * on the cpu device. 1: the step is done, outputs are written, sequences have grown; 0: not yet.
+ * With no step under way it drives the transport: 1 when all FFN peers have joined (or there is no
+ * transport), 0 not yet. After any error the step has ended and sequences are as before it.
  *
- *   -ECONNRESET, -ETIMEDOUT, -EPROTO  the FFN peer that is named in the text was lost
+ *   -ECONNRESET, -ETIMEDOUT, -EPROTO   the FFN peer that is named in the text was lost
  *   -ETIMEDOUT  also: the device did nothing for 60 s
- *   -EDOM    a logit is not finite: the text names sequence and position
- *   others   as the FFN peer or the FFN's compute function reported it
+ *   -EDOM       a logit is not finite: the text names sequence and position
+ *   others      as the FFN peer or its compute function reported it
  */
 AFD_API int afd_attn_poll(afd_attn *attn);
 
-/* _poll until it returns 1 (then 0) or an error. timeout_ms 0: no limit of its own, those of transport and device hold.
- * -ETIMEDOUT with the step still under way when the timeout passes (afd_attn_busy tells). Without a step: waits for the
- * FFN peers to join. */
+/*
+ * _poll until it returns 1 (then 0) or an error. timeout_ms 0: no limit of its own, those of
+ * transport and device hold. -ETIMEDOUT with the step still under way when the timeout passes
+ * (afd_attn_busy tells). Without a step: waits for the FFN peers to join.
+ */
 AFD_API int afd_attn_wait(afd_attn *attn, int32_t timeout_ms);
 
 /* _begin and _wait; a step that is not done in time is cancelled. Returns 0. */
@@ -146,18 +170,27 @@ AFD_API int afd_attn_cancel(afd_attn *attn);
 /* 1 while a step is under way. */
 AFD_API int afd_attn_busy(const afd_attn *attn);
 
-/* For a host's event loop: the descriptor is readable when _poll has something to do; call it too when the timeout has passed:
- * 0 while this process itself has something to compute, -1 none. The descriptor is the library's. */
+/*
+ * For a host's event loop: the descriptor is readable when _poll has something to do; call it too
+ * when the timeout has passed: 0 while this process itself has something to compute, -1 none. The
+ * descriptor is the library's.
+ */
 AFD_API int afd_attn_fd(const afd_attn *attn);
 AFD_API int32_t afd_attn_timeout_ms(const afd_attn *attn);
 
 /* ---- the KV cache ---- */
 
-/* Where K and V lie. Byte offset of head h of position p (K: v = 0, V: v = 1) of page i at layer l:
- * l * layer_bytes + i * page_bytes + v * kv_bytes + h * head_bytes + (p % page_size) * position_bytes. K is after norm and rope. */
+/*
+ * Where K and V lie. Byte offset of head h of position p (K: v = 0, V: v = 1) of page i at layer l:
+ *
+ *     l * layer_bytes + i * page_bytes + v * kv_bytes + h * head_bytes
+ *             + (p % page_size) * position_bytes
+ *
+ * K is after norm and rope.
+ */
 struct afd_kv_layout {
 	size_t size;
-	void *memory;          /* the pool; device memory, which only the cpu device's host may read */
+	void *memory;          /* the pool: device memory, which a host reads on "cpu" alone */
 	size_t memory_bytes;
 	size_t layer_bytes, page_bytes, kv_bytes, head_bytes, position_bytes;
 	uint32_t n_layers, n_pages, page_size, n_kv_heads, head_dim;
@@ -166,10 +199,13 @@ struct afd_kv_layout {
 };
 AFD_API int afd_attn_kv_layout(const afd_attn *attn, struct afd_kv_layout *layout);
 
-/* Page ids of (sequence, layer) in order of position, into ids[capacity]; returns how many there are. -ENOENT, -ENOSPC,
- * -EINVAL no such layer. Layers that see the same window have the same pages.
- * -1 stands for a page that has left a sliding window. */
-AFD_API int afd_attn_pages(const afd_attn *attn, uint64_t sequence, uint32_t layer, int32_t *ids, uint32_t capacity);
+/*
+ * Page ids of (sequence, layer) in order of position, into ids[capacity]; returns how many there
+ * are. -1 stands for a page that has left a sliding window. Layers that see the same window have
+ * the same pages. Not while a step is under way (-EBUSY). -ENOENT; -ENOSPC; -EINVAL no such layer.
+ */
+AFD_API int afd_attn_pages(const afd_attn *attn, uint64_t sequence, uint32_t layer, int32_t *ids,
+	uint32_t capacity);
 
 /* ---- sampling, a helper on the host ---- */
 
@@ -183,21 +219,26 @@ struct afd_sample_params {
 };
 
 /*
- * Draws an id from logits[vocab]; the draw depends on seed and position only, so it is the same in any layout.
- * Order: temperature, top_k, softmax, top_p (the smallest set whose sum reaches it), draw. Equal logits: the lower id first.
- * scratch holds afd_sample_scratch_bytes(vocab) bytes. Returns the id; -EDOM when a logit is not finite, -EINVAL.
+ * Draws an id from logits[vocab]; the draw depends on seed and position only, so it is the same in
+ * any layout. Order: temperature, top_k, softmax, top_p (the smallest set whose sum reaches it),
+ * draw. Equal logits: the lower id first. scratch holds afd_sample_scratch_bytes(vocab) bytes,
+ * aligned to 4; with temperature 0 it may be NULL. Returns the id; -EDOM when a logit is not
+ * finite, -EINVAL.
  */
-AFD_API int32_t afd_sample(const float *logits, uint32_t vocab, uint64_t position, const struct afd_sample_params *params, void *scratch);
+AFD_API int32_t afd_sample(const float *logits, uint32_t vocab, uint64_t position,
+	const struct afd_sample_params *params, void *scratch);
 AFD_API size_t afd_sample_scratch_bytes(uint32_t vocab);
+
+/* ---- looking ---- */
 
 struct afd_attn_stats {
 	size_t size;
 	uint64_t n_steps;
-	uint64_t n_rows;          /* rows of finished steps */
-	uint64_t attention_ns;    /* time that this stage computed, LM head included */
-	uint64_t ffn_ns;          /* time that an FFN of this process computed, 0 with a transport */
-	uint64_t wait_ns;         /* time in which nothing could be done but wait for peers */
-	uint64_t weight_bytes;    /* device memory held by weights */
+	uint64_t n_rows;       /* rows of finished steps */
+	uint64_t attention_ns; /* time that this stage computed, LM head included */
+	uint64_t ffn_ns;       /* time that an FFN of this process computed, 0 with a transport */
+	uint64_t wait_ns;      /* time in which nothing could be done but wait for peers */
+	uint64_t weight_bytes; /* device memory held by weights */
 	uint32_t pages_free;
 	uint32_t n_sequences;
 };

@@ -46,10 +46,11 @@ struct afd_ffn_params {
 	uint32_t max_rows;        /* rows of one pass, 1 .. 65536; 0 means 2048. More rows make several passes */
 	uint32_t first_layer;     /* layers held: n_layers from first_layer on */
 	uint32_t n_layers;        /* 0 means all of the model's */
-	uint32_t gather_us;       /* the longest wait for rows of other peers, 0 means 2000; UINT32_MAX: do not wait */
+	uint32_t gather_us;       /* the longest wait for rows of other peers, see afd_ffn_serve; UINT32_MAX: do not wait */
 	afd_ffn_compute compute;  /* instead of a model */
 	void *compute_user;
-	uint64_t weights[2];      /* with compute: the fingerprint that the host states for its weights */
+	uint64_t weights[2];      /* with compute, or a model whose weights are used in place: the fingerprint that the host
+				     states for them; 0, 0: with compute unknown, in place it is taken from them */
 	afd_progress progress;
 	void *progress_user;
 };
@@ -82,17 +83,26 @@ struct afd_ffn_rows {
 
 /*
  * Computes y for a host that moves rows itself. Blocks until y is written. The bits are those of the server.
- * -EINVAL layer not held, a stage made from a compute function; -ETIMEDOUT a device that does not answer in 60 s.
+ * -EINVAL layer not held, a stage made from a compute function; -EBUSY a pass of the server is under way;
+ * -ENOTSUP fp8; -ETIMEDOUT a device that does not answer in 60 s.
  */
 AFD_API int afd_ffn_forward(afd_ffn *ffn, const struct afd_ffn_rows *rows);
 
 /*
- * Serves until afd_ffn_stop, then drains: peers are told, frames already here are answered. Returns 0, or the error that ended
- * the server; the loss of an attention peer is not one.
+ * Serves until afd_ffn_stop, then drains: peers are told, frames already here are answered. Returns 0, or the error that
+ * ended the server; the loss of an attention peer is not one. -ETIMEDOUT: 60 s after the stop a pass is still not done.
+ *
+ * Rows of one layer run together. When some are here, the server waits for those peers whose rows of that layer it
+ * expects, from what it has measured of each peer and lane, and for peers a few layers behind that will have caught up in
+ * time; never for one that is ahead or overdue, and never longer than gather_us from when the rows could have run, nor
+ * three times as long as their own peer takes from row to row. gather_us 0 stands for 2000, or for the time of 4 passes
+ * where that is longer; the first rows of a step then wait for up to half of what their peer takes between steps, at most
+ * 20000, since peers that meet there meet in all layers.
  */
 AFD_API int afd_ffn_serve(afd_ffn *ffn);
 
-/* The non-blocking form: makes progress. 1: something was done; 0: nothing to do; -ECANCELED: stopped and drained. */
+/* The non-blocking form: makes progress, at most one pass of a device that computes in the call. 1: something was done, and
+ * there may be more to do; 0: nothing to do; -ECANCELED: stopped and drained; or the error that ended the server. */
 AFD_API int afd_ffn_poll(afd_ffn *ffn);
 /* Readable when _poll has something to do; call _poll too when the timeout has passed (-1: none). */
 AFD_API int afd_ffn_fd(const afd_ffn *ffn);
@@ -101,8 +111,8 @@ AFD_API int32_t afd_ffn_timeout_ms(const afd_ffn *ffn);
 /* Asks the server to drain and end. From any thread or signal handler. */
 AFD_API void afd_ffn_stop(afd_ffn *ffn);
 
-/* Reports a pass for which compute returned -EINPROGRESS: status 0 or a negative errno. From any thread.
- * -ENOENT: no such pass is under way. */
+/* Reports a pass for which compute returned -EINPROGRESS: status 0 or a negative errno. From any thread, once.
+ * -ENOENT: no such pass is under way. The stage is destroyed only after all passes were reported. */
 AFD_API int afd_ffn_complete(afd_ffn *ffn, uint64_t id, int status);
 
 struct afd_ffn_stats {

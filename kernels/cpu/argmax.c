@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The index of the largest number of a row, the lowest among equals; or -1 - index of the first number that is not
- * finite. One pass finds the largest and whether all are finite, a second one finds where.
+ * The index of the largest number of a row, the lowest among equals; or -1 - index of the first
+ * number that is not finite. One pass finds the largest and whether all are finite, a second one
+ * finds where.
  */
 #include "variants.h"
 #include "vec.h"

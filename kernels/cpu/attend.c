@@ -1,13 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Attention of one row over its cached positions: softmax(q k^T * scale) v, one pass, with a running maximum.
+ * Attention of one row over its cached positions: softmax(q k^T * scale) v, one pass, with a
+ * running maximum.
  *
- * Invariant: positions are combined in blocks at fixed absolute positions (block b covers 64 b .. 64 b + 63), and inside
- * a block in an order that only the positions decide. So pages, chunks, neighbours and threads do not show in the bits.
- * Positions that the row does not see are skipped; their k and v are never read.
+ * Invariant: positions are combined in blocks at fixed absolute positions (block b covers 64 b ..
+ * 64 b + 63), and inside a block in an order that only the positions decide. So pages, chunks,
+ * neighbours and threads do not show in the bits. Positions that the row does not see are skipped;
+ * their k and v are never read.
  *
- * A task is one row and one kv head with all its query heads, so that k and v stream from memory once. The accumulators
- * stand in `out`; nothing grows with head_dim.
+ * A task is one row and one kv head with all its query heads, so that k and v stream from memory
+ * once. The accumulators stand in `out`; nothing grows with head_dim.
  */
 #include <math.h>
 
@@ -19,28 +21,29 @@
 
 struct task {
 	const struct afd__attend_args *a;
-	const float *q;           /* [group][head_dim]: the query heads of this kv head */
-	float *out;               /* [group][head_dim] */
-	const int32_t *pages;     /* of the sequence, in order of position */
-	size_t head_bytes;        /* from a page to this kv head */
+	const float *q;       /* [group][head_dim]: the query heads of this kv head */
+	float *out;           /* [group][head_dim] */
+	const int32_t *pages; /* of the sequence, in order of position */
+	size_t head_bytes;    /* from a page to this kv head */
 	uint32_t group;
 };
 
 struct block {
-	const char *k[BLOCK];     /* k of each visible position; v is v_offset further */
-	uint32_t first, end;      /* the visible ones: first .. end-1 */
-	bool resume;              /* a block came before */
+	const char *k[BLOCK]; /* k of each visible position; v is v_offset further */
+	uint32_t first, end;  /* the visible ones: first .. end-1 */
+	bool resume;          /* a block came before */
 };
 
 /* Where the k of positions first .. end-1 of block b lie. */
 static void find_block(const struct task *t, uint32_t b, struct block *block)
 {
 	const struct afd__kv_view *kv = &t->a->kv;
-	uint32_t position = b * BLOCK + block->first, page = position / kv->page_size, offset = position % kv->page_size;
+	uint32_t position = b * BLOCK + block->first, page = position / kv->page_size,
+		 offset = position % kv->page_size;
 
 	for (uint32_t j = block->first; j < block->end; j++) {
-		block->k[j] = (const char *)kv->data + (size_t)t->pages[page] * kv->page_stride + t->head_bytes +
-			      offset * kv->position_stride;
+		block->k[j] = (const char *)kv->data + (size_t)t->pages[page] * kv->page_stride +
+			      t->head_bytes + offset * kv->position_stride;
 		if (++offset == kv->page_size) {
 			offset = 0;
 			page++;
@@ -48,11 +51,13 @@ static void find_block(const struct task *t, uint32_t b, struct block *block)
 	}
 }
 
-/* scores[h][j] = q[h] . k[j] * scale of n_heads heads; two positions at a time, the last one twice when they are odd. */
-INLINE void score_heads(const struct task *t, const struct block *block, const float *q, float scores[][BLOCK], const int n_heads,
-			const int dtype)
+/* scores[h][j] = q[h] . k[j] * scale of n_heads heads; two positions at a time, the last one twice
+ * when they are odd. */
+INLINE void score_heads(const struct task *t, const struct block *block, const float *q,
+	float scores[][BLOCK], const int n_heads, const int dtype)
 {
-	const size_t head_dim = t->a->kv.head_dim, number = dtype_bytes(dtype), v_offset = t->a->kv.v_offset;
+	const size_t head_dim = t->a->kv.head_dim, number = dtype_bytes(dtype),
+		     v_offset = t->a->kv.v_offset;
 
 	for (uint32_t j = block->first; j < block->end; j += 2) {
 		uint32_t next = j + 1 < block->end ? j + 1 : j;
@@ -61,7 +66,8 @@ INLINE void score_heads(const struct task *t, const struct block *block, const f
 		size_t d = 0;
 
 		for (; d + LANES <= head_dim; d += LANES) {
-			vec x0 = vec_load_as(k0 + d * number, dtype), x1 = vec_load_as(k1 + d * number, dtype);
+			vec x0 = vec_load_as(k0 + d * number, dtype),
+			    x1 = vec_load_as(k1 + d * number, dtype);
 
 			/* v is read column by column, which no hardware prefetcher follows. */
 			__builtin_prefetch(k0 + v_offset + d * number);
@@ -78,7 +84,8 @@ INLINE void score_heads(const struct task *t, const struct block *block, const f
 			vec x1 = vec_load_some(k1 + d * number, dtype, head_dim - d);
 
 			for (int h = 0; h < n_heads; h++) {
-				vec v = vec_load_some(q + h * head_dim + d, AFD_DTYPE_F32, head_dim - d);
+				vec v = vec_load_some(
+					q + h * head_dim + d, AFD_DTYPE_F32, head_dim - d);
 
 				sum0[h] = vec_fma(v, x0, sum0[h]);
 				sum1[h] = vec_fma(v, x1, sum1[h]);
@@ -91,9 +98,11 @@ INLINE void score_heads(const struct task *t, const struct block *block, const f
 	}
 }
 
-/* Columns d .. d + n_columns - 1 (at most n_vecs vectors): out = out * keep + sum of p[j] * v[j], j ascending. */
-INLINE void add_columns(const struct task *t, const struct block *block, float p[][BLOCK], const float *keep, float *out, size_t d,
-			size_t n_columns, const int n_heads, const int n_vecs, const int dtype)
+/* Columns d .. d + n_columns - 1 (at most n_vecs vectors): out = out * keep + sum of p[j] * v[j], j
+ * ascending. */
+INLINE void add_columns(const struct task *t, const struct block *block, float p[][BLOCK],
+	const float *keep, float *out, size_t d, size_t n_columns, const int n_heads,
+	const int n_vecs, const int dtype)
 {
 	const size_t head_dim = t->a->kv.head_dim, number = dtype_bytes(dtype);
 	const size_t from = t->a->kv.v_offset + d * number;
@@ -103,15 +112,17 @@ INLINE void add_columns(const struct task *t, const struct block *block, float p
 		for (int i = 0; i < n_vecs; i++) {
 			sum[h][i] = (vec){ 0 };
 			if (block->resume)
-				sum[h][i] = keep[h] * vec_load_some(out + h * head_dim + d + i * LANES, AFD_DTYPE_F32,
-								    n_columns - i * LANES);
+				sum[h][i] =
+					keep[h] * vec_load_some(out + h * head_dim + d + i * LANES,
+							  AFD_DTYPE_F32, n_columns - i * LANES);
 		}
 	}
 	for (uint32_t j = block->first; j < block->end; j++) {
 		vec v[2];
 
 		for (int i = 0; i < n_vecs; i++)
-			v[i] = vec_load_some(block->k[j] + from + i * LANES * number, dtype, n_columns - i * LANES);
+			v[i] = vec_load_some(block->k[j] + from + i * LANES * number, dtype,
+				n_columns - i * LANES);
 		for (int h = 0; h < n_heads; h++) {
 			vec weight = vec_splat(p[h][j]);
 
@@ -121,12 +132,13 @@ INLINE void add_columns(const struct task *t, const struct block *block, float p
 	}
 	for (int h = 0; h < n_heads; h++) {
 		for (int i = 0; i < n_vecs; i++)
-			vec_store_some(out + h * head_dim + d + i * LANES, sum[h][i], AFD_DTYPE_F32, n_columns - i * LANES);
+			vec_store_some(out + h * head_dim + d + i * LANES, sum[h][i], AFD_DTYPE_F32,
+				n_columns - i * LANES);
 	}
 }
 
-INLINE void add_heads(const struct task *t, const struct block *block, float p[][BLOCK], const float *keep, float *out,
-		      const int n_heads, const int dtype)
+INLINE void add_heads(const struct task *t, const struct block *block, float p[][BLOCK],
+	const float *keep, float *out, const int n_heads, const int dtype)
 {
 	const size_t head_dim = t->a->kv.head_dim;
 	size_t d = 0;
@@ -141,7 +153,8 @@ INLINE void add_heads(const struct task *t, const struct block *block, float p[]
 		add_columns(t, block, p, keep, out, d, head_dim - d, n_heads, 1, dtype);
 }
 
-/* Scores of one head to weights e^(score - maximum). Returns what earlier sums must be multiplied with. */
+/* Scores of one head to weights e^(score - maximum). Returns what earlier sums must be multiplied
+ * with. */
 static float weigh(float scores[BLOCK], const struct block *block, float *maximum, float *total)
 {
 	vec largest = vec_splat(-INFINITY), sum = { 0 };
@@ -170,8 +183,8 @@ static float weigh(float scores[BLOCK], const struct block *block, float *maximu
 }
 
 /* One block for n_heads query heads from head h0 of the group on. */
-INLINE void run_heads(const struct task *t, const struct block *block, uint32_t h0, float *maximum, float *total, const int n_heads,
-		      const int dtype)
+INLINE void run_heads(const struct task *t, const struct block *block, uint32_t h0, float *maximum,
+	float *total, const int n_heads, const int dtype)
 {
 	const size_t head_dim = t->a->kv.head_dim;
 	float scores[BATCH][BLOCK], keep[BATCH];
@@ -182,7 +195,8 @@ INLINE void run_heads(const struct task *t, const struct block *block, uint32_t 
 	add_heads(t, block, scores, keep, t->out + h0 * head_dim, n_heads, dtype);
 }
 
-INLINE void run_block(const struct task *t, const struct block *block, float *maximum, float *total, const int dtype)
+INLINE void run_block(const struct task *t, const struct block *block, float *maximum, float *total,
+	const int dtype)
 {
 	for (uint32_t h = 0; h < t->group; h += BATCH) {
 		uint32_t n = t->group - h;
@@ -205,7 +219,8 @@ static void run_task(const struct task *t, uint32_t from, uint32_t to)
 
 	for (uint32_t b = from / BLOCK; b <= to / BLOCK; b++) {
 		struct block block = { .first = b == from / BLOCK ? from % BLOCK : 0,
-				       .end = b == to / BLOCK ? to % BLOCK + 1 : BLOCK, .resume = b > from / BLOCK };
+			.end = b == to / BLOCK ? to % BLOCK + 1 : BLOCK,
+			.resume = b > from / BLOCK };
 
 		find_block(t, b, &block);
 		if (t->a->kv.dtype == AFD_DTYPE_F32)
@@ -229,14 +244,17 @@ void AFD_K(attend)(const struct afd__attend_args *a, uint32_t task0, uint32_t ta
 	size_t row_width = ((size_t)a->n_heads + 2 * (size_t)a->kv.n_kv_heads) * head_dim;
 
 	for (uint32_t task = task0; task < task1; task++) {
-		size_t row = task / a->kv.n_kv_heads, kv_head = task % a->kv.n_kv_heads, head = kv_head * group;
+		size_t row = task / a->kv.n_kv_heads, kv_head = task % a->kv.n_kv_heads,
+		       head = kv_head * group;
 		uint32_t position = (uint32_t)a->positions[row];
-		struct task t = { .a = a, .group = group,
-				  .q = a->qkv + row * row_width + head * head_dim,
-				  .out = a->out + (row * a->n_heads + head) * head_dim,
-				  .pages = a->page_table + (size_t)a->sequences[row] * a->table_stride,
-				  .head_bytes = kv_head * a->kv.head_stride };
+		struct task t = { .a = a,
+			.group = group,
+			.q = a->qkv + row * row_width + head * head_dim,
+			.out = a->out + (row * a->n_heads + head) * head_dim,
+			.pages = a->page_table + (size_t)a->sequences[row] * a->table_stride,
+			.head_bytes = kv_head * a->kv.head_stride };
 
-		run_task(&t, a->window && position >= a->window ? position - a->window + 1 : 0, position);
+		run_task(&t, a->window && position >= a->window ? position - a->window + 1 : 0,
+			position);
 	}
 }

@@ -1,13 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Rows from one dtype to another, gathered by an index if there is one, or added to float rows. Rounding is to nearest
- * even; NaN stays NaN, what is too large for f16 becomes infinite, denormals are kept. This is where rows cross the
- * wire, so every variant gives the same bits.
+ * Rows from one dtype to another, gathered by an index if there is one, or added to float rows.
+ * Rounding is to nearest even; NaN stays NaN, what is too large for f16 becomes infinite, denormals
+ * are kept. This is where rows cross the wire, so every variant gives the same bits.
  */
 #include "variants.h"
 #include "vec.h"
 
-INLINE void convert_row(const char *src, char *dst, size_t width, const int src_dtype, const int dst_dtype, const int accumulate)
+INLINE void convert_row(const char *src, char *dst, size_t width, const int src_dtype,
+	const int dst_dtype, const int accumulate)
 {
 	for (size_t i = 0; i < width; i += LANES) {
 		vec v = vec_load_some(src + i * dtype_bytes(src_dtype), src_dtype, width - i);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * out[i] = row ids[i] of the embedding table, times scale. The table may be packed for the product (a tied head): then a
- * row is one column of a panel, read across it.
+ * out[i] = row ids[i] of the embedding table, times scale. The table may be packed for the product
+ * (a tied head): then a row is one column of a panel, read across it.
  */
 #include "variants.h"
 #include "vec.h"

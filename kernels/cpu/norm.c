@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * RMS norm of the residual stream: h += add; out = h / rms(h) * weight. Sums are kept per lane and added as a tree, so
- * a row's order of additions is fixed by its width alone.
+ * RMS norm of the residual stream: h += add; out = h / rms(h) * weight. Sums are kept per lane and
+ * added as a tree, so a row's order of additions is fixed by its width alone.
  */
 #include "variants.h"
 #include "vec.h"

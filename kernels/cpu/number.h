@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * One stored number to float, in plain C. Exact; the vector variants use the CPU's own conversions, which agree.
+ * One stored number to float, in plain C. Exact; the vector variants use the CPU's own conversions,
+ * which agree.
  */
 #ifndef AFD_KERNELS_NUMBER_H
 #define AFD_KERNELS_NUMBER_H
@@ -28,14 +29,16 @@ static inline float afd_k_float_of_f16(uint16_t h)
 	uint32_t sign = (uint32_t)(h & 0x8000) << 16, exponent = h >> 10 & 31, fraction = h & 0x3ff;
 
 	if (exponent == 31) /* infinity or NaN, which becomes quiet */
-		return afd_k_float_of_bits(sign | 0x7f800000u | fraction << 13 | (fraction ? 0x400000u : 0));
+		return afd_k_float_of_bits(
+			sign | 0x7f800000u | fraction << 13 | (fraction ? 0x400000u : 0));
 	if (exponent)
 		return afd_k_float_of_bits(sign | (exponent + 112) << 23 | fraction << 13);
 	float f = (float)fraction * 0x1p-24f;
 	return sign ? -f : f;
 }
 
-/* Number i of an array of the dtype, which need not be aligned: weights in place lie as the file has them. */
+/* Number i of an array of the dtype, which need not be aligned: weights in place lie as the file
+ * has them. */
 static inline float afd_k_float_at(const void *numbers, size_t i, int32_t dtype)
 {
 	uint32_t bits = 0;

@@ -1,12 +1,18 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Packing: rows of a checkpoint's [n][k] to panels [ceil(n/32)][k][32]. Column j of a panel stands at place j; in bf16
- * column c stands beside c + 16, so that one shift and one mask make floats of a cache line. Two panels never share a
- * byte: callers spread panels over threads. Rows in a file need not be aligned.
+ * Packing: rows of a checkpoint's [n][k] to panels [ceil(n/32)][k][32]. Column j of a panel stands
+ * at place j; in bf16 column c stands beside c + 16, so that one shift and one mask make floats of
+ * a cache line. Two panels never share a byte: callers spread panels over threads. Rows in a file
+ * need not be aligned.
  */
 #include "product.h"
 
+#include <stdbool.h>
 #include <string.h>
+
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
 
 /* k of one pass over a panel: what is written stays in L1 until its lines are full. */
 #define STRIP 128
@@ -18,84 +24,149 @@ size_t afd_k_packed_bytes(uint32_t n, uint32_t k, int32_t dtype)
 
 	/* Both factors come from a file: an overflow must not look small. */
 	if (__builtin_mul_overflow(n_padded, (size_t)k, &bytes) ||
-	    __builtin_mul_overflow(bytes, (size_t)(dtype == AFD_DTYPE_F32 ? 4 : 2), &bytes))
+		__builtin_mul_overflow(bytes, (size_t)(dtype == AFD_DTYPE_F32 ? 4 : 2), &bytes))
 		return SIZE_MAX;
 	return bytes;
 }
 
-static uint16_t load16(const char *at)
+/* Which column stands at a place of a panel's line. */
+static uint32_t column_at(uint32_t place, int32_t dtype)
 {
-	uint16_t v;
-
-	memcpy(&v, at, sizeof(v));
-	return v;
+	return dtype != AFD_DTYPE_BF16 ? place : place / 2 + place % 2 * (AFD_K_PANEL / 2);
 }
 
-/* Two columns of 16 bits as one store: first in the low half. */
-static void pack_pair(uint32_t *out, const char *first, const char *second, uint32_t n_k)
+static size_t bytes_of(int32_t dtype)
 {
-	for (size_t k = 0; k < n_k; k++)
-		out[k * (AFD_K_PANEL / 2)] = load16(first + 2 * k) | (uint32_t)load16(second + 2 * k) << 16;
+	return dtype == AFD_DTYPE_F32 ? 4 : 2;
 }
 
-/* All 32 columns of a panel from rows row_bytes apart. */
-static void pack_panel(const char *rows, size_t row_bytes, uint32_t n_k, int32_t dtype, uint32_t *panel)
+/* k0 .. k1-1 of one row to one place, number by number; row NULL: zeros. */
+static void pack_run(const char *row, size_t k0, size_t k1, size_t bytes, char *place)
 {
-	for (uint32_t k = 0; k < n_k; k += STRIP) {
-		uint32_t n = n_k - k < STRIP ? n_k - k : STRIP;
-
-		if (dtype == AFD_DTYPE_F32) {
-			for (uint32_t j = 0; j < AFD_K_PANEL; j++) {
-				for (size_t i = 0; i < n; i++)
-					memcpy(&panel[(k + i) * AFD_K_PANEL + j], rows + j * row_bytes + 4 * (k + i), 4);
-			}
-			continue;
-		}
-		for (uint32_t c = 0; c < AFD_K_PANEL / 2; c++) {
-			size_t first = dtype == AFD_DTYPE_BF16 ? c : 2 * c;
-			size_t second = dtype == AFD_DTYPE_BF16 ? c + 16 : 2 * c + 1;
-
-			pack_pair(panel + (size_t)k * (AFD_K_PANEL / 2) + c, rows + first * row_bytes + 2 * (size_t)k,
-				  rows + second * row_bytes + 2 * (size_t)k, n);
-		}
-	}
-}
-
-static uint32_t place_of(uint32_t column, int32_t dtype)
-{
-	return dtype != AFD_DTYPE_BF16 ? column : column < 16 ? 2 * column : 2 * (column - 16) + 1;
-}
-
-/* One column of a panel; row NULL: zeros. */
-static void pack_column(const char *row, uint32_t n_k, uint32_t column, int32_t dtype, char *panel)
-{
-	size_t bytes = dtype == AFD_DTYPE_F32 ? 4 : 2;
-	char *out = panel + place_of(column, dtype) * bytes;
-
-	for (size_t k = 0; k < n_k; k++) {
+	for (size_t k = k0; k < k1; k++) {
 		if (row)
-			memcpy(out + k * AFD_K_PANEL * bytes, row + k * bytes, bytes);
+			memcpy(place + k * AFD_K_PANEL * bytes, row + k * bytes, bytes);
 		else
-			memset(out + k * AFD_K_PANEL * bytes, 0, bytes);
+			memset(place + k * AFD_K_PANEL * bytes, 0, bytes);
 	}
 }
 
-void afd_k_pack_c(const struct afd__matrix *m, const void *rows, uint32_t row0, uint32_t n_rows, uint32_t p0, uint32_t p1)
+#if defined(__SSE2__)
+/* out[i] of 8 x 8 numbers of 16 bits = column i of in: three rounds of pairs. */
+static void transpose16(__m128i v[8])
 {
-	size_t panel_bytes = afd_k_packed_bytes(AFD_K_PANEL, m->k, m->dtype), row_bytes = panel_bytes / AFD_K_PANEL;
+	__m128i a[8], b[8];
+
+	for (int i = 0; i < 4; i++) {
+		a[2 * i] = _mm_unpacklo_epi16(v[2 * i], v[2 * i + 1]);
+		a[2 * i + 1] = _mm_unpackhi_epi16(v[2 * i], v[2 * i + 1]);
+	}
+	for (int i = 0; i < 2; i++) {
+		b[4 * i] = _mm_unpacklo_epi32(a[4 * i], a[4 * i + 2]);
+		b[4 * i + 1] = _mm_unpackhi_epi32(a[4 * i], a[4 * i + 2]);
+		b[4 * i + 2] = _mm_unpacklo_epi32(a[4 * i + 1], a[4 * i + 3]);
+		b[4 * i + 3] = _mm_unpackhi_epi32(a[4 * i + 1], a[4 * i + 3]);
+	}
+	for (int i = 0; i < 4; i++) {
+		v[2 * i] = _mm_unpacklo_epi64(b[i], b[i + 4]);
+		v[2 * i + 1] = _mm_unpackhi_epi64(b[i], b[i + 4]);
+	}
+}
+
+static void transpose32(__m128i v[4])
+{
+	__m128i a[4];
+
+	for (int i = 0; i < 2; i++) {
+		a[2 * i] = _mm_unpacklo_epi32(v[2 * i], v[2 * i + 1]);
+		a[2 * i + 1] = _mm_unpackhi_epi32(v[2 * i], v[2 * i + 1]);
+	}
+	for (int i = 0; i < 2; i++) {
+		v[2 * i] = _mm_unpacklo_epi64(a[i], a[i + 2]);
+		v[2 * i + 1] = _mm_unpackhi_epi64(a[i], a[i + 2]);
+	}
+}
+
+/* As many k as whole registers hold, for the places of one register; returns where it stopped. */
+static inline size_t pack_registers(
+	const char *const *rows, size_t k0, size_t k1, const size_t bytes, char *places)
+{
+	const size_t n = sizeof(__m128i) / bytes;
+	__m128i v[8];
+
+	for (; k0 + n <= k1; k0 += n) {
+		for (size_t i = 0; i < n; i++)
+			v[i] = _mm_loadu_si128((const __m128i *)(rows[i] + k0 * bytes));
+		if (bytes == 2)
+			transpose16(v);
+		else
+			transpose32(v);
+		for (size_t i = 0; i < n; i++)
+			_mm_storeu_si128(
+				(__m128i *)(places + (k0 + i) * AFD_K_PANEL * bytes), v[i]);
+	}
+	return k0;
+}
+#else
+static inline size_t pack_registers(
+	const char *const *rows, size_t k0, size_t k1, const size_t bytes, char *places)
+{
+	return k0;
+}
+#endif
+
+/* All 32 columns of a panel from 32 rows. */
+static void pack_panel(const char *rows, uint32_t n_k, int32_t dtype, char *panel)
+{
+	const size_t bytes = bytes_of(dtype), n = 16 / bytes;
+	const char *group[8]; /* [n]: rows of n places side by side */
+
+	for (size_t k0 = 0; k0 < n_k; k0 += STRIP) {
+		size_t k1 = k0 + STRIP < n_k ? k0 + STRIP : n_k, k;
+
+		for (uint32_t place = 0; place < AFD_K_PANEL; place += n) {
+			char *places = panel + place * bytes;
+
+			for (uint32_t i = 0; i < n; i++)
+				group[i] = rows + column_at(place + i, dtype) * (n_k * bytes);
+			k = bytes == 2 ? pack_registers(group, k0, k1, 2, places)
+				       : pack_registers(group, k0, k1, 4, places);
+			for (uint32_t i = 0; i < n; i++)
+				pack_run(group[i], k, k1, bytes, places + i * bytes);
+		}
+	}
+}
+
+/* Columns n0 .. n0+31 as far as they are given; zeros beyond the matrix with the last of them. */
+static void pack_part(const struct afd__matrix *m, const char *rows, uint64_t row0, uint64_t end,
+	uint64_t n0, char *panel)
+{
+	size_t bytes = bytes_of(m->dtype);
+
+	for (uint32_t place = 0; place < AFD_K_PANEL; place++) {
+		uint64_t n = n0 + column_at(place, m->dtype);
+		bool given = n >= row0 && n < end;
+
+		if (given || (n >= m->n && end == m->n))
+			pack_run(given ? rows + (n - row0) * m->k * bytes : NULL, 0, m->k, bytes,
+				panel + place * bytes);
+	}
+}
+
+void afd_k_pack_c(const struct afd__matrix *m, const void *rows, uint32_t row0, uint32_t n_rows,
+	uint32_t p0, uint32_t p1)
+{
+	size_t bytes = bytes_of(m->dtype), panel_bytes = AFD_K_PANEL * bytes * m->k;
 	uint64_t end = (uint64_t)row0 + n_rows;
 
 	for (uint64_t p = p0; p < p1; p++) {
-		uint64_t n0 = p * AFD_K_PANEL, from = n0 > row0 ? n0 : row0, to = n0 + AFD_K_PANEL < end ? n0 + AFD_K_PANEL : end;
+		uint64_t n0 = p * AFD_K_PANEL;
 		char *panel = (char *)m->data + p * panel_bytes;
 
-		if (to == from + AFD_K_PANEL) {
-			pack_panel((const char *)rows + (from - row0) * row_bytes, row_bytes, m->k, m->dtype, (uint32_t *)panel);
-			continue;
-		}
-		for (uint64_t n = from; n < to; n++)
-			pack_column((const char *)rows + (n - row0) * row_bytes, m->k, (uint32_t)(n - n0), m->dtype, panel);
-		for (uint64_t n = m->n; end == m->n && n < n0 + AFD_K_PANEL; n++)
-			pack_column(NULL, m->k, (uint32_t)(n - n0), m->dtype, panel);
+		if (n0 >= row0 && n0 + AFD_K_PANEL <= end)
+			pack_panel((const char *)rows + (n0 - row0) * m->k * bytes, m->k, m->dtype,
+				panel);
+		else
+			pack_part(m, rows, row0, end, n0, panel);
 	}
 }

@@ -2,10 +2,11 @@
 /*
  * y = x * w^T + bias, the heart of both stages, and the packing of w.
  *
- * One order for every variant, row count, range and blocking: an accumulator per (row, column) starts at +0, takes
- * fma(x[k], w[k]) for k ascending, and the bias is added last. Blocks of k park the accumulator in y, which is exact.
- * So all packed variants give the same bits. In place the sum has 16 lanes (lane = k mod 16), each as above, added as
- * a tree of halves; again the same in all variants.
+ * One order for every variant, row count, range and blocking: an accumulator per (row, column)
+ * starts at +0, takes fma(x[k], w[k]) for k ascending, and the bias is added last. Blocks of k park
+ * the accumulator in y, which is exact. So all packed variants give the same bits. In place the sum
+ * has 16 lanes (lane = k mod 16), each as above, added as a tree of halves; again the same in all
+ * variants.
  *
  * Linked by the tables (table.c): one function of each name per variant.
  */
@@ -22,8 +23,10 @@ void afd_k_product_in_place_c(const struct afd__product_args *a, uint32_t n0, ui
 void afd_k_product_in_place_avx2(const struct afd__product_args *a, uint32_t n0, uint32_t n1);
 void afd_k_product_in_place_avx512(const struct afd__product_args *a, uint32_t n0, uint32_t n1);
 
-/* Serves every variant: packing is bound by memory, not by instructions (pack.c). p0 and p1 count panels of the whole
- * matrix; only columns row0 .. row0+n_rows-1 are written, and the zeros beyond n with the last of them. */
-void afd_k_pack_c(const struct afd__matrix *m, const void *rows, uint32_t row0, uint32_t n_rows, uint32_t p0, uint32_t p1);
+/* Serves every variant: packing is bound by memory, not by instructions (pack.c). p0 and p1 count
+ * panels of the whole matrix; only columns row0 .. row0+n_rows-1 are written, and the zeros beyond
+ * n with the last of them. */
+void afd_k_pack_c(const struct afd__matrix *m, const void *rows, uint32_t row0, uint32_t n_rows,
+	uint32_t p0, uint32_t p1);
 
 #endif

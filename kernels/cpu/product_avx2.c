@@ -1,17 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The product with AVX2 and FMA. Of a panel's 32 columns half h holds 8h..8h+7 and 16+8h..23+8h: in bf16 these are one
- * register, which a shift and a mask turn into two of floats. Tiles: up to 2 rows x 32 columns as they lie (bound by
- * memory), up to 6 rows x 16 columns blocked, one half after the other (12 accumulators of 16 registers).
+ * The product with AVX2 and FMA. Of a panel's 32 columns half h holds 8h..8h+7 and 16+8h..23+8h: in
+ * bf16 these are one register, which a shift and a mask turn into two of floats. A tile is up to 6
+ * rows: two with all columns, more with 12 accumulators for one half and then for the other.
  */
 #include "product_drive.h"
 
 #include <immintrin.h>
 
-#define INLINE AFD_K_INLINE
-#define UNROLL AFD_K_UNROLL
+#define INLINE   AFD_K_INLINE
+#define UNROLL   AFD_K_UNROLL
 #define ROWS_MAX 6
-#define DIRECT_ROWS 2 /* with all 32 columns; three would not leave a register for the weights */
+#define STRIP    64 /* k */
 
 struct pair {
 	__m256 low, high; /* columns 8h..8h+7, 16+8h..23+8h */
@@ -23,38 +23,50 @@ INLINE struct pair load_pair(const char *w, const int half, const int dtype)
 		__m256i v = _mm256_loadu_si256((const __m256i *)(w + 32 * half));
 
 		return (struct pair){ _mm256_castsi256_ps(_mm256_slli_epi32(v, 16)),
-				      _mm256_castsi256_ps(_mm256_and_si256(v, _mm256_set1_epi32((int)0xffff0000u))) };
+			_mm256_castsi256_ps(
+				_mm256_and_si256(v, _mm256_set1_epi32((int)0xffff0000u))) };
 	}
 	if (dtype == AFD_DTYPE_F16)
-		return (struct pair){ _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(w + 16 * half))),
-				      _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(w + 16 * half + 32))) };
-	return (struct pair){ _mm256_loadu_ps((const float *)(w + 32 * half)), _mm256_loadu_ps((const float *)(w + 32 * half + 64)) };
+		return (struct pair){ _mm256_cvtph_ps(
+					      _mm_loadu_si128((const __m128i *)(w + 16 * half))),
+			_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(w + 16 * half + 32))) };
+	return (struct pair){ _mm256_loadu_ps((const float *)(w + 32 * half)),
+		_mm256_loadu_ps((const float *)(w + 32 * half + 64)) };
 }
 
-INLINE void start(__m256 acc[][4], const struct afd_k_tile *t, const int n_rows, const int half0, const int n_halves)
+INLINE void start(__m256 acc[][4], const struct afd_k_tile *t, const int n_rows, const int half0,
+	const int n_halves)
 {
-	UNROLL for (int r = 0; r < n_rows; r++) {
-		UNROLL for (int h = 0; h < n_halves; h++) {
+	UNROLL
+	for (int r = 0; r < n_rows; r++) {
+		UNROLL
+		for (int h = 0; h < n_halves; h++) {
 			const float *y = t->y + r * t->y_stride + 8 * (half0 + h);
 
 			acc[r][2 * h] = t->resume ? _mm256_loadu_ps(y) : _mm256_setzero_ps();
-			acc[r][2 * h + 1] = t->resume ? _mm256_loadu_ps(y + 16) : _mm256_setzero_ps();
+			acc[r][2 * h + 1] =
+				t->resume ? _mm256_loadu_ps(y + 16) : _mm256_setzero_ps();
 		}
 	}
 }
 
-INLINE void finish(__m256 acc[][4], const struct afd_k_tile *t, const int n_rows, const int half0, const int n_halves)
+INLINE void finish(__m256 acc[][4], const struct afd_k_tile *t, const int n_rows, const int half0,
+	const int n_halves)
 {
 	const float *bias = t->bias;
 
-	UNROLL for (int r = 0; r < n_rows; r++) {
-		UNROLL for (int h = 0; h < n_halves; h++) {
+	UNROLL
+	for (int r = 0; r < n_rows; r++) {
+		UNROLL
+		for (int h = 0; h < n_halves; h++) {
 			const int column = 8 * (half0 + h);
 			float *y = t->y + r * t->y_stride + column;
 
 			if (bias) {
-				acc[r][2 * h] = _mm256_add_ps(acc[r][2 * h], _mm256_loadu_ps(bias + column));
-				acc[r][2 * h + 1] = _mm256_add_ps(acc[r][2 * h + 1], _mm256_loadu_ps(bias + column + 16));
+				acc[r][2 * h] = _mm256_add_ps(
+					acc[r][2 * h], _mm256_loadu_ps(bias + column));
+				acc[r][2 * h + 1] = _mm256_add_ps(
+					acc[r][2 * h + 1], _mm256_loadu_ps(bias + column + 16));
 			}
 			_mm256_storeu_ps(y, acc[r][2 * h]);
 			_mm256_storeu_ps(y + 16, acc[r][2 * h + 1]);
@@ -63,7 +75,8 @@ INLINE void finish(__m256 acc[][4], const struct afd_k_tile *t, const int n_rows
 }
 
 /* Halves half0 .. half0+n_halves-1 of the panel; the pass over half 0 fetches for both. */
-INLINE void run_halves(const struct afd_k_tile *t, const int n_rows, const int half0, const int n_halves, const int dtype)
+INLINE void run_halves(const struct afd_k_tile *t, const int n_rows, const int half0,
+	const int n_halves, const int dtype)
 {
 	const size_t k_bytes = dtype == AFD_DTYPE_F32 ? 128 : 64, x_stride = t->x_stride;
 	const char *w = t->w, *ahead = t->prefetch;
@@ -77,10 +90,12 @@ INLINE void run_halves(const struct afd_k_tile *t, const int n_rows, const int h
 			_mm_prefetch(ahead, _MM_HINT_T0);
 		if (half0 == 0 && dtype == AFD_DTYPE_F32)
 			_mm_prefetch(ahead + 64, _MM_HINT_T0);
-		UNROLL for (int h = 0; h < n_halves; h++) {
+		UNROLL
+		for (int h = 0; h < n_halves; h++) {
 			struct pair p = load_pair(w, half0 + h, dtype);
 
-			UNROLL for (int r = 0; r < n_rows; r++) {
+			UNROLL
+			for (int r = 0; r < n_rows; r++) {
 				__m256 b = _mm256_broadcast_ss(x + r * x_stride);
 
 				acc[r][2 * h] = _mm256_fmadd_ps(b, p.low, acc[r][2 * h]);
@@ -94,33 +109,47 @@ INLINE void run_halves(const struct afd_k_tile *t, const int n_rows, const int h
 	finish(acc, t, n_rows, half0, n_halves);
 }
 
+/* Two rows keep all 32 columns in registers; more take the halves in turns, while the strip of
+ * weights is in L1. */
 INLINE void run_tile(const struct afd_k_tile *t, const int n_rows, const int dtype)
 {
-	if (n_rows <= DIRECT_ROWS) {
+	const size_t k_bytes = dtype == AFD_DTYPE_F32 ? 128 : 64;
+	struct afd_k_tile strip = *t;
+
+	if (n_rows <= 2) {
 		run_halves(t, n_rows, 0, 2, dtype);
-	} else {
-		run_halves(t, n_rows, 0, 1, dtype);
-		run_halves(t, n_rows, 1, 1, dtype);
+		return;
+	}
+	for (uint32_t k = 0; k < t->n_k; k += strip.n_k) {
+		strip.n_k = t->n_k - k < STRIP ? t->n_k - k : STRIP;
+		strip.bias = k + strip.n_k == t->n_k ? t->bias : NULL;
+		run_halves(&strip, n_rows, 0, 1, dtype);
+		run_halves(&strip, n_rows, 1, 1, dtype);
+		strip.x += strip.n_k;
+		strip.w += strip.n_k * k_bytes;
+		strip.prefetch += strip.n_k * k_bytes;
+		strip.resume = true;
 	}
 }
 
 #define ROWS(X, name, dtype) \
-	X(1, name, dtype) X(2, name, dtype) X(3, name, dtype) X(4, name, dtype) X(5, name, dtype) X(6, name, dtype)
+	X(1, name, dtype) \
+	X(2, name, dtype) X(3, name, dtype) X(4, name, dtype) X(5, name, dtype) X(6, name, dtype)
 #define DTYPES(X) X(f32, AFD_DTYPE_F32) X(bf16, AFD_DTYPE_BF16) X(f16, AFD_DTYPE_F16)
 
-#define TILE(rows, name, dtype)                                         \
-	static void run_##rows##_##name(const struct afd_k_tile *t)     \
-	{                                                               \
-		run_tile(t, rows, dtype);                               \
+#define TILE(rows, name, dtype) \
+	static void run_##rows##_##name(const struct afd_k_tile *t) \
+	{ \
+		run_tile(t, rows, dtype); \
 	}
 #define TILES(name, dtype) ROWS(TILE, name, dtype)
 DTYPES(TILES)
 
 #define ENTRY(rows, name, dtype) [rows] = run_##rows##_##name,
-#define ENTRIES(name, dtype) [dtype] = { ROWS(ENTRY, name, dtype) },
+#define ENTRIES(name, dtype)     [dtype] = { ROWS(ENTRY, name, dtype) },
 
 static const struct afd_k_tiles tiles = {
-	.direct_rows = DIRECT_ROWS,
+	.direct_rows = ROWS_MAX,
 	.tile_rows = ROWS_MAX,
 	.single_block = AFD_K_BLOCK,
 	.run = { DTYPES(ENTRIES) },

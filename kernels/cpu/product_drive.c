@@ -1,16 +1,18 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Cuts a packed product into tiles (product_drive.h). Whatever the cut, an accumulator sees k in ascending order: a
- * block of k starts from what the block before left in y. Columns beyond n exist in panels only; a tile that would
- * write them goes through a buffer.
+ * Cuts a packed product into tiles (product_drive.h). Whatever the cut, an accumulator sees k in
+ * ascending order: a block of k starts from what the block before left in y. Columns beyond n exist
+ * in panels only; a tile that would write them goes through a buffer.
  */
 #include "product_drive.h"
 
 #include <string.h>
 
-#define X_PAD 16 /* floats between copied rows: an odd number of lines, so that neighbours fall into different sets */
+/* Floats between copied rows: an odd number of lines, so that neighbours fall into different sets. */
+#define X_PAD    16
 #define X_FLOATS (AFD_K_GROUP_ROWS * (AFD_K_BLOCK + X_PAD))
-_Static_assert(AFD_K_TILE_ROWS * (4 * AFD_K_BLOCK + X_PAD) <= X_FLOATS, "one tile of long blocks fits the same buffer");
+_Static_assert(AFD_K_TILE_ROWS * (4 * AFD_K_BLOCK + X_PAD) <= X_FLOATS,
+	"one tile of long blocks fits the same buffer");
 
 struct range {
 	const struct afd__product_args *a;
@@ -22,11 +24,13 @@ struct range {
 
 static const char *panel_at(const struct range *r, uint32_t n, uint32_t k)
 {
-	return (const char *)r->a->w.data + ((size_t)(n / AFD_K_PANEL) * r->a->w.k + k) * r->k_bytes;
+	return (const char *)r->a->w.data +
+	       ((size_t)(n / AFD_K_PANEL) * r->a->w.k + k) * r->k_bytes;
 }
 
 /* The last panel when n is no multiple of it: through a buffer. */
-static void run_cut_tile(afd_k_tile_fn run, const struct afd_k_tile *t, uint32_t n_rows, uint32_t n_columns)
+static void run_cut_tile(
+	afd_k_tile_fn run, const struct afd_k_tile *t, uint32_t n_rows, uint32_t n_columns)
 {
 	float y[AFD_K_TILE_ROWS][AFD_K_PANEL], bias[AFD_K_PANEL] = { 0 };
 	struct afd_k_tile cut = *t;
@@ -57,7 +61,9 @@ static void run_tile(const struct range *r, const struct afd_k_tile *t, uint32_t
 static void drive_direct(const struct range *r)
 {
 	const struct afd__product_args *a = r->a;
-	struct afd_k_tile t = { .x = a->x, .x_stride = a->x_stride, .y_stride = a->y_stride, .n_k = a->w.k };
+	struct afd_k_tile t = {
+		.x = a->x, .x_stride = a->x_stride, .y_stride = a->y_stride, .n_k = a->w.k
+	};
 
 	for (uint32_t n = r->n0; n < r->n1; n += AFD_K_PANEL) {
 		t.w = panel_at(r, n, 0);
@@ -93,10 +99,13 @@ static void drive_block(const struct range *r, const struct block *b)
 	bool last = b->k0 + b->n_k == a->w.k;
 	size_t x_stride = b->n_k + X_PAD;
 	float x[X_FLOATS];
-	struct afd_k_tile t = { .x_stride = x_stride, .y_stride = a->y_stride, .n_k = b->n_k, .resume = b->k0 > 0 };
+	struct afd_k_tile t = {
+		.x_stride = x_stride, .y_stride = a->y_stride, .n_k = b->n_k, .resume = b->k0 > 0
+	};
 
 	for (uint32_t i = 0; i < b->n_rows; i++)
-		memcpy(x + i * x_stride, a->x + (b->row0 + i) * a->x_stride + b->k0, b->n_k * sizeof(float));
+		memcpy(x + i * x_stride, a->x + (b->row0 + i) * a->x_stride + b->k0,
+			b->n_k * sizeof(float));
 	for (uint32_t n = r->n0; n < r->n1; n += AFD_K_PANEL) {
 		t.w = panel_at(r, n, b->k0);
 		t.prefetch = next_of(r, b, n);
@@ -115,11 +124,13 @@ static void drive_block(const struct range *r, const struct block *b)
 static void drive_blocked(const struct range *r)
 {
 	const struct afd__product_args *a = r->a;
-	uint32_t tile_rows = r->tiles->tile_rows, block_k = a->n_rows <= tile_rows ? r->tiles->single_block : AFD_K_BLOCK;
+	uint32_t tile_rows = r->tiles->tile_rows,
+		 block_k = a->n_rows <= tile_rows ? r->tiles->single_block : AFD_K_BLOCK;
 	struct block b = { 0 };
 
 	for (; b.row0 < a->n_rows; b.row0 += b.n_rows) {
-		b.n_rows = a->n_rows - b.row0 < AFD_K_GROUP_ROWS ? a->n_rows - b.row0 : AFD_K_GROUP_ROWS;
+		b.n_rows = a->n_rows - b.row0 < AFD_K_GROUP_ROWS ? a->n_rows - b.row0
+								 : AFD_K_GROUP_ROWS;
 		b.n_tiles = (b.n_rows + tile_rows - 1) / tile_rows;
 		for (b.k0 = 0; b.k0 < a->w.k; b.k0 += b.n_k) {
 			b.n_k = a->w.k - b.k0 < block_k ? a->w.k - b.k0 : block_k;
@@ -128,10 +139,15 @@ static void drive_blocked(const struct range *r)
 	}
 }
 
-void afd_k_product_drive(const struct afd_k_tiles *tiles, const struct afd__product_args *a, uint32_t n0, uint32_t n1)
+void afd_k_product_drive(const struct afd_k_tiles *tiles, const struct afd__product_args *a,
+	uint32_t n0, uint32_t n1)
 {
-	struct range r = { .a = a, .tiles = tiles, .run = tiles->run[a->w.dtype], .n0 = n0, .n1 = n1,
-			   .k_bytes = AFD_K_PANEL * (a->w.dtype == AFD_DTYPE_F32 ? 4 : 2) };
+	struct range r = { .a = a,
+		.tiles = tiles,
+		.run = tiles->run[a->w.dtype],
+		.n0 = n0,
+		.n1 = n1,
+		.k_bytes = AFD_K_PANEL * (a->w.dtype == AFD_DTYPE_F32 ? 4 : 2) };
 
 	if (a->n_rows <= tiles->direct_rows)
 		drive_direct(&r);

@@ -1,13 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * What the packed product of a variant is made of: tiles, which hold rows x 32 columns of accumulators in registers, and
- * one driver, which cuts the work into tiles so that weights stream once and what is used again stays in L1 and L2.
+ * What the packed product of a variant is made of: tiles, which hold rows x 32 columns of
+ * accumulators in registers, and one driver, which cuts the work into tiles so that weights stream
+ * once and what is used again stays in L1 and L2.
  *
- * Few rows: a tile walks a whole panel, x read as it lies; long runs of one stream are what DRAM likes best. More rows:
- * k in blocks, the x of a block copied to the stack at a stride of its own, because rows of x lie at multiples of 4 KiB
- * from each other and would fight for one set of L1.
+ * Few rows: a tile walks a whole panel, x read as it lies; long runs of one stream are what DRAM
+ * likes best. More rows: k in blocks, the x of a block copied to the stack at a stride of its own,
+ * because rows of x lie at multiples of 4 KiB from each other and would fight for one set of L1.
  *
- * Used by product_avx2.c and product_avx512.c only; product.c stays free of it, so that it can be the reference.
+ * Used by product_avx2.c and product_avx512.c only; product.c stays free of it, so that it can be
+ * the reference.
  */
 #ifndef AFD_KERNELS_PRODUCT_DRIVE_H
 #define AFD_KERNELS_PRODUCT_DRIVE_H
@@ -16,9 +18,10 @@
 
 #include "product.h"
 
-#define AFD_K_TILE_ROWS 12   /* most rows of a tile */
-#define AFD_K_GROUP_ROWS 60  /* rows whose x is copied at once, when they take more than one tile */
-#define AFD_K_BLOCK 256      /* k of their blocks: 16 KiB of a bf16 panel, read once per tile */
+#define AFD_K_TILE_ROWS  12 /* most rows of a tile */
+#define AFD_K_GROUP_ROWS 60 /* rows whose x is copied at once, when they take more than one tile \
+			     */
+#define AFD_K_BLOCK 256     /* k of their blocks: 16 KiB of a bf16 panel, read once per tile */
 /* Where a tile's weights will be wanted in about 300 ns at the rate of DRAM. */
 #define AFD_K_PREFETCH_BYTES 12288
 
@@ -44,12 +47,14 @@ struct afd_k_tile {
 typedef void (*afd_k_tile_fn)(const struct afd_k_tile *t);
 
 struct afd_k_tiles {
-	uint32_t direct_rows; /* up to so many rows go direct */
-	uint32_t tile_rows;   /* most rows of a tile */
-	uint32_t single_block; /* k of a block when one tile holds all rows; at most 4 * AFD_K_BLOCK */
+	uint32_t direct_rows;  /* up to so many rows go direct */
+	uint32_t tile_rows;    /* most rows of a tile */
+	uint32_t single_block; /* k of a block when one tile holds all rows; at most 4 * AFD_K_BLOCK
+				*/
 	afd_k_tile_fn run[AFD_DTYPE_F16 + 1][AFD_K_TILE_ROWS + 1]; /* [dtype][rows] */
 };
 
-void afd_k_product_drive(const struct afd_k_tiles *tiles, const struct afd__product_args *a, uint32_t n0, uint32_t n1);
+void afd_k_product_drive(const struct afd_k_tiles *tiles, const struct afd__product_args *a,
+	uint32_t n0, uint32_t n1);
 
 #endif

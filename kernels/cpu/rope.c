@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * What happens to q, k and v between the projection and attention: RMS norm per head, rotation of the pairs
- * (d, d + head_dim / 2), and the append of k and v to the cache, rounded to its dtype. Attention reads a row's own k and
- * v back from the cache, so that they are rounded like all others.
+ * What happens to q, k and v between the projection and attention: RMS norm per head, rotation of
+ * the pairs (d, d + head_dim / 2), and the append of k and v to the cache, rounded to its dtype.
+ * Attention reads a row's own k and v back from the cache, so that they are rounded like all
+ * others.
  */
 #include "variants.h"
 #include "vec.h"
@@ -61,7 +62,8 @@ static void store_head(char *to, const float *x, uint32_t head_dim, int dtype)
 static void append_row(const struct afd__rope_args *a, size_t row, const float *k, const float *v)
 {
 	const struct afd__kv_view *kv = &a->kv;
-	uint32_t slot = (uint32_t)a->slots[row], page = slot / kv->page_size, offset = slot % kv->page_size;
+	uint32_t slot = (uint32_t)a->slots[row], page = slot / kv->page_size,
+		 offset = slot % kv->page_size;
 	char *to = (char *)kv->data + page * kv->page_stride + offset * kv->position_stride;
 
 	for (uint32_t head = 0; head < kv->n_kv_heads; head++) {
@@ -77,8 +79,8 @@ void AFD_K(rope)(const struct afd__rope_args *a, uint32_t row0, uint32_t row1)
 	size_t row_width = ((size_t)a->n_heads + 2 * (size_t)n_kv_heads) * head_dim;
 
 	for (size_t row = row0; row < row1; row++) {
-		float *q = a->qkv + row * row_width;             /* [n_heads][head_dim] */
-		float *k = q + (size_t)a->n_heads * head_dim;    /* [n_kv_heads][head_dim] */
+		float *q = a->qkv + row * row_width;          /* [n_heads][head_dim] */
+		float *k = q + (size_t)a->n_heads * head_dim; /* [n_kv_heads][head_dim] */
 		const float *v = k + (size_t)n_kv_heads * head_dim;
 
 		for (float *head = q; head < v; head += head_dim) {

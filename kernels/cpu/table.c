@@ -1,25 +1,26 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The tables of the CPU variants. Which one runs is the context's choice (lib/context/isa.c); here they are only named.
+ * The tables of the CPU variants. Which one runs is the context's choice (lib/context/isa.c); here
+ * they are only named.
  */
 #include "kernels.h"
 #include "product.h"
 #include "variants.h"
 
-#define TABLE(variant)                                                  \
-	static const struct afd_cpu_kernels variant##_kernels = {       \
-		.name = #variant,                                       \
-		.product = afd_k_product_##variant,                     \
-		.product_in_place = afd_k_product_in_place_##variant,   \
-		.pack = afd_k_pack_c,                                   \
-		.embed = afd_k_embed_##variant,                         \
-		.norm = afd_k_norm_##variant,                           \
-		.angles = afd_k_angles_##variant,                       \
-		.rope = afd_k_rope_##variant,                           \
-		.attend = afd_k_attend_##variant,                       \
-		.activation = afd_k_activation_##variant,               \
-		.convert = afd_k_convert_##variant,                     \
-		.argmax = afd_k_argmax_##variant,                       \
+#define TABLE(variant) \
+	static const struct afd_cpu_kernels variant##_kernels = { \
+		.name = #variant, \
+		.product = afd_k_product_##variant, \
+		.product_in_place = afd_k_product_in_place_##variant, \
+		.pack = afd_k_pack_c, \
+		.embed = afd_k_embed_##variant, \
+		.norm = afd_k_norm_##variant, \
+		.angles = afd_k_angles_##variant, \
+		.rope = afd_k_rope_##variant, \
+		.attend = afd_k_attend_##variant, \
+		.activation = afd_k_activation_##variant, \
+		.convert = afd_k_convert_##variant, \
+		.argmax = afd_k_argmax_##variant, \
 	}
 
 TABLE(c);

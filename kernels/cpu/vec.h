@@ -1,11 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A vector of AFD_K_LANES floats, the only thing in which the variants of an operation differ: each operation is one
- * source, compiled once per variant with 4 (plain C), 8 (AVX2) or 16 (AVX-512) lanes.
+ * A vector of AFD_K_LANES floats, the only thing in which the variants of an operation differ: each
+ * operation is one source, compiled once per variant with 4 (plain C), 8 (AVX2) or 16 (AVX-512)
+ * lanes.
  *
- * Every function here has one order of operations: lane i of a result depends on lane i of the arguments, and sums over
- * lanes are trees of halves. So a row's bits depend on the variant, never on its neighbours. The plain variant has no
- * fused multiply-add, because a CPU without one would pay a library call for each.
+ * Every function here has one order of operations: lane i of a result depends on lane i of the
+ * arguments, and sums over lanes are trees of halves. So a row's bits depend on the variant, never
+ * on its neighbours. The plain variant has no fused multiply-add, because a CPU without one would
+ * pay a library call for each.
  *
  * Included by the operations' sources only; their public names are made by AFD_K().
  */
@@ -22,10 +24,10 @@
 #endif
 
 #define AFD_K_PASTE_(a, b) afd_k_##a##_##b
-#define AFD_K_PASTE(a, b) AFD_K_PASTE_(a, b)
-#define AFD_K(name) AFD_K_PASTE(name, AFD_K_VARIANT) /* norm -> afd_k_norm_avx2 */
+#define AFD_K_PASTE(a, b)  AFD_K_PASTE_(a, b)
+#define AFD_K(name)        AFD_K_PASTE(name, AFD_K_VARIANT) /* norm -> afd_k_norm_avx2 */
 
-#define LANES AFD_K_LANES
+#define LANES  AFD_K_LANES
 #define INLINE static inline __attribute__((always_inline, unused))
 
 typedef float vec __attribute__((vector_size(4 * LANES)));
@@ -140,7 +142,7 @@ INLINE uint16_t f16_of_float(float x)
 		magnitude += 0xfff + (magnitude >> 13 & 1);
 		return (uint16_t)(sign | (magnitude - 0x38000000) >> 13);
 	}
-	/* Denormal: one half has the ulp of a denormal f16, so the addition rounds as the conversion must. */
+	/* Denormal: one half has the ulp of a denormal f16, so the addition rounds rightly. */
 	shifted = afd_k_float_of_bits(magnitude) + 0.5f;
 	memcpy(&bits, &shifted, sizeof(bits));
 	return (uint16_t)(sign | (bits - 0x3f000000));
@@ -179,10 +181,12 @@ INLINE vec_half vec_to_f16(vec v)
 
 INLINE vec_half vec_to_bf16(vec v)
 {
-	vec_bits bits = (vec_bits)v, even = bits + 0x7fff + (bits >> 16 & 1), quiet = bits | 0x400000;
+	vec_bits bits = (vec_bits)v, even = bits + 0x7fff + (bits >> 16 & 1),
+		 quiet = bits | 0x400000;
 	vec_int is_nan = v != v;
 
-	return __builtin_convertvector((vec_bits)vec_select(is_nan, (vec)quiet, (vec)even) >> 16, vec_half);
+	return __builtin_convertvector(
+		(vec_bits)vec_select(is_nan, (vec)quiet, (vec)even) >> 16, vec_half);
 }
 
 INLINE vec vec_load_as(const void *p, const int dtype)
@@ -212,30 +216,50 @@ INLINE void vec_store_as(void *p, vec v, const int dtype)
 /* The first n numbers, or as many as there are lanes; the other lanes are +0. */
 INLINE vec vec_load_some(const void *p, const int dtype, size_t n)
 {
-	char buffer[4 * LANES] = { 0 };
-
 	if (n >= LANES)
 		return vec_load_as(p, dtype);
+#if LANES == 16
+	__mmask16 mask = (__mmask16)((1u << n) - 1);
+	vec_half h;
+
+	if (dtype == AFD_DTYPE_F32)
+		return _mm512_maskz_loadu_ps(mask, p);
+	h = (vec_half)_mm256_maskz_loadu_epi16(mask, p);
+	return vec_load_as(&h, dtype);
+#else
+	char buffer[4 * LANES] = { 0 };
+
 	memcpy(buffer, p, n * dtype_bytes(dtype));
 	return vec_load_as(buffer, dtype);
+#endif
 }
 
 INLINE void vec_store_some(void *p, vec v, const int dtype, size_t n)
 {
-	char buffer[4 * LANES];
-
 	if (n >= LANES) {
 		vec_store_as(p, v, dtype);
 		return;
 	}
+#if LANES == 16
+	__mmask16 mask = (__mmask16)((1u << n) - 1);
+
+	if (dtype == AFD_DTYPE_F32)
+		_mm512_mask_storeu_ps(p, mask, v);
+	else
+		_mm256_mask_storeu_epi16(p, mask,
+			(__m256i)(dtype == AFD_DTYPE_BF16 ? vec_to_bf16(v) : vec_to_f16(v)));
+#else
+	char buffer[4 * LANES];
+
 	vec_store_as(buffer, v, dtype);
 	memcpy(p, buffer, n * dtype_bytes(dtype));
+#endif
 }
 
 /*
- * e^x within 2 ulp, denormal results and overflow to infinity included; NaN stays NaN. x = k ln 2 + r with |r| <= ln 2 / 2,
- * and e^r = 1 + r + r^2 p(r), where p is a minimax fit of this project. 2^k goes in as two factors, so that k may leave
- * the range of normal exponents.
+ * e^x within 2 ulp, denormal results and overflow to infinity included; NaN stays NaN. x = k ln 2 +
+ * r with |r| <= ln 2 / 2, and e^r = 1 + r + r^2 p(r), where p is a minimax fit of this project. 2^k
+ * goes in as two factors, so that k may leave the range of normal exponents.
  */
 INLINE vec vec_exp(vec x)
 {

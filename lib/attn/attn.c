@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The life of an attention stage, and of its sequences between steps. Creation checks every parameter, fills in the defaults,
- * and sizes all that a step will need, so that nothing is allocated later.
+ * The life of an attention stage, and of its sequences between steps. Creation checks every
+ * parameter, fills in the defaults, and sizes all that a step will need, so that nothing is
+ * allocated later.
  */
 #include "attn.h"
 
@@ -11,27 +12,31 @@
 
 /* ---- parents ---- */
 
-static int check_parents(const struct afd_model *model, const afd_transport *net, const struct afd_attn_params *p)
+static int check_parents(
+	const struct afd_model *model, const afd_transport *net, const struct afd_attn_params *p)
 {
 	int rc = afd__model_check(model);
 
 	if (rc)
 		return rc;
 	if (!net == !p->ffn)
-		return afd__error(-EINVAL, "attn: %s of transport and params.ffn are given, one must be",
-				  net ? "both" : "none");
+		return afd__error(-EINVAL,
+			"attn: %s of transport and params.ffn are given, one must be",
+			net ? "both" : "none");
 	return 0;
 }
 
-static int check_contract(const struct afd_model *model, const struct afd_contract *c, const char *what)
+static int check_contract(
+	const struct afd_model *model, const struct afd_contract *c, const char *what)
 {
 	const struct afd__arch *arch = &model->arch;
 
 	if (c->hidden_size != arch->hidden_size)
-		return afd__error(-EINVAL, "attn: the %s has hidden_size %u, the model %u", what, c->hidden_size,
-				  arch->hidden_size);
+		return afd__error(-EINVAL, "attn: the %s has hidden_size %u, the model %u", what,
+			c->hidden_size, arch->hidden_size);
 	if (c->n_layers != arch->n_layers)
-		return afd__error(-EINVAL, "attn: the %s has %u layers, the model %u", what, c->n_layers, arch->n_layers);
+		return afd__error(-EINVAL, "attn: the %s has %u layers, the model %u", what,
+			c->n_layers, arch->n_layers);
 	return 0;
 }
 
@@ -40,9 +45,11 @@ static int take_net(struct afd_attn *attn, const struct afd__exchange_info *info
 	int rc;
 
 	if (info->ctx != attn->ctx)
-		return afd__error(-EINVAL, "attn: the transport is of another context than the model");
+		return afd__error(
+			-EINVAL, "attn: the transport is of another context than the model");
 	if (!info->attention)
-		return afd__error(-EINVAL, "attn: the transport was made to listen, attention connects");
+		return afd__error(
+			-EINVAL, "attn: the transport was made to listen, attention connects");
 	rc = check_contract(attn->model, &info->contract, "transport");
 	rc = rc ? rc : afd__transport_own(attn->net, attn);
 	attn->owns_net = !rc;
@@ -61,10 +68,12 @@ static int take_ffn(struct afd_attn *attn, const char *device)
 	if (rc)
 		return rc;
 	if (info.first_layer || info.n_layers != attn->arch->n_layers)
-		return afd__error(-EINVAL, "attn: the ffn holds layers %u .. %u, the model has %u", info.first_layer,
-				  info.first_layer + info.n_layers - 1, attn->arch->n_layers);
+		return afd__error(-EINVAL, "attn: the ffn holds layers %u .. %u, the model has %u",
+			info.first_layer, info.first_layer + info.n_layers - 1,
+			attn->arch->n_layers);
 	if (device && strcmp(device, info.device->name))
-		return afd__error(-EINVAL, "attn: device is %s, the ffn is on %s", device, info.device->name);
+		return afd__error(
+			-EINVAL, "attn: device is %s, the ffn is on %s", device, info.device->name);
 	attn->device = info.device;
 	rc = afd__ffn_own(attn->ffn, attn);
 	attn->owns_ffn = !rc;
@@ -122,17 +131,22 @@ static int open_epoll(struct afd_attn *attn)
 static int create_books(struct afd_attn *attn)
 {
 	const struct afd_attn_params *p = &attn->params;
-	struct afd__kv_shape shape = { .n_pages = p->kv_pages, .page_size = p->page_size, .n_sequences = p->max_sequences,
-				       .max_positions = p->max_positions };
-	struct afd__batch_limits limits = { .max_rows = p->max_rows, .max_outputs = p->max_outputs,
-					    .vocab = attn->arch->vocab_size, .n_lanes = p->lanes };
+	struct afd__kv_shape shape = { .n_pages = p->kv_pages,
+		.page_size = p->page_size,
+		.n_sequences = p->max_sequences,
+		.max_positions = p->max_positions };
+	struct afd__batch_limits limits = { .max_rows = p->max_rows,
+		.max_outputs = p->max_outputs,
+		.vocab = attn->arch->vocab_size,
+		.n_lanes = p->lanes };
 	int rc;
 
 	limits.max_entries = p->max_sequences < p->max_rows ? p->max_sequences : p->max_rows;
 	rc = afd__attn_groups_create(attn, &shape.n_groups);
 	rc = rc ? rc : afd__kv_create(&attn->kv, attn->ctx, &shape);
 	rc = rc ? rc : afd__sequences_create(&attn->sequences, attn->ctx, p->max_sequences);
-	rc = rc ? rc : afd__batch_create(&attn->batch, attn->ctx, &limits, &attn->kv, &attn->sequences);
+	rc = rc ? rc
+		: afd__batch_create(&attn->batch, attn->ctx, &limits, &attn->kv, &attn->sequences);
 	if (rc)
 		return rc;
 	attn->greedy = afd__alloc(attn->ctx, p->max_outputs, sizeof(*attn->greedy));
@@ -146,15 +160,17 @@ static int create_pool(struct afd_attn *attn, const struct afd_attn_params *p)
 	if (rc)
 		return rc;
 	if (!p->kv_memory) {
-		rc = afd__device_alloc(attn->device, attn->layout.memory_bytes, "KV pool", &attn->kv_owned);
+		rc = afd__device_alloc(
+			attn->device, attn->layout.memory_bytes, "KV pool", &attn->kv_owned);
 		attn->layout.memory = attn->kv_owned;
 		return rc;
 	}
 	if ((uintptr_t)p->kv_memory % 64)
-		return afd__error(-EINVAL, "attn: kv_memory is %p, must be aligned to 64 bytes", p->kv_memory);
+		return afd__error(-EINVAL, "attn: kv_memory is %p, must be aligned to 64 bytes",
+			p->kv_memory);
 	if (p->kv_memory_bytes < attn->layout.memory_bytes)
-		return afd__error(-EINVAL, "attn: kv_memory_bytes is %zu, %u pages take %zu", p->kv_memory_bytes,
-				  p->kv_pages, attn->layout.memory_bytes);
+		return afd__error(-EINVAL, "attn: kv_memory_bytes is %zu, %u pages take %zu",
+			p->kv_memory_bytes, p->kv_pages, attn->layout.memory_bytes);
 	attn->layout.memory = p->kv_memory;
 	return 0;
 }
@@ -165,7 +181,8 @@ static void measure_widths(struct afd_attn *attn)
 
 	for (i = 0; i < attn->arch->n_layers; i++) {
 		const struct afd__layer *l = &attn->arch->layers[i];
-		uint32_t mixed = l->n_heads * l->head_dim, qkv = mixed + 2 * l->n_kv_heads * l->head_dim;
+		uint32_t mixed = l->n_heads * l->head_dim,
+			 qkv = mixed + 2 * l->n_kv_heads * l->head_dim;
 
 		attn->mixed_width = mixed > attn->mixed_width ? mixed : attn->mixed_width;
 		attn->qkv_width = qkv > attn->qkv_width ? qkv : attn->qkv_width;
@@ -190,7 +207,9 @@ static int build(struct afd_attn *attn, const struct afd_attn_params *p)
 	rc = rc ? rc : open_epoll(attn);
 	rc = rc ? rc : create_books(attn);
 	rc = rc ? rc : create_pool(attn, p);
-	rc = rc ? rc : afd__attn_weights_load(&attn->weights, attn->model, &attn->queue, p->progress, p->progress_user);
+	rc = rc ? rc
+		: afd__attn_weights_load(
+			  &attn->weights, attn->model, &attn->queue, p->progress, p->progress_user);
 	rc = rc ? rc : afd__attn_memory_create(attn);
 	return rc ? rc : afd__attn_metrics_create(attn);
 }
@@ -198,7 +217,8 @@ static int build(struct afd_attn *attn, const struct afd_attn_params *p)
 /* Also of one that was built half. */
 static void tear_down(struct afd_attn *attn)
 {
-	/* In a child of fork nobody runs what the step has enqueued, and peers are not to hear of it. */
+	/* In a child of fork nobody runs what the step has enqueued, and peers are not to hear of
+	 * it. */
 	if (attn->step.state != AFD__STEP_NONE && attn->ctx->pid == getpid())
 		afd__attn_step_abandon(attn);
 	if (attn->device)
@@ -226,7 +246,8 @@ static void tear_down(struct afd_attn *attn)
 	afd__free(attn);
 }
 
-int afd_attn_create(afd_attn **out, const afd_model *model, afd_transport *net, const struct afd_attn_params *params)
+int afd_attn_create(afd_attn **out, const afd_model *model, afd_transport *net,
+	const struct afd_attn_params *params)
 {
 	struct afd_attn_params p;
 	struct afd_attn *attn;
@@ -267,18 +288,19 @@ void afd_attn_destroy(afd_attn *attn)
 
 /* ---- sequences ---- */
 
-static int check_idle(const struct afd_attn *attn)
+int afd__attn_check_idle(const struct afd_attn *attn)
 {
 	int rc = afd__context_check(attn ? attn->ctx : NULL, "attn");
 
 	if (!rc && attn->step.state != AFD__STEP_NONE)
-		return afd__error(-EBUSY, "attn: step %llu is under way", (unsigned long long)attn->step.number);
+		return afd__error(-EBUSY, "attn: step %llu is under way",
+			(unsigned long long)attn->step.number);
 	return rc;
 }
 
 int afd_attn_add(afd_attn *attn, uint64_t sequence)
 {
-	int rc = check_idle(attn);
+	int rc = afd__attn_check_idle(attn);
 
 	rc = rc ? rc : afd__sequences_add(&attn->sequences, sequence);
 	if (rc < 0)
@@ -290,14 +312,15 @@ int afd_attn_add(afd_attn *attn, uint64_t sequence)
 /* The index of a sequence of an idle stage, with at least n_positions. */
 static int find(const struct afd_attn *attn, uint64_t sequence, uint32_t n_positions)
 {
-	int index = check_idle(attn);
+	int index = afd__attn_check_idle(attn);
 
 	if (index)
 		return index;
 	index = afd__sequences_find(&attn->sequences, sequence);
 	if (index >= 0 && n_positions > attn->kv.sequences[index].length)
-		return afd__error(-EINVAL, "sequence %llu: %u positions wanted, it has %u", (unsigned long long)sequence,
-				  n_positions, attn->kv.sequences[index].length);
+		return afd__error(-EINVAL, "sequence %llu: %u positions wanted, it has %u",
+			(unsigned long long)sequence, n_positions,
+			attn->kv.sequences[index].length);
 	return index;
 }
 

@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The attention stage from inside: what its files share. A step goes begin (batch) → start → layers of lanes → head → end;
- * step.c moves it on, layer.c and head.c enqueue what the device does, exchange.c brings rows to the FFN and back.
+ * The attention stage from inside: what its files share. A step goes begin (batch) → start → layers
+ * of lanes → head → end; step.c moves it on, layer.c and head.c enqueue what the device does,
+ * exchange.c brings rows to the FFN and back.
  *
- * Invariant: the host never looks at device memory, and everything a step needs was sized at creation.
+ * Invariant: the host never looks at device memory, and everything a step needs was sized at
+ * creation.
  */
 #ifndef AFD_LIB_ATTN_ATTN_H
 #define AFD_LIB_ATTN_ATTN_H
@@ -26,18 +28,18 @@ enum { AFD__HEAD_ROWS = 64 };
 struct afd__attn_memory {
 	void *all;
 	size_t bytes;
-	float *h;            /* [max_rows][hidden] residual stream */
-	float *x;            /* [max_rows][hidden] normed: input of attention, then of the FFN */
-	float *y;            /* [max_rows][hidden] output of attention, then of the FFN: what is added next */
-	float *qkv;          /* [max_rows][qkv_width] */
-	float *mixed;        /* [max_rows][n_heads * head_dim] */
-	float *angles;       /* [n_ropes][max_rows][head_dim] */
-	void *wire;          /* [max_rows][hidden] in a wire dtype, at most 4 bytes a number */
-	float *zeros;        /* max(hidden, max_rows) numbers of +0.0, which are also indices of 0 */
-	int32_t *words;      /* the batch's */
+	float *h; /* [max_rows][hidden] residual stream */
+	float *x; /* [max_rows][hidden] normed: input of attention, then of the FFN */
+	float *y; /* [max_rows][hidden] output of attention, then of the FFN: what is added next */
+	float *qkv;     /* [max_rows][qkv_width] */
+	float *mixed;   /* [max_rows][n_heads * head_dim] */
+	float *angles;  /* [n_ropes][max_rows][head_dim] */
+	void *wire;     /* [max_rows][hidden] in a wire dtype, at most 4 bytes a number */
+	float *zeros;   /* max(hidden, max_rows) numbers of +0.0, which are also indices of 0 */
+	int32_t *words; /* the batch's */
 	float *head_h, *head_y, *head_x; /* [AFD__HEAD_ROWS][hidden] */
-	float *logits;       /* [AFD__HEAD_ROWS][vocab] */
-	int32_t *greedy;     /* [AFD__HEAD_ROWS] */
+	float *logits;                   /* [AFD__HEAD_ROWS][vocab] */
+	int32_t *greedy;                 /* [AFD__HEAD_ROWS] */
 };
 
 enum afd__lane_state {
@@ -51,25 +53,25 @@ struct afd__lane {
 	uint32_t layer;
 	uint32_t row0, n_rows;
 	uint64_t attention_ticket; /* behind attention */
-	uint64_t ticket;           /* local: the FFN's last operation. Remote: of the fill or drain under way */
-	int32_t moving;            /* the device fills or drains a slot */
-	uint64_t start_ns;         /* attention was enqueued */
-	uint64_t computed_ns;      /* attention was done; 0: not yet */
+	uint64_t ticket;      /* local: of the FFN's last operation. Remote: of a fill or drain */
+	int32_t moving;       /* the device fills or drains a slot */
+	uint64_t start_ns;    /* attention was enqueued */
+	uint64_t computed_ns; /* attention was done; 0: not yet */
 };
 
 enum afd__step_state { AFD__STEP_NONE = 0, AFD__STEP_JOINING, AFD__STEP_LAYERS, AFD__STEP_HEAD };
 
 struct afd__step {
 	int32_t state;
-	int32_t opened;            /* the transport's step was begun */
-	int32_t moved;             /* the last poll did something: there may be more to do at once */
+	int32_t opened; /* the transport's step was begun */
+	int32_t moved;  /* the last poll did something: there may be more to do at once */
 	uint64_t number;
 	uint64_t start_ns, moved_ns;
-	uint64_t free_ns;          /* when the last attention was done */
-	uint64_t wait_ns;          /* since when there is nothing to do but wait for peers; 0: there is */
+	uint64_t free_ns; /* when the last attention was done */
+	uint64_t wait_ns; /* since when there is nothing to do but wait for peers; 0: there is */
 	struct afd__lane lanes[AFD_MAX_LANES];
-	uint32_t head_row;         /* outputs enqueued */
-	uint32_t head_rows;        /* of the chunk under way; 0: none */
+	uint32_t head_row;  /* outputs enqueued */
+	uint32_t head_rows; /* of the chunk under way; 0: none */
 	uint64_t head_ticket, head_ns;
 	/* the host's, until the step is done */
 	float *logits;
@@ -89,36 +91,44 @@ struct afd_attn {
 	struct afd__queue queue;
 	int epoll_fd;
 
-	struct afd_attn_params params; /* with every default filled in; strings and memory of the host are not kept */
+	struct afd_attn_params params; /* with every default filled in; strings and memory of the
+					  host are not kept */
 	uint32_t n_lanes, qkv_width, mixed_width;
 	struct afd__attn_weights weights;
 	struct afd__attn_memory memory;
 
 	struct afd__sequences sequences;
 	struct afd__kv kv;
-	uint32_t *groups;              /* [n_layers]: the page group of each */
-	uint32_t *windows;             /* [n_groups]: what layers of the group see */
+	uint32_t *groups;  /* [n_layers]: the page group of each */
+	uint32_t *windows; /* [n_groups]: what layers of the group see */
 	struct afd_kv_layout layout;
-	void *kv_owned;                /* dev: the pool, when it is ours */
+	void *kv_owned; /* dev: the pool, when it is ours */
 
 	struct afd__batch batch;
 	struct afd__step step;
-	int32_t *greedy;               /* [max_outputs] what argmax said */
+	int32_t *greedy; /* [max_outputs] what argmax said */
 	int32_t warned_position;
 
-	_Atomic uint64_t n_steps, n_rows, attention_ns, ffn_ns, wait_ns; /* stats may be read beside a step */
+	_Atomic uint64_t n_steps, n_rows, attention_ns, ffn_ns,
+		wait_ns; /* stats may be read beside a step */
 	_Atomic uint32_t pages_free, n_sequences;
-	struct afd__metric *metric_steps, *metric_rows, *metric_seconds, *metric_pages, *metric_sequences;
+	struct afd__metric *metric_steps, *metric_rows, *metric_seconds, *metric_pages,
+		*metric_sequences;
 };
+
+/* ---- attn.c ---- */
+/* -EBUSY while a step is under way; -EINVAL for NULL or in a child of fork. */
+int afd__attn_check_idle(const struct afd_attn *attn);
 
 /* ---- params.c ---- */
 /* net: what the transport says, or NULL. */
 int afd__attn_params_fill(struct afd_attn_params *params, const struct afd_model *model,
-			  const struct afd__exchange_info *net);
+	const struct afd__exchange_info *net);
 
 /* ---- layout.c: where K and V lie ---- */
 /* Groups of layers, sizes of pages; from params with defaults filled in. */
-int afd__attn_layout_plan(struct afd_kv_layout *layout, const struct afd__arch *arch, const struct afd_attn_params *params);
+int afd__attn_layout_plan(struct afd_kv_layout *layout, const struct afd__arch *arch,
+	const struct afd_attn_params *params);
 int afd__attn_groups_create(struct afd_attn *attn, uint32_t *n_groups);
 void afd__attn_kv_view(const struct afd_attn *attn, uint32_t layer, struct afd__kv_view *view);
 
@@ -132,9 +142,11 @@ int afd__attn_enqueue_start(struct afd_attn *attn);
 /* The residual stream and attention of one layer for a lane: x is the FFN's input after it. */
 int afd__attn_enqueue_layer(struct afd_attn *attn, const struct afd__lane *lane);
 
-/* rows [n_rows][hidden] become +0.0; and src [n_rows][hidden] in a dtype is added to them. src: dev or slot. */
+/* rows [n_rows][hidden] become +0.0; and src [n_rows][hidden] in a dtype is added to them. src: dev
+ * or slot. */
 int afd__attn_clear_rows(struct afd_attn *attn, float *rows, uint32_t n_rows);
-int afd__attn_add_rows(struct afd_attn *attn, const void *src, int32_t dtype, float *rows, uint32_t n_rows);
+int afd__attn_add_rows(
+	struct afd_attn *attn, const void *src, int32_t dtype, float *rows, uint32_t n_rows);
 
 /* ---- head.c ---- */
 /* Outputs row0 .. row0+n_rows-1 of the batch, down to the host's memory. */

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * First everything is checked that can be refused without a trace, then pages are reserved, entry by entry, and given back
- * in reverse when one does not fit. What follows cannot fail.
+ * First everything is checked that can be refused without a trace, then pages are reserved, entry
+ * by entry, and given back in reverse when one does not fit. What follows cannot fail.
  */
 #include "batch.h"
 
@@ -15,17 +15,21 @@ static int count_words(struct afd__batch *batch)
 	const struct afd__batch_limits *l = &batch->limits;
 	size_t rows = l->max_rows, n_groups = batch->kv->shape.n_groups, tables;
 
-	if (__builtin_mul_overflow((size_t)l->max_entries * n_groups, batch->kv->list_capacity, &tables) ||
-	    __builtin_add_overflow(tables, rows * (3 + n_groups) + l->max_outputs, &batch->capacity_words) ||
-	    batch->capacity_words > ((size_t)1 << 28))
+	if (__builtin_mul_overflow(
+		    (size_t)l->max_entries * n_groups, batch->kv->list_capacity, &tables) ||
+		__builtin_add_overflow(
+			tables, rows * (3 + n_groups) + l->max_outputs, &batch->capacity_words) ||
+		batch->capacity_words > ((size_t)1 << 28))
 		return afd__error(-EINVAL,
-				  "attn: page tables of %u sequences of %u pages exceed 1 GiB; lower max_positions",
-				  l->max_entries, batch->kv->list_capacity);
+			"attn: page tables of %u sequences of %u pages exceed 1 GiB; lower "
+			"max_positions",
+			l->max_entries, batch->kv->list_capacity);
 	return 0;
 }
 
-int afd__batch_create(struct afd__batch *batch, struct afd_context *ctx, const struct afd__batch_limits *limits,
-		      struct afd__kv *kv, const struct afd__sequences *sequences)
+int afd__batch_create(struct afd__batch *batch, struct afd_context *ctx,
+	const struct afd__batch_limits *limits, struct afd__kv *kv,
+	const struct afd__sequences *sequences)
 {
 	int rc;
 
@@ -38,7 +42,8 @@ int afd__batch_create(struct afd__batch *batch, struct afd_context *ctx, const s
 		return rc;
 	batch->entries = afd__alloc(ctx, limits->max_entries, sizeof(*batch->entries));
 	batch->marks = afd__alloc(ctx, kv->shape.n_sequences, sizeof(*batch->marks));
-	batch->words = afd__large_alloc(ctx, batch->capacity_words * sizeof(int32_t), 64, "batch staging");
+	batch->words =
+		afd__large_alloc(ctx, batch->capacity_words * sizeof(int32_t), 64, "batch staging");
 	if (batch->entries && batch->marks && batch->words)
 		return 0;
 	afd__batch_destroy(batch);
@@ -48,7 +53,8 @@ int afd__batch_create(struct afd__batch *batch, struct afd_context *ctx, const s
 void afd__batch_destroy(struct afd__batch *batch)
 {
 	if (batch->words)
-		afd__large_free(batch->kv->ctx, batch->words, batch->capacity_words * sizeof(int32_t));
+		afd__large_free(
+			batch->kv->ctx, batch->words, batch->capacity_words * sizeof(int32_t));
 	afd__free(batch->entries);
 	afd__free(batch->marks);
 	memset(batch, 0, sizeof(*batch));
@@ -62,8 +68,10 @@ static int check_ids(const struct afd__batch *batch, const struct afd_entry *ent
 
 	for (i = 0; i < entry->n_ids; i++) {
 		if (entry->ids[i] < 0 || (uint32_t)entry->ids[i] >= batch->limits.vocab)
-			return afd__error(-EINVAL, "sequence %llu: id %u is %d, the vocabulary has %u",
-					  (unsigned long long)entry->sequence, i, entry->ids[i], batch->limits.vocab);
+			return afd__error(-EINVAL,
+				"sequence %llu: id %u is %d, the vocabulary has %u",
+				(unsigned long long)entry->sequence, i, entry->ids[i],
+				batch->limits.vocab);
 	}
 	return 0;
 }
@@ -79,13 +87,16 @@ static int check_entry(struct afd__batch *batch, const struct afd_entry *entry)
 		return afd__error(-EINVAL, "sequence %llu: it stands in the batch twice", id);
 	batch->marks[index] = batch->mark;
 	if (!entry->ids || !entry->n_ids)
-		return afd__error(-EINVAL, "sequence %llu: ids is %s, n_ids is %u, must be 1 or more", id,
-				  entry->ids ? "set" : "NULL", entry->n_ids);
+		return afd__error(-EINVAL,
+			"sequence %llu: ids is %s, n_ids is %u, must be 1 or more", id,
+			entry->ids ? "set" : "NULL", entry->n_ids);
 	if (entry->outputs < 0 || entry->outputs > AFD_OUTPUT_ALL)
-		return afd__error(-EINVAL, "sequence %llu: outputs is %d, limit %d", id, entry->outputs, AFD_OUTPUT_ALL);
+		return afd__error(-EINVAL, "sequence %llu: outputs is %d, limit %d", id,
+			entry->outputs, AFD_OUTPUT_ALL);
 	if (entry->n_ids > batch->limits.max_rows - batch->n_rows)
-		return afd__error(-ENOSPC, "batch: more than max_rows = %u rows, with %u of sequence %llu",
-				  batch->limits.max_rows, entry->n_ids, id);
+		return afd__error(-ENOSPC,
+			"batch: more than max_rows = %u rows, with %u of sequence %llu",
+			batch->limits.max_rows, entry->n_ids, id);
 	return index;
 }
 
@@ -99,7 +110,8 @@ static uint32_t count_outputs(const struct afd_batch *wanted, const struct afd_e
 	return entry->outputs == AFD_OUTPUT_ALL ? entry->n_ids : 1;
 }
 
-static int add_entry(struct afd__batch *batch, const struct afd_batch *wanted, const struct afd_entry *entry)
+static int add_entry(
+	struct afd__batch *batch, const struct afd_batch *wanted, const struct afd_entry *entry)
 {
 	struct afd__batch_entry *e = &batch->entries[batch->n_entries];
 	int index, rc;
@@ -111,8 +123,12 @@ static int add_entry(struct afd__batch *batch, const struct afd_batch *wanted, c
 	if (rc)
 		return rc;
 	*e = (struct afd__batch_entry){
-		.id = entry->sequence, .user_id = entry->user_id, .ids = entry->ids, .sequence = (uint32_t)index,
-		.row0 = batch->n_rows, .n_rows = entry->n_ids,
+		.id = entry->sequence,
+		.user_id = entry->user_id,
+		.ids = entry->ids,
+		.sequence = (uint32_t)index,
+		.row0 = batch->n_rows,
+		.n_rows = entry->n_ids,
 		.position0 = batch->kv->sequences[index].length,
 		.n_outputs = count_outputs(wanted, entry),
 	};
@@ -127,25 +143,30 @@ static int check_outputs(const struct afd__batch *batch, const struct afd_batch 
 	uint32_t n = batch->n_outputs;
 
 	if (n > batch->limits.max_outputs)
-		return afd__error(-ENOSPC, "batch: %u outputs, max_outputs is %u", n, batch->limits.max_outputs);
+		return afd__error(-ENOSPC, "batch: %u outputs, max_outputs is %u", n,
+			batch->limits.max_outputs);
 	if (wanted->logits && n > wanted->logits_rows)
-		return afd__error(-EINVAL, "batch: %u outputs, logits_rows is %u", n, wanted->logits_rows);
+		return afd__error(
+			-EINVAL, "batch: %u outputs, logits_rows is %u", n, wanted->logits_rows);
 	if (wanted->greedy_ids && n > wanted->greedy_rows)
-		return afd__error(-EINVAL, "batch: %u outputs, greedy_rows is %u", n, wanted->greedy_rows);
+		return afd__error(
+			-EINVAL, "batch: %u outputs, greedy_rows is %u", n, wanted->greedy_rows);
 	return 0;
 }
 
 /* A newer host's entries are longer; what this version does not know must be zero. */
 static int read_entry(struct afd_entry *entry, const struct afd_batch *wanted, uint32_t i)
 {
-	const unsigned char *bytes = (const unsigned char *)wanted->entries + (size_t)i * wanted->entry_bytes;
+	const unsigned char *bytes =
+		(const unsigned char *)wanted->entries + (size_t)i * wanted->entry_bytes;
 	uint32_t at;
 
 	memcpy(entry, bytes, sizeof(*entry));
 	for (at = sizeof(*entry); at < wanted->entry_bytes; at++) {
 		if (bytes[at])
-			return afd__error(-E2BIG, "entry %u: byte %u is set, this version knows %zu bytes", i, at,
-					  sizeof(*entry));
+			return afd__error(-E2BIG,
+				"entry %u: byte %u is set, this version knows %zu bytes", i, at,
+				sizeof(*entry));
 	}
 	return 0;
 }
@@ -162,13 +183,16 @@ static int check(struct afd__batch *batch, const struct afd_batch *wanted)
 		batch->mark = 1;
 	}
 	if (wanted->n_entries && !wanted->entries)
-		return afd__error(-EINVAL, "batch: entries is NULL, n_entries is %u", wanted->n_entries);
-	if (wanted->n_entries && (wanted->entry_bytes < sizeof(entry) || wanted->entry_bytes > 4096))
-		return afd__error(-EINVAL, "batch: entry_bytes is %u, must be sizeof(struct afd_entry), %zu",
-				  wanted->entry_bytes, sizeof(entry));
+		return afd__error(
+			-EINVAL, "batch: entries is NULL, n_entries is %u", wanted->n_entries);
+	if (wanted->n_entries &&
+		(wanted->entry_bytes < sizeof(entry) || wanted->entry_bytes > 4096))
+		return afd__error(-EINVAL,
+			"batch: entry_bytes is %u, must be sizeof(struct afd_entry), %zu",
+			wanted->entry_bytes, sizeof(entry));
 	if (wanted->n_entries > batch->limits.max_entries)
-		return afd__error(-ENOSPC, "batch: %u entries, at most %u sequences and rows", wanted->n_entries,
-				  batch->limits.max_entries);
+		return afd__error(-ENOSPC, "batch: %u entries, at most %u sequences and rows",
+			wanted->n_entries, batch->limits.max_entries);
 	for (i = 0; !rc && i < wanted->n_entries; i++) {
 		rc = read_entry(&entry, wanted, i);
 		rc = rc ? rc : add_entry(batch, wanted, &entry);
@@ -214,8 +238,8 @@ void afd__batch_restore(struct afd__batch *batch)
 
 /* ---- lanes ---- */
 
-void afd__batch_split(const struct afd__batch_entry *entries, uint32_t n_entries, struct afd__batch_lane *lanes,
-		      uint32_t n_lanes)
+void afd__batch_split(const struct afd__batch_entry *entries, uint32_t n_entries,
+	struct afd__batch_lane *lanes, uint32_t n_lanes)
 {
 	uint64_t rows_left = 0;
 	uint32_t i = 0, lane, row = 0;
@@ -232,7 +256,8 @@ void afd__batch_split(const struct afd__batch_entry *entries, uint32_t n_entries
 			if (l->n_entries && n_entries - i < lanes_left)
 				break;
 			/* The entry goes where the larger part of it lies below the equal share. */
-			if (l->n_entries && lanes_left * (2ull * l->n_rows + entries[i].n_rows) > 2 * rows_left)
+			if (l->n_entries &&
+				lanes_left * (2ull * l->n_rows + entries[i].n_rows) > 2 * rows_left)
 				break;
 			l->n_rows += entries[i++].n_rows;
 			l->n_entries++;
@@ -256,7 +281,8 @@ static void lay_out(struct afd__batch *batch)
 
 		n = afd__kv_pages(batch->kv, end);
 		batch->table_stride = n > batch->table_stride ? n : batch->table_stride;
-		batch->last_position = end - 1 > batch->last_position ? end - 1 : batch->last_position;
+		batch->last_position =
+			end - 1 > batch->last_position ? end - 1 : batch->last_position;
 	}
 	batch->positions_at = batch->n_rows;
 	batch->table_rows_at = batch->positions_at + batch->n_rows;
@@ -284,16 +310,20 @@ static void write_pages(struct afd__batch *batch, uint32_t entry, uint32_t group
 	const struct afd__batch_entry *e = &batch->entries[entry];
 	const int32_t *list = afd__kv_list(batch->kv, e->sequence, group);
 	int32_t *slots = batch->words + afd__batch_slots_at(batch, group) + e->row0;
-	int32_t *table = batch->words + afd__batch_table_at(batch, group) + (size_t)entry * batch->table_stride;
-	uint32_t page_size = batch->kv->shape.page_size, n = afd__kv_pages(batch->kv, e->position0 + e->n_rows), i;
+	int32_t *table = batch->words + afd__batch_table_at(batch, group) +
+			 (size_t)entry * batch->table_stride;
+	uint32_t page_size = batch->kv->shape.page_size,
+		 n = afd__kv_pages(batch->kv, e->position0 + e->n_rows), i;
 
 	memcpy(table, list, n * sizeof(int32_t));
-	/* What lies behind is never looked at; it is written so that nothing uploaded is left to chance. */
+	/* What lies behind is never looked at; it is written so that nothing uploaded is left to
+	 * chance. */
 	memset(table + n, 0, (batch->table_stride - n) * sizeof(int32_t));
 	for (i = 0; i < e->n_rows; i++) {
 		uint32_t position = e->position0 + i;
 
-		slots[i] = (int32_t)((uint32_t)list[position / page_size] * page_size + position % page_size);
+		slots[i] = (int32_t)((uint32_t)list[position / page_size] * page_size +
+				     position % page_size);
 	}
 }
 

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * One batch, planned: what the host asked for, checked, its pages reserved, its rows split into lanes, and everything that
- * the device needs to know of it laid out for one upload.
+ * One batch, planned: what the host asked for, checked, its pages reserved, its rows split into
+ * lanes, and everything that the device needs to know of it laid out for one upload.
  *
- * Invariant: rows stand in the order of entries and ids; a lane is a run of whole entries, because rows of one sequence need
- * each other's K and V in the same layer. Called by step alone.
+ * Invariant: rows stand in the order of entries and ids; a lane is a run of whole entries, because
+ * rows of one sequence need each other's K and V in the same layer. Called by step alone.
  */
 #ifndef AFD_LIB_ATTN_BATCH_H
 #define AFD_LIB_ATTN_BATCH_H
@@ -44,15 +44,17 @@ struct afd__batch {
 	struct afd__batch_lane lanes[AFD_MAX_LANES];
 	uint32_t last_position; /* the largest */
 
-	/* What is uploaded, in words: ids [n_rows], positions [n_rows], table rows [n_rows], rows of outputs [n_outputs],
-	 * then of each group slots [n_rows] and page table [n_entries][table_stride]. */
+	/* What is uploaded, in words: ids [n_rows], positions [n_rows], table rows [n_rows], rows
+	 * of outputs [n_outputs], then of each group slots [n_rows] and page table
+	 * [n_entries][table_stride]. */
 	int32_t *words;
 	size_t capacity_words, n_words;
 	size_t positions_at, table_rows_at, outputs_at, groups_at, group_words;
 };
 
-int afd__batch_create(struct afd__batch *batch, struct afd_context *ctx, const struct afd__batch_limits *limits,
-		      struct afd__kv *kv, const struct afd__sequences *sequences);
+int afd__batch_create(struct afd__batch *batch, struct afd_context *ctx,
+	const struct afd__batch_limits *limits, struct afd__kv *kv,
+	const struct afd__sequences *sequences);
 void afd__batch_destroy(struct afd__batch *batch); /* also of a zeroed one */
 
 /* Checks, reserves and lays out. On an error nothing has changed. */
@@ -61,9 +63,10 @@ int afd__batch_plan(struct afd__batch *batch, const struct afd_batch *wanted);
 void afd__batch_commit(struct afd__batch *batch);
 void afd__batch_restore(struct afd__batch *batch);
 
-/* Spreads whole entries over lanes in their order, no lane empty while entries last, the rows of lanes as equal as runs can be. */
-void afd__batch_split(const struct afd__batch_entry *entries, uint32_t n_entries, struct afd__batch_lane *lanes,
-		      uint32_t n_lanes);
+/* Spreads whole entries over lanes in their order, no lane empty while entries last, the rows of
+ * lanes as equal as runs can be. */
+void afd__batch_split(const struct afd__batch_entry *entries, uint32_t n_entries,
+	struct afd__batch_lane *lanes, uint32_t n_lanes);
 
 static inline size_t afd__batch_slots_at(const struct afd__batch *batch, uint32_t group)
 {

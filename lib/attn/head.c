@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The end of a step: the rows that give an output are gathered, normed, and multiplied with the head; logits and the ids of
- * the largest go down to the host. A chunk of rows at a time, in one piece of device memory.
+ * The end of a step: the rows that give an output are gathered, normed, and multiplied with the
+ * head; logits and the ids of the largest go down to the host. A chunk of rows at a time, in one
+ * piece of device memory.
  *
  * A logit that is not finite is an error of the step, never an output. Called by step.
  */
@@ -9,7 +10,8 @@
 
 #include "attn.h"
 
-static int gather(struct afd_attn *attn, const float *from, float *to, uint32_t row0, uint32_t n_rows)
+static int gather(
+	struct afd_attn *attn, const float *from, float *to, uint32_t row0, uint32_t n_rows)
 {
 	size_t row_bytes = attn->arch->hidden_size * sizeof(float);
 	const struct afd__convert_args convert = {
@@ -66,11 +68,12 @@ int afd__attn_enqueue_head(struct afd_attn *attn, uint32_t row0, uint32_t n_rows
 	rc = gather(attn, attn->memory.h, attn->memory.head_h, row0, n_rows);
 	rc = rc ? rc : gather(attn, attn->memory.y, attn->memory.head_y, row0, n_rows);
 	rc = rc ? rc : enqueue_logits(attn, n_rows);
-	rc = rc ? rc : afd__queue_download(&attn->queue, attn->greedy + row0, attn->memory.greedy,
-					   n_rows * sizeof(int32_t));
+	rc = rc ? rc
+		: afd__queue_download(&attn->queue, attn->greedy + row0, attn->memory.greedy,
+			  n_rows * sizeof(int32_t));
 	if (!rc && attn->step.logits)
-		rc = afd__queue_download(&attn->queue, attn->step.logits + row0 * vocab, attn->memory.logits,
-					 n_rows * vocab * sizeof(float));
+		rc = afd__queue_download(&attn->queue, attn->step.logits + row0 * vocab,
+			attn->memory.logits, n_rows * vocab * sizeof(float));
 	return rc;
 }
 
@@ -99,7 +102,7 @@ int afd__attn_check_outputs(const struct afd_attn *attn)
 		entry = afd__batch_entry_of(batch, row);
 		name_entry(entry, name, sizeof(name));
 		return afd__error(-EDOM, "%s, position %u: logit %d is not finite", name,
-				  entry->position0 + (row - entry->row0), -1 - attn->greedy[i]);
+			entry->position0 + (row - entry->row0), -1 - attn->greedy[i]);
 	}
 	return 0;
 }

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Pages are taken from a stack and given back to it. A step first reserves: new pages at the end of the lists, and a copy
- * in place of a last page that others share. The page that was shared stays counted until the step has succeeded, so that
- * two sharers which both write in one step both get copies, and going back is exact whatever the other did.
+ * Pages are taken from a stack and given back to it. A step first reserves: new pages at the end of
+ * the lists, and a copy in place of a last page that others share. The page that was shared stays
+ * counted until the step has succeeded, so that two sharers which both write in one step both get
+ * copies, and going back is exact whatever the other did.
  */
 #include "kv.h"
 
@@ -18,7 +19,7 @@ static int add_part(size_t *total, size_t *at, size_t n, size_t bytes)
 
 	*at = *total;
 	if (__builtin_mul_overflow(n, bytes, &part) || __builtin_add_overflow(part, 7, &part) ||
-	    __builtin_add_overflow(*total, part & ~(size_t)7, total))
+		__builtin_add_overflow(*total, part & ~(size_t)7, total))
 		return afd__error(-EINVAL, "KV books: %zu entries of %zu bytes overflow", n, bytes);
 	return 0;
 }
@@ -27,20 +28,22 @@ static int check_shape(const struct afd__kv_shape *shape)
 {
 	uint64_t positions = (uint64_t)shape->n_pages * shape->page_size;
 
-	assert(shape->n_groups && shape->n_pages && shape->page_size && shape->n_sequences && shape->max_positions);
+	assert(shape->n_groups && shape->n_pages && shape->page_size && shape->n_sequences &&
+		shape->max_positions);
 	if (positions > INT32_MAX)
-		return afd__error(-EINVAL, "KV cache: %u pages of %u positions, limit %d positions", shape->n_pages,
-				  shape->page_size, INT32_MAX);
+		return afd__error(-EINVAL, "KV cache: %u pages of %u positions, limit %d positions",
+			shape->n_pages, shape->page_size, INT32_MAX);
 	if (shape->max_positions > positions)
-		return afd__error(-EINVAL, "KV cache: max_positions is %u, its pages hold %llu", shape->max_positions,
-				  (unsigned long long)positions);
+		return afd__error(-EINVAL, "KV cache: max_positions is %u, its pages hold %llu",
+			shape->max_positions, (unsigned long long)positions);
 	return 0;
 }
 
 static int allocate(struct afd__kv *kv)
 {
 	const struct afd__kv_shape *s = &kv->shape;
-	size_t n_lists = (size_t)s->n_sequences * s->n_groups, n_counted = (size_t)s->n_pages * s->n_groups;
+	size_t n_lists = (size_t)s->n_sequences * s->n_groups,
+	       n_counted = (size_t)s->n_pages * s->n_groups;
 	size_t lists, kept, sequences, stacks, counts, total = 0;
 	uint32_t g;
 	int rc;
@@ -49,7 +52,8 @@ static int allocate(struct afd__kv *kv)
 	rc = rc ? rc : add_part(&total, &kept, n_lists, sizeof(int32_t));
 	rc = rc ? rc : add_part(&total, &stacks, n_counted, sizeof(int32_t));
 	rc = rc ? rc : add_part(&total, &counts, n_counted, sizeof(uint32_t));
-	rc = rc ? rc : add_part(&total, &lists, n_lists, sizeof(int32_t) * (size_t)kv->list_capacity);
+	rc = rc ? rc
+		: add_part(&total, &lists, n_lists, sizeof(int32_t) * (size_t)kv->list_capacity);
 	if (rc)
 		return rc;
 	kv->groups = afd__alloc(kv->ctx, s->n_groups, sizeof(*kv->groups));
@@ -61,8 +65,10 @@ static int allocate(struct afd__kv *kv)
 	kv->kept = (void *)((char *)kv->memory + kept);
 	kv->lists = (void *)((char *)kv->memory + lists);
 	for (g = 0; g < s->n_groups; g++) {
-		kv->groups[g].free = (int32_t *)((char *)kv->memory + stacks) + (size_t)g * s->n_pages;
-		kv->groups[g].references = (uint32_t *)((char *)kv->memory + counts) + (size_t)g * s->n_pages;
+		kv->groups[g].free =
+			(int32_t *)((char *)kv->memory + stacks) + (size_t)g * s->n_pages;
+		kv->groups[g].references =
+			(uint32_t *)((char *)kv->memory + counts) + (size_t)g * s->n_pages;
 	}
 	return 0;
 }
@@ -72,7 +78,8 @@ static void clear(struct afd__kv *kv)
 	uint32_t n_pages = kv->shape.n_pages, g, i;
 
 	memset(kv->sequences, 0, kv->shape.n_sequences * sizeof(*kv->sequences));
-	memset(kv->kept, 0xff, (size_t)kv->shape.n_sequences * kv->shape.n_groups * sizeof(*kv->kept));
+	memset(kv->kept, 0xff,
+		(size_t)kv->shape.n_sequences * kv->shape.n_groups * sizeof(*kv->kept));
 	for (g = 0; g < kv->shape.n_groups; g++) {
 		kv->groups[g].n_free = n_pages;
 		/* The lowest page is taken first. */
@@ -131,7 +138,8 @@ static void release(struct afd__kv_group *group, int32_t page)
 }
 
 /* From the last on, so that what was taken last lies on top of the stack again. */
-static void release_tail(struct afd__kv_group *group, const int32_t *list, uint32_t first, uint32_t end)
+static void release_tail(
+	struct afd__kv_group *group, const int32_t *list, uint32_t first, uint32_t end)
 {
 	while (end-- > first)
 		release(group, list[end]);
@@ -164,8 +172,8 @@ void afd__kv_truncate(struct afd__kv *kv, uint32_t sequence, uint32_t n_position
 
 	assert(n_positions <= s->length && !s->reserved);
 	for (g = 0; g < kv->shape.n_groups; g++)
-		release_tail(&kv->groups[g], afd__kv_list(kv, sequence, g), afd__kv_pages(kv, n_positions),
-			     afd__kv_pages(kv, s->length));
+		release_tail(&kv->groups[g], afd__kv_list(kv, sequence, g),
+			afd__kv_pages(kv, n_positions), afd__kv_pages(kv, s->length));
 	s->length = n_positions;
 }
 
@@ -188,15 +196,15 @@ static int check_room(const struct afd__kv *kv, uint32_t sequence, uint32_t n_ro
 	uint32_t length = kv->sequences[sequence].length, n_new, g;
 
 	if (n_rows > kv->shape.max_positions - length)
-		return afd__error(-ENOSPC, "%u positions and %u more, max_positions is %u", length, n_rows,
-				  kv->shape.max_positions);
+		return afd__error(-ENOSPC, "%u positions and %u more, max_positions is %u", length,
+			n_rows, kv->shape.max_positions);
 	n_new = afd__kv_pages(kv, length + n_rows) - afd__kv_pages(kv, length);
 	for (g = 0; g < kv->shape.n_groups; g++) {
 		uint32_t need = n_new + tail_is_shared(kv, sequence, g);
 
 		if (need > kv->groups[g].n_free)
-			return afd__error(-ENOSPC, "%u KV pages needed, %u free of %u", need, kv->groups[g].n_free,
-					  kv->shape.n_pages);
+			return afd__error(-ENOSPC, "%u KV pages needed, %u free of %u", need,
+				kv->groups[g].n_free, kv->shape.n_pages);
 	}
 	return 0;
 }
@@ -226,14 +234,16 @@ int afd__kv_reserve(struct afd__kv *kv, uint32_t sequence, uint32_t n_rows)
 	return 0;
 }
 
-int afd__kv_copy(const struct afd__kv *kv, uint32_t sequence, uint32_t group, int32_t *from, int32_t *to)
+int afd__kv_copy(
+	const struct afd__kv *kv, uint32_t sequence, uint32_t group, int32_t *from, int32_t *to)
 {
 	int32_t kept = kv->kept[(size_t)sequence * kv->shape.n_groups + group];
 
 	if (kept < 0)
 		return 0;
 	*from = kept;
-	*to = afd__kv_list(kv, sequence, group)[kv->sequences[sequence].length / kv->shape.page_size];
+	*to = afd__kv_list(
+		kv, sequence, group)[kv->sequences[sequence].length / kv->shape.page_size];
 	return 1;
 }
 
@@ -255,7 +265,8 @@ void afd__kv_commit(struct afd__kv *kv, uint32_t sequence)
 void afd__kv_restore(struct afd__kv *kv, uint32_t sequence)
 {
 	struct afd__kv_sequence *s = &kv->sequences[sequence];
-	uint32_t first = afd__kv_pages(kv, s->length), end = afd__kv_pages(kv, s->length + s->reserved), g;
+	uint32_t first = afd__kv_pages(kv, s->length),
+		 end = afd__kv_pages(kv, s->length + s->reserved), g;
 
 	for (g = kv->shape.n_groups; g-- > 0;) {
 		int32_t *kept = &kv->kept[(size_t)sequence * kv->shape.n_groups + g];

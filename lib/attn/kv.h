@@ -1,11 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The books of the paged KV cache: which page holds which positions of which sequence. Pages are counted, shared by forks
- * and copied when a sharer writes. Layers that see the same window form a group, which has its own pages and its own page
- * lists, so that pages of a sliding window can leave it while the full layers keep theirs.
+ * The books of the paged KV cache: which page holds which positions of which sequence. Pages are
+ * counted, shared by forks and copied when a sharer writes. Layers that see the same window form a
+ * group, which has its own pages and its own page lists, so that pages of a sliding window can
+ * leave it while the full layers keep theirs.
  *
- * Invariant: a page's count is the number of page lists that hold it, plus one while a step keeps it to go back to.
- * Pure bookkeeping on the host: the memory of the pages is the stage's business. Called by sequences, batch and step.
+ * Invariant: a page's count is the number of page lists that hold it, plus one while a step keeps
+ * it to go back to. Pure bookkeeping on the host: the memory of the pages is the stage's business.
+ * Called by sequences, batch and step.
  */
 #ifndef AFD_LIB_ATTN_KV_H
 #define AFD_LIB_ATTN_KV_H
@@ -39,9 +41,9 @@ struct afd__kv {
 	uint32_t list_capacity;             /* pages of the longest sequence */
 	struct afd__kv_group *groups;       /* [n_groups] */
 	struct afd__kv_sequence *sequences; /* [n_sequences] */
-	int32_t *lists;                     /* [n_sequences][n_groups][list_capacity] page ids in order of position */
-	int32_t *kept;                      /* [n_sequences][n_groups]: the page that a copy stands in for, or -1 */
-	void *memory;                       /* of all arrays but groups */
+	int32_t *lists; /* [n_sequences][n_groups][list_capacity] page ids in order of position */
+	int32_t *kept;  /* [n_sequences][n_groups]: the page that a copy stands in for, or -1 */
+	void *memory;   /* of all arrays but groups */
 	size_t memory_bytes;
 };
 
@@ -68,13 +70,16 @@ void afd__kv_truncate(struct afd__kv *kv, uint32_t sequence, uint32_t n_position
 
 /* ---- a step ---- */
 
-/* Gives the sequence pages of its own for n_rows positions more. -ENOSPC changes nothing and names need and limit. */
+/* Gives the sequence pages of its own for n_rows positions more. -ENOSPC changes nothing and names
+ * need and limit. */
 int afd__kv_reserve(struct afd__kv *kv, uint32_t sequence, uint32_t n_rows);
 /* 1 when the reservation replaced a shared page: *to begins as a copy of *from. */
-int afd__kv_copy(const struct afd__kv *kv, uint32_t sequence, uint32_t group, int32_t *from, int32_t *to);
+int afd__kv_copy(
+	const struct afd__kv *kv, uint32_t sequence, uint32_t group, int32_t *from, int32_t *to);
 /* The step has succeeded: the sequence has grown. */
 void afd__kv_commit(struct afd__kv *kv, uint32_t sequence);
-/* The step has not: as before _reserve. In the reverse order of reservations even the order of free pages is. */
+/* The step has not: as before _reserve. In the reverse order of reservations even the order of free
+ * pages is. */
 void afd__kv_restore(struct afd__kv *kv, uint32_t sequence);
 
 /* Free pages of the group that has least. */

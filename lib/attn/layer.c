@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * What the device does for a step, up to the FFN's input: ids become rows, and each layer adds what came before to the
- * residual stream, attends, and leaves the normed rows for the FFN. Nothing here waits; all of it is enqueued in order.
+ * What the device does for a step, up to the FFN's input: ids become rows, and each layer adds what
+ * came before to the residual stream, attends, and leaves the normed rows for the FFN. Nothing here
+ * waits; all of it is enqueued in order.
  *
- * Lanes use the same qkv and mixed memory, because the queue runs one after the other. Called by step.
+ * Lanes use the same qkv and mixed memory, because the queue runs one after the other. Called by
+ * step.
  */
 #include "attn.h"
 
@@ -18,7 +20,7 @@ static int copy_page(struct afd_attn *attn, uint32_t group, int32_t from, int32_
 	for (layer = 0; !rc && layer < l->n_layers; layer++) {
 		char *pages = (char *)l->memory + layer * l->layer_bytes;
 		const struct afd__copy_args copy = { pages + (size_t)to * l->page_bytes,
-						     pages + (size_t)from * l->page_bytes, l->page_bytes };
+			pages + (size_t)from * l->page_bytes, l->page_bytes };
 
 		if (attn->groups[layer] == group)
 			rc = afd__copy(&attn->queue, &copy);
@@ -34,7 +36,8 @@ static int copy_shared_pages(struct afd_attn *attn)
 
 	for (entry = 0; entry < attn->batch.n_entries; entry++) {
 		for (group = 0; !rc && group < attn->kv.shape.n_groups; group++) {
-			if (afd__kv_copy(&attn->kv, attn->batch.entries[entry].sequence, group, &from, &to))
+			if (afd__kv_copy(&attn->kv, attn->batch.entries[entry].sequence, group,
+				    &from, &to))
 				rc = copy_page(attn, group, from, to);
 		}
 	}
@@ -81,7 +84,7 @@ int afd__attn_enqueue_start(struct afd_attn *attn)
 	int rc;
 
 	rc = afd__queue_upload(&attn->queue, attn->memory.words, attn->batch.words,
-			       attn->batch.n_words * sizeof(int32_t));
+		attn->batch.n_words * sizeof(int32_t));
 	rc = rc ? rc : copy_shared_pages(attn);
 	rc = rc ? rc : enqueue_angles(attn);
 	return rc ? rc : afd__embed(&attn->queue, &embed);
@@ -89,7 +92,8 @@ int afd__attn_enqueue_start(struct afd_attn *attn)
 
 /* ---- one layer of one lane ---- */
 
-static int enqueue_norm(struct afd_attn *attn, const struct afd__lane *lane, const float *weight, bool add)
+static int enqueue_norm(
+	struct afd_attn *attn, const struct afd__lane *lane, const float *weight, bool add)
 {
 	const struct afd__norm_args norm = {
 		.h = afd__attn_rows(attn, attn->memory.h, lane->row0),
@@ -104,7 +108,8 @@ static int enqueue_norm(struct afd_attn *attn, const struct afd__lane *lane, con
 	return afd__norm(&attn->queue, &norm);
 }
 
-static int enqueue_qkv(struct afd_attn *attn, const struct afd__lane *lane, const struct afd__attn_layer *w)
+static int enqueue_qkv(
+	struct afd_attn *attn, const struct afd__lane *lane, const struct afd__attn_layer *w)
 {
 	uint32_t part, column = 0;
 	int rc = 0;
@@ -126,14 +131,16 @@ static int enqueue_qkv(struct afd_attn *attn, const struct afd__lane *lane, cons
 	return rc;
 }
 
-static int enqueue_rope(struct afd_attn *attn, const struct afd__lane *lane, const struct afd__attn_layer *w)
+static int enqueue_rope(
+	struct afd_attn *attn, const struct afd__lane *lane, const struct afd__attn_layer *w)
 {
 	struct afd__rope_args rope = {
 		.qkv = attn->memory.qkv,
 		.q_norm = w->q_norm,
 		.k_norm = w->k_norm,
 		.angles = w->rope < 0 ? NULL : angles_of(attn, (uint32_t)w->rope, lane->row0),
-		.slots = attn->memory.words + afd__batch_slots_at(&attn->batch, attn->groups[lane->layer]) + lane->row0,
+		.slots = attn->memory.words +
+			 afd__batch_slots_at(&attn->batch, attn->groups[lane->layer]) + lane->row0,
 		.n_rows = lane->n_rows,
 		.n_heads = w->arch->n_heads,
 		.eps = attn->arch->rms_norm_eps,
@@ -143,7 +150,8 @@ static int enqueue_rope(struct afd_attn *attn, const struct afd__lane *lane, con
 	return afd__rope(&attn->queue, &rope);
 }
 
-static int enqueue_attend(struct afd_attn *attn, const struct afd__lane *lane, const struct afd__attn_layer *w)
+static int enqueue_attend(
+	struct afd_attn *attn, const struct afd__lane *lane, const struct afd__attn_layer *w)
 {
 	const int32_t *words = attn->memory.words;
 	struct afd__attend_args attend = {
@@ -163,7 +171,8 @@ static int enqueue_attend(struct afd_attn *attn, const struct afd__lane *lane, c
 	return afd__attend(&attn->queue, &attend);
 }
 
-static int enqueue_o(struct afd_attn *attn, const struct afd__lane *lane, const struct afd__attn_layer *w)
+static int enqueue_o(
+	struct afd_attn *attn, const struct afd__lane *lane, const struct afd__attn_layer *w)
 {
 	const struct afd__product_args product = {
 		.x = attn->memory.mixed,
@@ -212,7 +221,8 @@ int afd__attn_clear_rows(struct afd_attn *attn, float *rows, uint32_t n_rows)
 	return afd__convert(&attn->queue, &convert);
 }
 
-int afd__attn_add_rows(struct afd_attn *attn, const void *src, int32_t dtype, float *rows, uint32_t n_rows)
+int afd__attn_add_rows(
+	struct afd_attn *attn, const void *src, int32_t dtype, float *rows, uint32_t n_rows)
 {
 	uint32_t hidden = attn->arch->hidden_size;
 	const struct afd__convert_args convert = {

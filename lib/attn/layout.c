@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Where K and V lie in the pool: layer by layer, page by page; in a page all of K, then all of V, head by head, so that a
- * head reads its positions in one run. The layout is public: a host can export and import KV, or own the memory.
+ * Where K and V lie in the pool: layer by layer, page by page; in a page all of K, then all of V,
+ * head by head, so that a head reads its positions in one run. The layout is public: a host can
+ * export and import KV, or own the memory.
  *
- * Page ids are counted per group of layers that see the same window; each group uses its own layers' part of the pool.
+ * Page ids are counted per group of layers that see the same window; each group uses its own
+ * layers' part of the pool.
  */
 #include <assert.h>
 
@@ -16,14 +18,16 @@ static int multiply(size_t *out, size_t a, size_t b)
 	return 0;
 }
 
-int afd__attn_layout_plan(struct afd_kv_layout *layout, const struct afd__arch *arch, const struct afd_attn_params *params)
+int afd__attn_layout_plan(struct afd_kv_layout *layout, const struct afd__arch *arch,
+	const struct afd_attn_params *params)
 {
 	const struct afd__layer *first = &arch->layers[0];
 	uint32_t i;
 	int rc;
 
 	for (i = 0; i < arch->n_layers; i++)
-		assert(arch->layers[i].n_kv_heads == first->n_kv_heads && arch->layers[i].head_dim == first->head_dim);
+		assert(arch->layers[i].n_kv_heads == first->n_kv_heads &&
+			arch->layers[i].head_dim == first->head_dim);
 	*layout = (struct afd_kv_layout){
 		.size = sizeof(*layout),
 		.n_layers = arch->n_layers,
@@ -86,24 +90,27 @@ int afd_attn_kv_layout(const afd_attn *attn, struct afd_kv_layout *layout)
 	return rc ? rc : afd__params_give(layout, &attn->layout, sizeof(attn->layout), "KV layout");
 }
 
-int afd_attn_pages(const afd_attn *attn, uint64_t sequence, uint32_t layer, int32_t *ids, uint32_t capacity)
+int afd_attn_pages(
+	const afd_attn *attn, uint64_t sequence, uint32_t layer, int32_t *ids, uint32_t capacity)
 {
 	uint32_t n, i;
-	int rc = afd__context_check(attn ? attn->ctx : NULL, "attn"), index;
+	int rc = afd__attn_check_idle(attn), index;
 
 	if (rc)
 		return rc;
 	if (layer >= attn->arch->n_layers)
-		return afd__error(-EINVAL, "attn: layer %u, the model has %u", layer, attn->arch->n_layers);
+		return afd__error(
+			-EINVAL, "attn: layer %u, the model has %u", layer, attn->arch->n_layers);
 	index = afd__sequences_find(&attn->sequences, sequence);
 	if (index < 0)
 		return index;
 	n = afd__kv_pages(&attn->kv, attn->kv.sequences[index].length);
 	if (n > capacity)
-		return afd__error(-ENOSPC, "sequence %llu: %u pages, capacity is %u", (unsigned long long)sequence, n,
-				  capacity);
+		return afd__error(-ENOSPC, "sequence %llu: %u pages, capacity is %u",
+			(unsigned long long)sequence, n, capacity);
 	if (n && !ids)
-		return afd__error(-EINVAL, "sequence %llu: ids is NULL", (unsigned long long)sequence);
+		return afd__error(
+			-EINVAL, "sequence %llu: ids is NULL", (unsigned long long)sequence);
 	for (i = 0; i < n; i++)
 		ids[i] = afd__kv_list(&attn->kv, (uint32_t)index, attn->groups[layer])[i];
 	return (int)n;

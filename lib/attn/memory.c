@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The device memory that steps write, in one piece, sized for the largest batch when the stage is made. So a step allocates
- * nothing, and a stage that will not fit says so at once.
+ * The device memory that steps write, in one piece, sized for the largest batch when the stage is
+ * made. So a step allocates nothing, and a stage that will not fit says so at once.
  */
 #include <string.h>
 
@@ -19,8 +19,8 @@ static void *part(struct plan *plan, size_t n, size_t width)
 	size_t at = plan->bytes, bytes;
 
 	if (__builtin_mul_overflow(n, width, &bytes) || __builtin_mul_overflow(bytes, 4, &bytes) ||
-	    __builtin_add_overflow(bytes, 63, &bytes) ||
-	    __builtin_add_overflow(plan->bytes, bytes & ~(size_t)63, &plan->bytes))
+		__builtin_add_overflow(bytes, 63, &bytes) ||
+		__builtin_add_overflow(plan->bytes, bytes & ~(size_t)63, &plan->bytes))
 		plan->overflow = 1;
 	return plan->base ? plan->base + at : NULL;
 }
@@ -28,7 +28,8 @@ static void *part(struct plan *plan, size_t n, size_t width)
 static void lay_out(const struct afd_attn *attn, struct afd__attn_memory *m, struct plan *plan)
 {
 	size_t rows = attn->params.max_rows, hidden = attn->arch->hidden_size;
-	uint32_t head_rows = attn->params.max_outputs < AFD__HEAD_ROWS ? attn->params.max_outputs : AFD__HEAD_ROWS;
+	uint32_t head_rows = attn->params.max_outputs < AFD__HEAD_ROWS ? attn->params.max_outputs
+								       : AFD__HEAD_ROWS;
 
 	m->h = part(plan, rows, hidden);
 	m->x = part(plan, rows, hidden);
@@ -49,7 +50,8 @@ static void lay_out(const struct afd_attn *attn, struct afd__attn_memory *m, str
 /* There is no operation that clears; zeros are sent once. */
 static int upload_zeros(struct afd_attn *attn)
 {
-	size_t n = attn->params.max_rows > attn->arch->hidden_size ? attn->params.max_rows : attn->arch->hidden_size;
+	size_t n = attn->params.max_rows > attn->arch->hidden_size ? attn->params.max_rows
+								   : attn->arch->hidden_size;
 	float *zeros = afd__alloc(attn->ctx, n, sizeof(*zeros));
 	int rc;
 
@@ -68,7 +70,8 @@ int afd__attn_memory_create(struct afd_attn *attn)
 
 	lay_out(attn, m, &plan);
 	if (plan.overflow)
-		return afd__error(-EINVAL, "attn: the activations of max_rows %u overflow", attn->params.max_rows);
+		return afd__error(-EINVAL, "attn: the activations of max_rows %u overflow",
+			attn->params.max_rows);
 	rc = afd__device_alloc(attn->device, plan.bytes, "activations", &m->all);
 	if (rc)
 		return rc;

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The parameters of an attention stage: every default filled in, every limit checked, before anything is allocated. What the
- * transport says is not said a second time. Called when a stage is made.
+ * The parameters of an attention stage: every default filled in, every limit checked, before
+ * anything is allocated. What the transport says is not said a second time. Called when a stage is
+ * made.
  */
 #include "attn.h"
 
@@ -29,7 +30,8 @@ static int fill_dtype(int32_t *dtype, int32_t fallback, const char *name)
 	if (!*dtype)
 		*dtype = fallback ? fallback : AFD_DTYPE_F32;
 	if (*dtype == AFD_DTYPE_FP8)
-		return afd__error(-ENOTSUP, "attn: %s is fp8; f32, bf16 and f16 are supported", name);
+		return afd__error(
+			-ENOTSUP, "attn: %s is fp8; f32, bf16 and f16 are supported", name);
 	if (*dtype < AFD_DTYPE_F32 || *dtype > AFD_DTYPE_FP8)
 		return afd__error(-EINVAL, "attn: %s is %d, limit %d", name, *dtype, AFD_DTYPE_FP8);
 	return 0;
@@ -50,14 +52,17 @@ static int fill_kv(struct afd_attn_params *p, const struct afd_model *model)
 }
 
 /* With a transport its own params say these. */
-static int fill_wire(struct afd_attn_params *p, const struct afd_model *model, const struct afd__exchange_info *net)
+static int fill_wire(struct afd_attn_params *p, const struct afd_model *model,
+	const struct afd__exchange_info *net)
 {
 	int32_t fallback = afd__model_dtype(model);
 	int rc;
 
 	if (net && (p->to_ffn_dtype || p->to_attention_dtype || p->lanes))
-		return afd__error(-EINVAL, "attn: to_ffn_dtype, to_attention_dtype and lanes are %d, %d, %u beside a transport, "
-				  "which says them", p->to_ffn_dtype, p->to_attention_dtype, p->lanes);
+		return afd__error(-EINVAL,
+			"attn: to_ffn_dtype, to_attention_dtype and lanes are %d, %d, %u, "
+			"must be 0: the transport says them",
+			p->to_ffn_dtype, p->to_attention_dtype, p->lanes);
 	if (net) {
 		p->to_ffn_dtype = net->to_ffn_dtype;
 		p->to_attention_dtype = net->to_attention_dtype;
@@ -80,10 +85,13 @@ static int fill_capacities(struct afd_attn_params *p)
 		return rc;
 	outputs = p->max_sequences < p->max_rows ? p->max_sequences : p->max_rows;
 	rc = fill_count(&p->max_outputs, outputs, p->max_rows, "max_outputs");
-	return rc ? rc : fill_count(&p->max_positions, (uint32_t)positions, (uint32_t)positions, "max_positions");
+	return rc ? rc
+		  : fill_count(&p->max_positions, (uint32_t)positions, (uint32_t)positions,
+			    "max_positions");
 }
 
-int afd__attn_params_fill(struct afd_attn_params *p, const struct afd_model *model, const struct afd__exchange_info *net)
+int afd__attn_params_fill(struct afd_attn_params *p, const struct afd_model *model,
+	const struct afd__exchange_info *net)
 {
 	int rc = fill_kv(p, model);
 
@@ -96,8 +104,8 @@ size_t afd_attn_kv_bytes(const afd_model *model, const struct afd_attn_params *p
 	struct afd_kv_layout layout;
 	struct afd_attn_params p;
 
-	if (afd__model_check(model) || afd__params_copy(&p, sizeof(p), params, "attn params") || fill_kv(&p, model) ||
-	    afd__attn_layout_plan(&layout, &model->arch, &p))
+	if (afd__model_check(model) || afd__params_copy(&p, sizeof(p), params, "attn params") ||
+		fill_kv(&p, model) || afd__attn_layout_plan(&layout, &model->arch, &p))
 		return 0;
 	return layout.memory_bytes;
 }

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Rows to the FFN peers and back: the transport asks for a part's rows when it has a slot, and offers what came. The device
- * writes and reads slots itself; a ticket tells when it has. Partial results of shards are added in their order, to +0.0.
+ * Rows to the FFN peers and back: the transport asks for a part's rows when it has a slot, and
+ * offers what came. The device writes and reads slots itself; a ticket tells when it has. Partial
+ * results of shards are added in their order, to +0.0.
  */
 #include "attn.h"
 
@@ -45,7 +46,8 @@ static int fill(void *user, uint32_t index, uint32_t row0, uint32_t n_rows, void
 	return rc ? rc : enqueued(attn, lane);
 }
 
-static int drain(void *user, uint32_t index, uint32_t row0, uint32_t n_rows, const void *slot, uint32_t shard)
+static int drain(void *user, uint32_t index, uint32_t row0, uint32_t n_rows, const void *slot,
+	uint32_t shard)
 {
 	struct afd_attn *attn = user;
 	struct afd__lane *lane = &attn->step.lanes[index];
@@ -58,7 +60,9 @@ static int drain(void *user, uint32_t index, uint32_t row0, uint32_t n_rows, con
 
 int afd__attn_remote_send(struct afd_attn *attn, uint32_t index)
 {
-	const struct afd__frame_io io = { .fill = fill, .filled = reached, .drain = drain, .drained = reached, .user = attn };
+	const struct afd__frame_io io = {
+		.fill = fill, .filled = reached, .drain = drain, .drained = reached, .user = attn
+	};
 	const struct afd__lane *lane = &attn->step.lanes[index];
 
 	return afd__exchange_send(attn->net, index, lane->layer, lane->n_rows, &io);

@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Sampling: a helper for hosts, on logits that they hold. Candidates stand in one order, the larger logit first and among
- * equals the lower id, whatever the params; the draw walks along it. A heap gives as much of that order as is needed.
+ * Sampling: a helper for hosts, on logits that they hold. Candidates stand in one order, the larger
+ * logit first and among equals the lower id, whatever the params; the draw walks along it. A heap
+ * gives as much of that order as is needed.
  *
- * Invariant: the same logits, seed and position give the same id, because the random number is a hash of seed and position
- * and every sum is taken in one order. Pure functions.
+ * Invariant: the same logits, seed and position give the same id, because the random number is a
+ * hash of seed and position and every sum is taken in one order. Pure functions.
  */
 #include <math.h>
 #include <string.h>
@@ -110,12 +111,16 @@ static int32_t find_largest(const float *logits, uint32_t vocab)
 	return best;
 }
 
-static int check(const struct afd_sample_params *p, const float *logits, uint32_t vocab, const void *scratch)
+static int check(
+	const struct afd_sample_params *p, const float *logits, uint32_t vocab, const void *scratch)
 {
 	if (!logits || !vocab || vocab > INT32_MAX)
-		return afd__error(-EINVAL, "sample: %s, vocab is %u", logits ? "logits are given" : "logits is NULL", vocab);
+		return afd__error(-EINVAL, "sample: %s, vocab is %u",
+			logits ? "logits are given" : "logits is NULL", vocab);
 	if (!(p->temperature >= 0) || !isfinite(p->temperature))
-		return afd__error(-EINVAL, "sample: temperature is %g, must be finite and not below 0", p->temperature);
+		return afd__error(-EINVAL,
+			"sample: temperature is %g, must be finite and not below 0",
+			p->temperature);
 	if (!(p->top_p >= 0 && p->top_p <= 1))
 		return afd__error(-EINVAL, "sample: top_p is %g, limits 0 and 1", p->top_p);
 	if (p->_pad)
@@ -125,7 +130,8 @@ static int check(const struct afd_sample_params *p, const float *logits, uint32_
 	return 0;
 }
 
-/* Sum of the weights of the first n candidates; of all of them by id, so that none has to be ordered. */
+/* Sum of the weights of the first n candidates; of all of them by id, so that none has to be
+ * ordered. */
 static double sum_first(struct order *order, const float *logits, uint32_t n)
 {
 	double sum = 0;
@@ -148,8 +154,8 @@ static void cut(struct order *order, double share, uint32_t *n, double *sum)
 	*sum = reached;
 }
 
-int32_t afd_sample(const float *logits, uint32_t vocab, uint64_t position, const struct afd_sample_params *params,
-		   void *scratch)
+int32_t afd_sample(const float *logits, uint32_t vocab, uint64_t position,
+	const struct afd_sample_params *params, void *scratch)
 {
 	struct afd_sample_params p;
 	struct order order;

@@ -1,14 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Linear probing over at least twice as many buckets as there can be ids, so that a free bucket ends every search. Removal
- * moves later members of the same run back, as Knuth's algorithm R does (The Art of Computer Programming, 6.4).
+ * Linear probing over at least twice as many buckets as there can be ids, so that a free bucket
+ * ends every search. Removal moves later members of the same run back, as Knuth's algorithm R does
+ * (The Art of Computer Programming, 6.4).
  */
 #include "sequences.h"
 
 #include <assert.h>
 #include <string.h>
 
-/* Hosts number sequences 0, 1, 2 … or by pointers; both must spread. The finaliser of splitmix64. */
+/* Hosts number sequences 0, 1, 2 … or by pointers; both must spread. The finaliser of splitmix64.
+ */
 static uint64_t hash(uint64_t id)
 {
 	id ^= id >> 30;
@@ -75,8 +77,8 @@ int afd__sequences_add(struct afd__sequences *table, uint64_t id)
 	if (table->buckets[bucket] >= 0)
 		return afd__error(-EEXIST, "sequence %llu: it exists", (unsigned long long)id);
 	if (table->n == table->capacity)
-		return afd__error(-ENOSPC, "sequence %llu: %u exist, max_sequences is %u", (unsigned long long)id,
-				  table->n, table->capacity);
+		return afd__error(-ENOSPC, "sequence %llu: %u exist, max_sequences is %u",
+			(unsigned long long)id, table->n, table->capacity);
 	table->n++;
 	index = table->free[table->capacity - table->n];
 	table->ids[index] = id;

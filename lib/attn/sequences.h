@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The host's sequence ids and the index that each has in the KV books. A hash table of fixed capacity, open addressing;
- * a removed id closes its gap, so that looking up never passes over graves.
+ * The host's sequence ids and the index that each has in the KV books. A hash table of fixed
+ * capacity, open addressing; a removed id closes its gap, so that looking up never passes over
+ * graves.
  *
- * Invariant: an index belongs to one id, or lies on the stack of free ones. Called by attn and batch.
+ * Invariant: an index belongs to one id, or lies on the stack of free ones. Called by attn and
+ * batch.
  */
 #ifndef AFD_LIB_ATTN_SEQUENCES_H
 #define AFD_LIB_ATTN_SEQUENCES_H

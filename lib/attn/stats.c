@@ -1,23 +1,31 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * What a host can see of an attention stage: its stats, and the series that it reports to the context's metrics. Counted when
- * a step ends, never on the path of a row. Stages of one context share the series.
+ * What a host can see of an attention stage: its stats, and the series that it reports to the
+ * context's metrics. Counted when a step ends, never on the path of a row. Stages of one context
+ * share the series.
  */
 #include "attn.h"
 
-static const double SECONDS[] = { 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10 };
+static const double SECONDS[] = { 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5,
+	5, 10 };
 
 static const struct afd__metric_family STEPS = {
-	.name = "afd_attn_steps_total", .help = "Steps that have succeeded.", .kind = AFD__COUNTER };
-static const struct afd__metric_family ROWS = {
-	.name = "afd_attn_rows_total", .help = "Rows of steps that have succeeded.", .kind = AFD__COUNTER };
-static const struct afd__metric_family STEP_SECONDS = {
-	.name = "afd_attn_step_seconds", .help = "Time from the begin of a step to its end.", .kind = AFD__HISTOGRAM,
-	.bounds = SECONDS, .n_bounds = sizeof(SECONDS) / sizeof(*SECONDS) };
-static const struct afd__metric_family PAGES_FREE = {
-	.name = "afd_attn_kv_pages_free", .help = "Free pages of the KV pool that changed last.", .kind = AFD__GAUGE };
-static const struct afd__metric_family SEQUENCES = {
-	.name = "afd_attn_sequences", .help = "Sequences of the stage that changed last.", .kind = AFD__GAUGE };
+	.name = "afd_attn_steps_total", .help = "Steps that have succeeded.", .kind = AFD__COUNTER
+};
+static const struct afd__metric_family ROWS = { .name = "afd_attn_rows_total",
+	.help = "Rows of steps that have succeeded.",
+	.kind = AFD__COUNTER };
+static const struct afd__metric_family STEP_SECONDS = { .name = "afd_attn_step_seconds",
+	.help = "Time from the begin of a step to its end.",
+	.kind = AFD__HISTOGRAM,
+	.bounds = SECONDS,
+	.n_bounds = sizeof(SECONDS) / sizeof(*SECONDS) };
+static const struct afd__metric_family PAGES_FREE = { .name = "afd_attn_kv_pages_free",
+	.help = "Free pages of the KV pool that changed last.",
+	.kind = AFD__GAUGE };
+static const struct afd__metric_family SEQUENCES = { .name = "afd_attn_sequences",
+	.help = "Sequences of the stage that changed last.",
+	.kind = AFD__GAUGE };
 
 int afd__attn_metrics_create(struct afd_attn *attn)
 {
@@ -26,8 +34,8 @@ int afd__attn_metrics_create(struct afd_attn *attn)
 	attn->metric_seconds = afd__metric_add(attn->ctx, &STEP_SECONDS, "");
 	attn->metric_pages = afd__metric_add(attn->ctx, &PAGES_FREE, "");
 	attn->metric_sequences = afd__metric_add(attn->ctx, &SEQUENCES, "");
-	if (!attn->metric_steps || !attn->metric_rows || !attn->metric_seconds || !attn->metric_pages ||
-	    !attn->metric_sequences)
+	if (!attn->metric_steps || !attn->metric_rows || !attn->metric_seconds ||
+		!attn->metric_pages || !attn->metric_sequences)
 		return -ENOMEM;
 	afd__attn_count_sequences(attn);
 	return 0;
@@ -56,7 +64,8 @@ void afd__attn_count_step(struct afd_attn *attn)
 	attn->n_rows += attn->batch.n_rows;
 	afd__metric_count(attn->metric_steps, 1);
 	afd__metric_count(attn->metric_rows, attn->batch.n_rows);
-	afd__metric_observe(attn->metric_seconds, (double)(afd__now_ns() - attn->step.start_ns) * 1e-9);
+	afd__metric_observe(
+		attn->metric_seconds, (double)(afd__now_ns() - attn->step.start_ns) * 1e-9);
 	afd__attn_count_sequences(attn);
 }
 

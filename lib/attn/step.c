@@ -1,17 +1,21 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A step as a resumable object. Begin plans it; each poll moves it a little further and never waits: it looks at the lanes
- * that are at the FFN, then runs the attention of one lane that is not. So while one lane is at the FFN another computes, and
- * a host's loop gets its turn after each layer.
+ * A step as a resumable object. Begin plans it; each poll moves it a little further and never
+ * waits: it looks at the lanes that are at the FFN, then runs the attention of one lane that is
+ * not. So while one lane is at the FFN another computes, and a host's loop gets its turn after each
+ * layer.
  *
- * Invariant: until the step has succeeded the sequences are as before it; every way out but success restores them.
+ * Invariant: until the step has succeeded the sequences are as before it; every way out but success
+ * restores them.
  */
 #include <string.h>
 
 #include "attn.h"
 
-/* A device that answers nothing for so long is lost. */
-enum { DEVICE_TIMEOUT_MS = 60000 };
+enum {
+	DEVICE_TIMEOUT_MS = 60000, /* a device that does nothing for so long is lost */
+	SETTLE_TIMEOUT_MS = 5000,  /* for what is enqueued when a step ends early */
+};
 
 /* ---- begin ---- */
 
@@ -22,7 +26,8 @@ static void warn_of_position(struct afd_attn *attn)
 	if (!limit || attn->warned_position || !attn->batch.n_rows || last < limit)
 		return;
 	attn->warned_position = 1;
-	afd__log(attn->ctx, AFD_LOG_WARN, "attn: position %u is computed, max_position_embeddings is %u", last, limit);
+	afd__log(attn->ctx, AFD_LOG_WARN,
+		"attn: position %u is computed, max_position_embeddings is %u", last, limit);
 }
 
 static void begin_lanes(struct afd_attn *attn)
@@ -50,7 +55,8 @@ int afd_attn_begin(afd_attn *attn, const struct afd_batch *batch)
 		return rc;
 	step = &attn->step;
 	if (step->state != AFD__STEP_NONE)
-		return afd__error(-EBUSY, "attn: step %llu is under way", (unsigned long long)step->number);
+		return afd__error(
+			-EBUSY, "attn: step %llu is under way", (unsigned long long)step->number);
 	rc = afd__params_copy(&wanted, sizeof(wanted), batch, "batch");
 	rc = rc ? rc : afd__batch_plan(&attn->batch, &wanted);
 	if (rc)
@@ -72,13 +78,15 @@ int afd_attn_begin(afd_attn *attn, const struct afd_batch *batch)
 
 /* ---- the end ---- */
 
-/* One of the few places that wait: the device may still write to slots, pages and the host's outputs. */
+/* One of the few places that wait: the device may still write to slots, pages and the host's
+ * outputs. */
 static void settle_device(struct afd_attn *attn)
 {
 	uint64_t ticket;
 
 	if (afd__queue_ticket(&attn->queue, &ticket) == 0)
-		afd__queue_wait(&attn->queue, ticket, DEVICE_TIMEOUT_MS, "the operations of a step that ends");
+		afd__queue_wait(&attn->queue, ticket, SETTLE_TIMEOUT_MS,
+			"the operations of a step that ends");
 }
 
 void afd__attn_step_abandon(struct afd_attn *attn)
@@ -107,7 +115,8 @@ static int succeed(struct afd_attn *attn)
 	if (rc)
 		return rc;
 	if (attn->step.greedy_ids && attn->batch.n_outputs)
-		memcpy(attn->step.greedy_ids, attn->greedy, attn->batch.n_outputs * sizeof(*attn->greedy));
+		memcpy(attn->step.greedy_ids, attn->greedy,
+			attn->batch.n_outputs * sizeof(*attn->greedy));
 	afd__batch_commit(&attn->batch);
 	afd__attn_count_step(attn);
 	attn->step.state = AFD__STEP_NONE;
@@ -125,7 +134,8 @@ int afd_attn_cancel(afd_attn *attn)
 
 /* ---- spans ---- */
 
-static void report(const struct afd_attn *attn, const char *name, uint64_t start_ns, uint64_t end_ns, int32_t lane)
+static void report(const struct afd_attn *attn, const char *name, uint64_t start_ns,
+	uint64_t end_ns, int32_t lane)
 {
 	const struct afd__lane *l = lane < 0 ? NULL : &attn->step.lanes[lane];
 	const struct afd_span span = {
@@ -153,13 +163,15 @@ static int32_t oldest_attention(const struct afd_attn *attn)
 		const struct afd__lane *lane = &attn->step.lanes[i];
 
 		if (lane->state == AFD__LANE_AT_FFN && !lane->computed_ns &&
-		    (oldest < 0 || lane->attention_ticket < attn->step.lanes[oldest].attention_ticket))
+			(oldest < 0 ||
+				lane->attention_ticket < attn->step.lanes[oldest].attention_ticket))
 			oldest = (int32_t)i;
 	}
 	return oldest;
 }
 
-/* In the order of the queue, which runs one lane after the other: none has begun before the last one was done. */
+/* In the order of the queue, which runs one lane after the other: none has begun before the last
+ * one was done. */
 static int look_at_attention(struct afd_attn *attn)
 {
 	int32_t index;
@@ -211,7 +223,8 @@ static int look_at_lanes(struct afd_attn *attn)
 		attn->step.moved |= rc > 0;
 	}
 	for (i = 0; rc >= 0 && i < attn->n_lanes; i++) {
-		if (attn->step.lanes[i].state != AFD__LANE_AT_FFN || !attn->step.lanes[i].computed_ns)
+		if (attn->step.lanes[i].state != AFD__LANE_AT_FFN ||
+			!attn->step.lanes[i].computed_ns)
 			continue;
 		rc = attn->net ? afd__attn_remote_done(attn, i) : afd__attn_local_done(attn, i);
 		if (rc > 0)
@@ -229,7 +242,8 @@ static int32_t next_lane(const struct afd_attn *attn)
 	for (i = 0; i < attn->n_lanes; i++) {
 		const struct afd__lane *lane = &attn->step.lanes[i];
 
-		if (lane->state == AFD__LANE_READY && (best < 0 || lane->layer < attn->step.lanes[best].layer))
+		if (lane->state == AFD__LANE_READY &&
+			(best < 0 || lane->layer < attn->step.lanes[best].layer))
 			best = (int32_t)i;
 	}
 	return best;
@@ -248,7 +262,8 @@ static int run_lane(struct afd_attn *attn, uint32_t index)
 	if (rc)
 		return rc;
 	lane->state = AFD__LANE_AT_FFN;
-	/* On the cpu device it is done by now, and the FFN of this process would count as attention. */
+	/* On the cpu device it is done by now, and the FFN of this process would count as
+	 * attention. */
 	rc = look_at_attention(attn);
 	if (rc < 0)
 		return rc;
@@ -270,7 +285,8 @@ bool afd__attn_waits_for_device(const struct afd_attn *attn)
 	for (i = 0; i < attn->n_lanes; i++) {
 		const struct afd__lane *lane = &attn->step.lanes[i];
 
-		if (lane->state == AFD__LANE_AT_FFN && (attn->ffn || !lane->computed_ns || lane->moving))
+		if (lane->state == AFD__LANE_AT_FFN &&
+			(attn->ffn || !lane->computed_ns || lane->moving))
 			return true;
 	}
 	return false;
@@ -289,8 +305,9 @@ static int look_at_time(struct afd_attn *attn)
 	}
 	if (now - step->moved_ns < DEVICE_TIMEOUT_MS * 1000000ull)
 		return 0;
-	return afd__error(-ETIMEDOUT, "attn: step %llu waited for device %s, which did nothing for %d ms",
-			  (unsigned long long)step->number, attn->device->name, DEVICE_TIMEOUT_MS);
+	return afd__error(-ETIMEDOUT,
+		"attn: step %llu waited for device %s, which did nothing for %d ms",
+		(unsigned long long)step->number, attn->device->name, DEVICE_TIMEOUT_MS);
 }
 
 /* ---- the states ---- */
@@ -363,7 +380,8 @@ static int poll_head(struct afd_attn *attn)
 	}
 	if (step->head_row == n_outputs)
 		return 1;
-	step->head_rows = n_outputs - step->head_row < AFD__HEAD_ROWS ? n_outputs - step->head_row : AFD__HEAD_ROWS;
+	step->head_rows = n_outputs - step->head_row < AFD__HEAD_ROWS ? n_outputs - step->head_row
+								      : AFD__HEAD_ROWS;
 	step->head_ns = afd__now_ns();
 	step->moved = 1;
 	rc = afd__attn_enqueue_head(attn, step->head_row, step->head_rows);
@@ -388,8 +406,9 @@ static int poll_step(struct afd_attn *attn)
 	return rc ? rc : look_at_time(attn);
 }
 
-/* A signal may come after the operation that it tells of was seen to be done: without a look here, nobody would ever take it
- * and the host's loop would not sleep again. Tickets are looked at behind it. */
+/* A signal may come after the operation that it tells of was seen to be done: without a look here,
+ * nobody would ever take it and the host's loop would not sleep again. Tickets are looked at behind
+ * it. */
 static int take_signal(struct afd_attn *attn)
 {
 	int rc = attn->queue.fd < 0 ? 0 : afd__queue_reached(&attn->queue, 0);

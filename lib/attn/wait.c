@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * How a host waits for a step: in its own event loop, by a descriptor and a timeout, or here. Nothing here moves a step but
- * by afd_attn_poll, so both ways do the same.
+ * How a host waits for a step: in its own event loop, by a descriptor and a timeout, or here.
+ * Nothing here moves a step but by afd_attn_poll, so both ways do the same.
  */
 #include <poll.h>
 
@@ -63,13 +63,16 @@ static int tell_timeout(const struct afd_attn *attn, int32_t timeout_ms)
 		const struct afd__lane *lane = &attn->step.lanes[i];
 
 		if (attn->step.state == AFD__STEP_LAYERS && lane->state == AFD__LANE_AT_FFN)
-			return afd__error(-ETIMEDOUT, "attn: step %llu not done in %d ms, lane %u waits for the FFN of layer %u",
-					  (unsigned long long)attn->step.number, timeout_ms, i, lane->layer);
+			return afd__error(-ETIMEDOUT,
+				"attn: step %llu not done in %d ms, lane %u waits for the FFN of "
+				"layer %u",
+				(unsigned long long)attn->step.number, timeout_ms, i, lane->layer);
 	}
 	if (attn->step.state == AFD__STEP_NONE || attn->step.state == AFD__STEP_JOINING)
-		return afd__error(-ETIMEDOUT, "attn: the FFN peers have not joined in %d ms", timeout_ms);
+		return afd__error(
+			-ETIMEDOUT, "attn: the FFN peers have not joined in %d ms", timeout_ms);
 	return afd__error(-ETIMEDOUT, "attn: step %llu not done in %d ms, it waits for device %s",
-			  (unsigned long long)attn->step.number, timeout_ms, attn->device->name);
+		(unsigned long long)attn->step.number, timeout_ms, attn->device->name);
 }
 
 int afd_attn_wait(afd_attn *attn, int32_t timeout_ms)

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * From the checkpoint to the device, tensor by tensor in the order of use, so that a file is read once from front to back.
- * Vectors are uploaded as they are stored and widened by the device, into memory that was sized for all of them before.
+ * From the checkpoint to the device, tensor by tensor in the order of use, so that a file is read
+ * once from front to back. Vectors are uploaded as they are stored and widened by the device, into
+ * memory that was sized for all of them before.
  */
 #include "weights.h"
 
@@ -16,8 +17,8 @@ struct loader {
 	struct afd__attn_weights *weights;
 	const struct afd_model *model;
 	struct afd__queue *queue;
-	void *raw;          /* dev: vectors as stored, at the place where their numbers will lie */
-	size_t n_used;      /* numbers of weights->vectors that are given out */
+	void *raw;     /* dev: vectors as stored, at the place where their numbers will lie */
+	size_t n_used; /* numbers of weights->vectors that are given out */
 	afd_progress progress;
 	void *progress_user;
 	uint64_t done_bytes, total_bytes;
@@ -37,14 +38,16 @@ static bool in_place(const struct loader *ld)
 	return ld->model->weights == AFD_WEIGHTS_IN_PLACE;
 }
 
-static int create_matrix(struct loader *ld, struct afd__matrix *m, const struct afd__tensor *t, uint32_t n)
+static int create_matrix(
+	struct loader *ld, struct afd__matrix *m, const struct afd__tensor *t, uint32_t n)
 {
 	return afd__matrix_create(ld->weights->device, m, n, (uint32_t)t->shape[1], t->dtype,
-				  in_place(ld) ? t->data : NULL);
+		in_place(ld) ? t->data : NULL);
 }
 
 /* Packs the tensor's rows into m from row0 on; with weights in place there is nothing to move. */
-static int pack_rows(struct loader *ld, struct afd__matrix *m, const struct afd__tensor *t, uint32_t row0)
+static int pack_rows(
+	struct loader *ld, struct afd__matrix *m, const struct afd__tensor *t, uint32_t row0)
 {
 	uint32_t n_rows = (uint32_t)t->shape[0], n, i;
 	size_t row_bytes = (size_t)(t->bytes / n_rows);
@@ -58,7 +61,8 @@ static int pack_rows(struct loader *ld, struct afd__matrix *m, const struct afd_
 	block = block ? block : 64;
 	for (i = 0; i < n_rows; i += n) {
 		n = n_rows - i < block ? n_rows - i : block;
-		rc = afd__matrix_load(ld->weights->device, m, (const char *)t->data + i * row_bytes, row0 + i, n);
+		rc = afd__matrix_load(
+			ld->weights->device, m, (const char *)t->data + i * row_bytes, row0 + i, n);
 		if (rc)
 			return afd__error_prefix(rc, "%s", t->name);
 		count_progress(ld, n * row_bytes);
@@ -90,7 +94,8 @@ static int load_qkv(struct loader *ld, int32_t layer, struct afd__attn_layer *w)
 	alike = t[0].dtype == t[1].dtype && t[0].dtype == t[2].dtype && !in_place(ld);
 	w->n_qkv = alike ? 1 : AFD__QKV_PARTS;
 	if (alike)
-		rc = create_matrix(ld, &w->qkv[0], &t[0], (uint32_t)(t[0].shape[0] + t[1].shape[0] + t[2].shape[0]));
+		rc = create_matrix(ld, &w->qkv[0], &t[0],
+			(uint32_t)(t[0].shape[0] + t[1].shape[0] + t[2].shape[0]));
 	for (i = 0; !rc && i < AFD__QKV_PARTS; i++) {
 		if (!alike)
 			rc = create_matrix(ld, &w->qkv[i], &t[i], (uint32_t)t[i].shape[0]);
@@ -165,7 +170,8 @@ static int load_vector(struct loader *ld, int32_t layer, int32_t kind, size_t n,
 
 static int load_qkv_bias(struct loader *ld, int32_t layer, struct afd__attn_layer *w)
 {
-	size_t n_q = (size_t)w->arch->n_heads * w->arch->head_dim, n_kv = (size_t)w->arch->n_kv_heads * w->arch->head_dim;
+	size_t n_q = (size_t)w->arch->n_heads * w->arch->head_dim,
+	       n_kv = (size_t)w->arch->n_kv_heads * w->arch->head_dim;
 	float *to = take_vector(ld, n_q + 2 * n_kv);
 	int rc;
 
@@ -180,7 +186,8 @@ static size_t count_layer_numbers(const struct afd__arch *arch, const struct afd
 	size_t n = 2 * (size_t)arch->hidden_size;
 
 	if (layer->attention_bias)
-		n += arch->hidden_size + (size_t)(layer->n_heads + 2 * layer->n_kv_heads) * layer->head_dim;
+		n += arch->hidden_size +
+		     (size_t)(layer->n_heads + 2 * layer->n_kv_heads) * layer->head_dim;
 	if (layer->qk_norm == AFD__QK_NORM_PER_HEAD)
 		n += 2 * (size_t)layer->head_dim;
 	return n;
@@ -200,7 +207,9 @@ static int allocate_vectors(struct loader *ld)
 		n += w->ropes[i].arch->head_dim / 2;
 	w->vector_bytes = n * sizeof(float);
 	rc = afd__device_alloc(w->device, w->vector_bytes, "norm weights", (void **)&w->vectors);
-	return rc ? rc : afd__device_alloc(w->device, w->vector_bytes, "norm weights as stored", &ld->raw);
+	return rc ? rc
+		  : afd__device_alloc(
+			    w->device, w->vector_bytes, "norm weights as stored", &ld->raw);
 }
 
 /* ---- rotation ---- */
@@ -234,7 +243,8 @@ static int load_ropes(struct loader *ld)
 		float *to = take_vector(ld, rope->head_dim / 2);
 
 		ld->weights->ropes[i].inv_freq = to;
-		rc = afd__queue_upload(ld->queue, to, rope->inv_freq, rope->head_dim / 2 * sizeof(float));
+		rc = afd__queue_upload(
+			ld->queue, to, rope->inv_freq, rope->head_dim / 2 * sizeof(float));
 	}
 	return rc;
 }
@@ -256,7 +266,8 @@ static int load_layer(struct loader *ld, int32_t layer)
 		rc = load_qkv_bias(ld, layer, w);
 	if (!rc && arch->qk_norm == AFD__QK_NORM_PER_HEAD) {
 		rc = load_vector(ld, layer, AFD__TENSOR_Q_NORM, arch->head_dim, &w->q_norm);
-		rc = rc ? rc : load_vector(ld, layer, AFD__TENSOR_K_NORM, arch->head_dim, &w->k_norm);
+		rc = rc ? rc
+			: load_vector(ld, layer, AFD__TENSOR_K_NORM, arch->head_dim, &w->k_norm);
 	}
 	rc = rc ? rc : load_matrix(ld, layer, AFD__TENSOR_O, &w->o);
 	if (!rc && arch->attention_bias)
@@ -275,7 +286,9 @@ static int load_all(struct loader *ld)
 	rc = rc ? rc : load_matrix(ld, -1, AFD__TENSOR_EMBED, &w->embed);
 	for (i = 0; !rc && i < w->n_layers; i++)
 		rc = load_layer(ld, (int32_t)i);
-	rc = rc ? rc : load_vector(ld, -1, AFD__TENSOR_FINAL_NORM, ld->model->arch.hidden_size, &w->final_norm);
+	rc = rc ? rc
+		: load_vector(ld, -1, AFD__TENSOR_FINAL_NORM, ld->model->arch.hidden_size,
+			  &w->final_norm);
 	return rc ? rc : load_head(ld);
 }
 
@@ -285,14 +298,19 @@ static int settle(struct loader *ld)
 	uint64_t ticket;
 	int rc = afd__queue_ticket(ld->queue, &ticket);
 
-	return rc ? rc : afd__queue_wait(ld->queue, ticket, UPLOAD_TIMEOUT_MS, "the upload of norm weights");
+	return rc ? rc
+		  : afd__queue_wait(
+			    ld->queue, ticket, UPLOAD_TIMEOUT_MS, "the upload of norm weights");
 }
 
-int afd__attn_weights_load(struct afd__attn_weights *weights, const struct afd_model *model, struct afd__queue *queue,
-			   afd_progress progress, void *progress_user)
+int afd__attn_weights_load(struct afd__attn_weights *weights, const struct afd_model *model,
+	struct afd__queue *queue, afd_progress progress, void *progress_user)
 {
-	struct loader ld = { .weights = weights, .model = model, .queue = queue, .progress = progress,
-			     .progress_user = progress_user };
+	struct loader ld = { .weights = weights,
+		.model = model,
+		.queue = queue,
+		.progress = progress,
+		.progress_user = progress_user };
 	struct afd_role_info role = { .size = sizeof(role) };
 	uint32_t i;
 	int rc, settled;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The weights of an attention stage, on its device. Matrices stay in the checkpoint's dtype; vectors (norms, biases, rotation
- * frequencies) are float32 and lie in one piece of memory.
+ * The weights of an attention stage, on its device. Matrices stay in the checkpoint's dtype;
+ * vectors (norms, biases, rotation frequencies) are float32 and lie in one piece of memory.
  *
  * Invariant: fixed once loaded. Made and ended by attn, read by layer and head.
  */
@@ -42,17 +42,17 @@ struct afd__attn_weights {
 	struct afd__attn_layer *layers; /* [n_layers] */
 	struct afd__attn_rope *ropes;   /* [n_ropes] */
 	uint32_t n_layers, n_ropes;
-	struct afd__matrix embed;       /* [vocab][hidden] */
-	struct afd__matrix head;        /* the same memory when tied */
+	struct afd__matrix embed; /* [vocab][hidden] */
+	struct afd__matrix head;  /* the same memory when tied */
 	int32_t head_is_embed;
-	const float *final_norm;        /* dev [hidden] */
-	float *vectors;                 /* dev [n_numbers] */
+	const float *final_norm; /* dev [hidden] */
+	float *vectors;          /* dev [n_numbers] */
 	size_t vector_bytes;
 };
 
 /* Loads all of the role's tensors; waits for the device. On an error nothing is held. */
-int afd__attn_weights_load(struct afd__attn_weights *weights, const struct afd_model *model, struct afd__queue *queue,
-			   afd_progress progress, void *progress_user);
+int afd__attn_weights_load(struct afd__attn_weights *weights, const struct afd_model *model,
+	struct afd__queue *queue, afd_progress progress, void *progress_user);
 void afd__attn_weights_free(struct afd__attn_weights *weights); /* also of a zeroed one */
 
 /* Device memory held. */

@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The compute threads. A job is written while it is closed, opened, and closed again by its owner when no task is left
- * to take; a thread that wakes late finds it closed and sleeps on. So a run never waits for a thread that is still
- * asleep, only for those that joined.
+ * The compute threads. A job is written while it is closed, opened, and closed again by its owner
+ * when no task is left to take; a thread that wakes late finds it closed and sleeps on. So a run
+ * never waits for a thread that is still asleep, only for those that joined.
  *
- * Invariant: task, arg and n_tasks change only while `state` is closed with no thread inside, and `busy` is held.
- * Waiting is a bounded spin, then a futex; there is no lock, and nothing is allocated after creation.
+ * Invariant: task, arg and n_tasks change only while `state` is closed with no thread inside, and
+ * `busy` is held. Waiting is a bounded spin, then a futex; there is no lock, and nothing is
+ * allocated after creation.
  */
 #include "executor.h"
 
@@ -17,12 +18,12 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-/* Longer than the serial gaps between operations of a step, shorter than a wake-up of the scheduler. */
+/* Longer than most gaps between operations of a step, shorter than a wake-up by the scheduler. */
 #define SPIN_NS 10000
 
-#define CACHE_LINE 64
-#define STATE_INSIDE 0x0000ffffu /* how many threads of the pool are inside */
-#define STATE_OPEN 0x00010000u
+#define CACHE_LINE         64
+#define STATE_INSIDE       0x0000ffffu /* how many threads of the pool are inside */
+#define STATE_OPEN         0x00010000u
 #define STATE_OWNER_SLEEPS 0x00020000u
 
 struct afd__pool {
@@ -31,7 +32,8 @@ struct afd__pool {
 	uint32_t n_tasks;
 	_Alignas(CACHE_LINE) _Atomic uint64_t next_task; /* 64 bits: every thread overshoots once */
 	_Alignas(CACHE_LINE) _Atomic uint32_t state;
-	_Alignas(CACHE_LINE) _Atomic uint32_t generation; /* counts jobs; idle threads sleep on it */
+	/* Counts jobs; idle threads sleep on it. */
+	_Alignas(CACHE_LINE) _Atomic uint32_t generation;
 	_Atomic uint32_t n_sleepers;
 	_Alignas(CACHE_LINE) _Atomic uint32_t busy;
 	_Atomic uint32_t stop;
@@ -84,7 +86,8 @@ static void run_tasks(struct afd__pool *pool)
 {
 	uint64_t i;
 
-	while ((i = atomic_fetch_add_explicit(&pool->next_task, 1, memory_order_relaxed)) < pool->n_tasks)
+	while ((i = atomic_fetch_add_explicit(&pool->next_task, 1, memory_order_relaxed)) <
+		pool->n_tasks)
 		pool->task(pool->arg, (uint32_t)i);
 }
 
@@ -95,8 +98,8 @@ static void join_job(struct afd__pool *pool)
 	do {
 		if (!(state & STATE_OPEN))
 			return;
-	} while (!atomic_compare_exchange_weak_explicit(&pool->state, &state, state + 1, memory_order_acquire,
-							memory_order_relaxed));
+	} while (!atomic_compare_exchange_weak_explicit(
+		&pool->state, &state, state + 1, memory_order_acquire, memory_order_relaxed));
 	run_tasks(pool);
 	state = atomic_fetch_sub_explicit(&pool->state, 1, memory_order_release);
 	if ((state & STATE_OWNER_SLEEPS) && (state & STATE_INSIDE) == 1)
@@ -115,7 +118,8 @@ static void *thread_main(void *user)
 			join_job(pool);
 			continue;
 		}
-		/* The owner bumps the generation before it looks for sleepers; the kernel compares after we are counted. */
+		/* The owner bumps the generation before it looks for sleepers; the kernel compares
+		 * after we are counted. */
 		atomic_fetch_add(&pool->n_sleepers, 1);
 		futex_wait(&pool->generation, seen);
 		atomic_fetch_sub(&pool->n_sleepers, 1);
@@ -133,14 +137,17 @@ static void wake_threads(struct afd__pool *pool, uint32_t n_wanted)
 /* Closes the job and waits until every thread that joined has left. */
 static void finish_job(struct afd__pool *pool)
 {
-	uint32_t state = atomic_fetch_and_explicit(&pool->state, ~STATE_OPEN, memory_order_acq_rel) & ~STATE_OPEN;
+	uint32_t state =
+		atomic_fetch_and_explicit(&pool->state, ~STATE_OPEN, memory_order_acq_rel) &
+		~STATE_OPEN;
 
 	while (state & STATE_INSIDE) {
 		state = spin_while(&pool->state, ~0u, state);
 		if (!(state & STATE_INSIDE))
 			break;
 		if (!(state & STATE_OWNER_SLEEPS)) {
-			atomic_fetch_or_explicit(&pool->state, STATE_OWNER_SLEEPS, memory_order_relaxed);
+			atomic_fetch_or_explicit(
+				&pool->state, STATE_OWNER_SLEEPS, memory_order_relaxed);
 			state |= STATE_OWNER_SLEEPS;
 		}
 		futex_wait(&pool->state, state);
@@ -153,7 +160,7 @@ void afd__pool_run(void *user, uint32_t n_tasks, afd_task task, void *arg)
 	struct afd__pool *pool = user;
 
 	if (n_tasks < 2 || !pool || !pool->n_started ||
-	    atomic_exchange_explicit(&pool->busy, 1, memory_order_acquire)) {
+		atomic_exchange_explicit(&pool->busy, 1, memory_order_acquire)) {
 		for (uint32_t i = 0; i < n_tasks; i++)
 			task(arg, i);
 		return;
@@ -190,7 +197,8 @@ static int start_threads(struct afd__pool *pool, uint32_t n_threads)
 
 struct afd__pool *afd__pool_create(struct afd_context *ctx, uint32_t n_threads)
 {
-	size_t bytes = sizeof(struct afd__pool) + (size_t)n_threads * sizeof(pthread_t) + CACHE_LINE;
+	size_t bytes =
+		sizeof(struct afd__pool) + (size_t)n_threads * sizeof(pthread_t) + CACHE_LINE;
 	struct afd__pool *pool;
 	void *memory;
 	int code;
@@ -198,7 +206,8 @@ struct afd__pool *afd__pool_create(struct afd_context *ctx, uint32_t n_threads)
 	memory = afd__alloc(ctx, 1, bytes);
 	if (!memory)
 		return NULL;
-	pool = (struct afd__pool *)(((uintptr_t)memory + CACHE_LINE - 1) & ~(uintptr_t)(CACHE_LINE - 1));
+	pool = (struct afd__pool *)(((uintptr_t)memory + CACHE_LINE - 1) &
+				    ~(uintptr_t)(CACHE_LINE - 1));
 	pool->memory = memory;
 	pool->pid = getpid();
 	code = start_threads(pool, n_threads > 1 ? n_threads - 1 : 0);
@@ -206,8 +215,8 @@ struct afd__pool *afd__pool_create(struct afd_context *ctx, uint32_t n_threads)
 		uint32_t n_started = pool->n_started;
 
 		afd__pool_destroy(pool);
-		afd__error(-ENOMEM, "context: compute thread %u of %u cannot be started: %s", n_started + 2, n_threads,
-			   strerror(code));
+		afd__error(-ENOMEM, "context: compute thread %u of %u cannot be started: %s",
+			n_started + 2, n_threads, strerror(code));
 		return NULL;
 	}
 	return pool;

@@ -2,25 +2,25 @@
 /*
  * The CPU backend: operations run when they are called, spread over the context's compute threads.
  *
- * An operation is a range of units (rows, tasks or panels of weights) that stand alone, so it may be cut anywhere: into
- * tasks for the threads, and, when somebody must beat meanwhile, into rounds of about 10 ms, between which the calling
- * thread calls on_tile. How much fits a round is measured, per kind of operation; bits do not depend on it.
+ * An operation is a range of units (rows, tasks or panels of weights) that stand alone, so it may
+ * be cut anywhere: into tasks for the threads, and, when somebody must beat meanwhile, into rounds
+ * of about 10 ms, between which the calling thread calls on_tile. How much fits a round is
+ * measured, per kind of operation; bits do not depend on it.
  */
 #include <string.h>
 
 #include "../../kernels/cpu/kernels.h"
 #include "backends.h"
 
-#define ROUND_NS 10e6
-#define FIRST_RATE 0.05 /* cost per ns that no machine is slower than, until it is measured */
+#define ROUND_NS         10e6
+#define FIRST_RATE       0.05 /* cost per ns that no machine is slower than, until it is measured */
 #define TASKS_PER_THREAD 4
-#define SERIAL_COST 8192 /* cheaper than waking a thread */
+#define SERIAL_COST      32768 /* cheaper than waking a thread */
 
 enum operation {
 #define KIND(op) OPERATION_##op,
-	AFD__DEVICE_OPERATIONS(KIND)
+	AFD__DEVICE_OPERATIONS(KIND) N_OPERATIONS
 #undef KIND
-	N_OPERATIONS
 };
 
 struct cpu_queue {
@@ -48,7 +48,8 @@ static void run_task(void *arg, uint32_t i)
 		job->run(job, job->round_from + (uint32_t)from, job->round_from + (uint32_t)to);
 }
 
-static void run_round(struct afd_context *ctx, struct job *job, uint32_t from, uint32_t n_units, double cost)
+static void run_round(
+	struct afd_context *ctx, struct job *job, uint32_t from, uint32_t n_units, double cost)
 {
 	uint64_t n_tasks = (uint64_t)ctx->executor.n_threads * TASKS_PER_THREAD;
 
@@ -109,10 +110,10 @@ static int run_job(struct afd__queue *q, struct job *job)
 
 /* ---- operations ---- */
 
-#define RUN(op)                                                               \
+#define RUN(op) \
 	static void run_##op(const struct job *job, uint32_t from, uint32_t to) \
-	{                                                                     \
-		job->kernels->op(job->args, from, to);                        \
+	{ \
+		job->kernels->op(job->args, from, to); \
 	}
 RUN(embed)
 RUN(norm)
@@ -124,12 +125,15 @@ RUN(convert)
 RUN(argmax)
 
 /* An operation whose units are rows; `width` is the cost of one. */
-#define ROWS(op, width)                                                                                    \
-	static int cpu_##op(struct afd__queue *q, const struct afd__##op##_args *a)                        \
-	{                                                                                                  \
-		struct job job = { .args = a, .run = run_##op, .n_units = a->n_rows, .kind = OPERATION_##op, \
-				   .cost = (double)a->n_rows * (width) };                                  \
-		return run_job(q, &job);                                                                   \
+#define ROWS(op, width) \
+	static int cpu_##op(struct afd__queue *q, const struct afd__##op##_args *a) \
+	{ \
+		struct job job = { .args = a, \
+			.run = run_##op, \
+			.n_units = a->n_rows, \
+			.kind = OPERATION_##op, \
+			.cost = (double)a->n_rows * (width) }; \
+		return run_job(q, &job); \
 	}
 ROWS(embed, 4.0 * a->table.k)
 ROWS(norm, 2.0 * a->width)
@@ -141,12 +145,16 @@ ROWS(argmax, a->width)
 
 static int cpu_attend(struct afd__queue *q, const struct afd__attend_args *a)
 {
-	struct job job = { .args = a, .run = run_attend, .n_units = a->n_rows * a->kv.n_kv_heads, .kind = OPERATION_attend };
+	struct job job = { .args = a,
+		.run = run_attend,
+		.n_units = a->n_rows * a->kv.n_kv_heads,
+		.kind = OPERATION_attend };
 
 	for (uint32_t i = 0; i < a->n_rows; i++) {
 		uint32_t n = (uint32_t)a->positions[i] + 1;
 
-		job.cost += 2.0 * (a->window && a->window < n ? a->window : n) * a->n_heads * a->kv.head_dim;
+		job.cost += 2.0 * (a->window && a->window < n ? a->window : n) * a->n_heads *
+			    a->kv.head_dim;
 	}
 	return run_job(q, &job);
 }
@@ -172,11 +180,13 @@ static uint32_t panels_of(const struct afd__matrix *m)
 
 #define WEIGHT_COST 4.0 /* a weight costs as much to read as so many multiply-adds */
 
-/* Rows of a product that one panel can take in a round: all of them, unless the machine is slow or the rows are many. */
+/* Rows of a product that one panel can take in a round: all of them, unless the machine is slow or
+ * the rows are many. */
 static uint32_t rows_of_round(const struct afd__queue *q, const struct afd__product_args *a)
 {
 	const struct cpu_queue *s = q->state;
-	double n_rows = s->rate[OPERATION_product] * ROUND_NS / ((double)a->w.k * AFD_K_PANEL) - WEIGHT_COST;
+	double n_rows = s->rate[OPERATION_product] * ROUND_NS / ((double)a->w.k * AFD_K_PANEL) -
+			WEIGHT_COST;
 
 	if (!q->on_tile || n_rows >= a->n_rows)
 		return a->n_rows;
@@ -190,7 +200,10 @@ static int cpu_product(struct afd__queue *q, const struct afd__product_args *a)
 	int rc = 0;
 
 	while (!rc && left) {
-		struct job job = { .args = &part, .run = run_product, .n_units = panels_of(&a->w), .kind = OPERATION_product };
+		struct job job = { .args = &part,
+			.run = run_product,
+			.n_units = panels_of(&a->w),
+			.kind = OPERATION_product };
 
 		part.n_rows = left;
 		part.n_rows = rows_of_round(q, &part);
@@ -226,7 +239,8 @@ static int cpu_download(struct afd__queue *q, void *host, const void *src, size_
 static int cpu_open(struct afd__device *dev, int index)
 {
 	if (index >= 0)
-		return afd__error(-EINVAL, "device %s: the CPU is one device and takes no number", dev->name);
+		return afd__error(
+			-EINVAL, "device %s: the CPU is one device and takes no number", dev->name);
 	dev->state = (void *)afd__cpu_kernels(dev->ctx->isa);
 	return 0;
 }
@@ -274,7 +288,8 @@ static void run_load(const struct job *job, uint32_t from, uint32_t to)
 	job->kernels->pack(l->m, l->rows, l->row0, l->n_rows, p0 + from, p0 + to);
 }
 
-static int cpu_matrix_load(struct afd__device *dev, struct afd__matrix *m, const void *rows, uint32_t row0, uint32_t n_rows)
+static int cpu_matrix_load(struct afd__device *dev, struct afd__matrix *m, const void *rows,
+	uint32_t row0, uint32_t n_rows)
 {
 	struct load l = { .m = m, .rows = rows, .row0 = row0, .n_rows = n_rows };
 	uint32_t n_units = (row0 + n_rows - 1) / AFD_K_PANEL - row0 / AFD_K_PANEL + 1;
@@ -312,8 +327,7 @@ static int cpu_ticket(struct afd__queue *q, uint64_t *ticket)
 	return 0;
 }
 
-const struct afd__device_ops afd__cpu_device_ops = {
-	.name = "cpu",
+const struct afd__device_ops afd__cpu_device_ops = { .name = "cpu",
 	.open = cpu_open,
 	.close = cpu_close,
 	.alloc = cpu_alloc,

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The front door to devices: names to backends, memory and its account, matrices, and the one place that waits for a
- * queue. What a backend is given was checked here or in operations.c, once; what it reports as broken stays broken.
+ * The front door to devices: names to backends, memory and its account, matrices, and the one place
+ * that waits for a queue. What a backend is given was checked here or in operations.c, once; what
+ * it reports as broken stays broken.
  *
  * Called by the stages, which know no backend.
  */
@@ -14,8 +15,8 @@
 #include "backends.h"
 
 #define DEFAULT_WAIT_MS 30000
-#define SPIN_NS 20000
-#define NAP_MS 20 /* how long a wait sleeps between two beats */
+#define SPIN_NS         20000
+#define NAP_MS          20 /* how long a wait sleeps between two beats */
 
 /* ---- opening ---- */
 
@@ -40,7 +41,9 @@ static int parse_name(struct afd__device *dev, const char *name, int *index)
 	if (colon) {
 		n = colon[1] >= '0' && colon[1] <= '9' ? strtol(colon + 1, &end, 10) : -1;
 		if (n < 0 || n > 1023 || *end)
-			return afd__error(-EINVAL, "device \"%.64s\": what follows \":\" is no number from 0 to 1023", name);
+			return afd__error(-EINVAL,
+				"device \"%.64s\": what follows \":\" is no number from 0 to 1023",
+				name);
 		*index = (int)n;
 	}
 	for (size_t i = 0; i < sizeof(backends) / sizeof(backends[0]); i++) {
@@ -97,7 +100,8 @@ int afd__device_alloc(struct afd__device *dev, size_t bytes, const char *what, v
 	int rc;
 
 	if (!bytes || bytes > SIZE_MAX / 2)
-		return afd__error(-EINVAL, "%s: %zu bytes on device %s, limit 1 to %zu", what, bytes, dev->name, SIZE_MAX / 2);
+		return afd__error(-EINVAL, "%s: %zu bytes on device %s, limit 1 to %zu", what,
+			bytes, dev->name, SIZE_MAX / 2);
 	rc = dev->ops->alloc(dev, bytes, what, out);
 	if (!rc)
 		atomic_fetch_add_explicit(&dev->bytes_held, bytes, memory_order_relaxed);
@@ -117,7 +121,8 @@ static size_t number_bytes(int32_t dtype)
 	return dtype == AFD_DTYPE_F32 ? 4 : 2;
 }
 
-int afd__matrix_create(struct afd__device *dev, struct afd__matrix *out, uint32_t n, uint32_t k, int32_t dtype, const void *rows)
+int afd__matrix_create(struct afd__device *dev, struct afd__matrix *out, uint32_t n, uint32_t k,
+	int32_t dtype, const void *rows)
 {
 	struct afd__matrix m = { .n = n, .k = k, .dtype = dtype };
 	int rc;
@@ -128,7 +133,9 @@ int afd__matrix_create(struct afd__device *dev, struct afd__matrix *out, uint32_
 		return afd__error(-EINVAL, "matrix: dtype %d is none of f32, bf16, f16", dtype);
 	if (rows) {
 		if ((uintptr_t)rows % number_bytes(dtype))
-			return afd__error(-EINVAL, "matrix: rows in place at %p, not aligned to %zu bytes", rows, number_bytes(dtype));
+			return afd__error(-EINVAL,
+				"matrix: rows in place at %p, not aligned to %zu bytes", rows,
+				number_bytes(dtype));
 		if (__builtin_mul_overflow((size_t)n * k, number_bytes(dtype), &m.bytes))
 			return afd__error(-EINVAL, "matrix: %u x %u overflows", n, k);
 		m.data = (void *)rows;
@@ -144,13 +151,15 @@ int afd__matrix_create(struct afd__device *dev, struct afd__matrix *out, uint32_
 	return rc;
 }
 
-int afd__matrix_load(struct afd__device *dev, struct afd__matrix *m, const void *rows, uint32_t row0, uint32_t n_rows)
+int afd__matrix_load(struct afd__device *dev, struct afd__matrix *m, const void *rows,
+	uint32_t row0, uint32_t n_rows)
 {
 	if (!m->data || m->layout != AFD__LAYOUT_PACKED)
-		return afd__error(-EINVAL, "matrix: only packed ones are loaded, layout is %d", m->layout);
+		return afd__error(
+			-EINVAL, "matrix: only packed ones are loaded, layout is %d", m->layout);
 	if (!rows || (uint64_t)row0 + n_rows > m->n)
 		return afd__error(-EINVAL, "matrix: rows %u .. %llu at %p, it has %u", row0,
-				  (unsigned long long)row0 + n_rows, rows, m->n);
+			(unsigned long long)row0 + n_rows, rows, m->n);
 	return n_rows ? dev->ops->matrix_load(dev, m, rows, row0, n_rows) : 0;
 }
 
@@ -229,8 +238,8 @@ int afd__queue_wait(struct afd__queue *q, uint64_t ticket, int timeout_ms, const
 	limit = (uint64_t)(timeout_ms ? timeout_ms : DEFAULT_WAIT_MS) * 1000000;
 	while (!rc) {
 		if (now - start >= limit)
-			return afd__error(-ETIMEDOUT, "device %s: %s is not done after %llu ms", q->dev->name, what,
-					  (unsigned long long)(now - start) / 1000000);
+			return afd__error(-ETIMEDOUT, "device %s: %s is not done after %llu ms",
+				q->dev->name, what, (unsigned long long)(now - start) / 1000000);
 		if (now - start > SPIN_NS) {
 			if (q->on_tile)
 				q->on_tile(q->on_tile_user);
@@ -242,14 +251,18 @@ int afd__queue_wait(struct afd__queue *q, uint64_t ticket, int timeout_ms, const
 	return rc < 0 ? rc : 0;
 }
 
-static int check_transfer(const struct afd__queue *q, const char *what, const void *device, const void *host, size_t bytes)
+static int check_transfer(const struct afd__queue *q, const char *what, const void *device,
+	const void *host, size_t bytes)
 {
 	if (q->error)
 		return afd__queue_error(q);
 	if (!device || !host || (uintptr_t)device % 4)
-		return afd__error(-EINVAL, "%s: device memory %p must be aligned to 4 bytes, host memory %p given", what, device, host);
+		return afd__error(-EINVAL,
+			"%s: device memory %p must be aligned to 4 bytes, host memory %p given",
+			what, device, host);
 	if (bytes > AFD__UPLOAD_MAX)
-		return afd__error(-EINVAL, "%s: %zu bytes, limit %zu", what, bytes, AFD__UPLOAD_MAX);
+		return afd__error(
+			-EINVAL, "%s: %zu bytes, limit %zu", what, bytes, AFD__UPLOAD_MAX);
 	return 0;
 }
 

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Finds and opens device modules. They lie in afd/ beside libafd.so, wherever that was loaded from, so that a wheel or a
- * DESTDIR works; AFD_MODULE_DIR names another folder. No code of a module runs before its build was compared.
+ * Finds and opens device modules. They lie in afd/ beside libafd.so, wherever that was loaded from,
+ * so that a wheel or a DESTDIR works; AFD_MODULE_DIR names another folder. No code of a module runs
+ * before its build was compared.
  */
 #include "module.h"
 
@@ -26,8 +27,9 @@ const struct afd__module_host afd__module_host = {
 /* Which package brings a module, for the text of its absence. */
 static const char *package_of(const char *name)
 {
-	return !strcmp(name, "deferred") ? "it comes with libafd unless that was built with -Ddeferred=false" :
-					   "no package of this version has it";
+	return !strcmp(name, "deferred")
+		       ? "it comes with libafd unless that was built with -Ddeferred=false"
+		       : "no package of this version has it";
 }
 
 static int module_path(const char *name, char *path, size_t capacity)
@@ -40,23 +42,30 @@ static int module_path(const char *name, char *path, size_t capacity)
 		n = snprintf(path, capacity, "%s/afd-%s.so", dir, name);
 	} else {
 		if (!dladdr((void *)&afd__module_host, &info) || !info.dli_fname)
-			return afd__error(-ENOSYS, "device %s: the place of libafd.so is unknown; set AFD_MODULE_DIR", name);
+			return afd__error(-ENOSYS,
+				"device %s: the place of libafd.so is unknown; set AFD_MODULE_DIR",
+				name);
 		slash = strrchr(info.dli_fname, '/');
-		n = snprintf(path, capacity, "%.*s/afd/afd-%s.so", slash ? (int)(slash - info.dli_fname) : 1,
-			     slash ? info.dli_fname : ".", name);
+		n = snprintf(path, capacity, "%.*s/afd/afd-%s.so",
+			slash ? (int)(slash - info.dli_fname) : 1, slash ? info.dli_fname : ".",
+			name);
 	}
 	if (n < 0 || (size_t)n >= capacity)
-		return afd__error(-EINVAL, "device %s: the path of its module has %d bytes, limit %zu", name, n, capacity - 1);
+		return afd__error(-EINVAL,
+			"device %s: the path of its module has %d bytes, limit %zu", name, n,
+			capacity - 1);
 	return 0;
 }
 
 static int check_build(const char *path, const struct afd__module *module)
 {
 	if (!module)
-		return afd__error(-EPROTO, "%s: has no symbol %s, so it is no module of libafd", path, AFD__MODULE_SYMBOL);
+		return afd__error(-EPROTO, "%s: has no symbol %s, so it is no module of libafd",
+			path, AFD__MODULE_SYMBOL);
 	if (strncmp(module->build, AFD__BUILD_ID, sizeof(module->build)))
 		return afd__error(-EPROTO, "%s: is of build \"%.*s\", libafd is of \"%s\"", path,
-				  (int)strnlen(module->build, sizeof(module->build)), module->build, AFD__BUILD_ID);
+			(int)strnlen(module->build, sizeof(module->build)), module->build,
+			AFD__BUILD_ID);
 	return 0;
 }
 
@@ -72,7 +81,8 @@ int afd__module_load(const char *name, void **handle, const struct afd__device_o
 		return rc;
 	opened = dlopen(path, RTLD_NOW | RTLD_LOCAL);
 	if (!opened)
-		return afd__error(-ENOSYS, "device %s: no module (%s): %s", name, package_of(name), dlerror());
+		return afd__error(-ENOSYS, "device %s: no module (%s): %s", name, package_of(name),
+			dlerror());
 	module = dlsym(opened, AFD__MODULE_SYMBOL);
 	rc = check_build(path, module);
 	if (rc) {

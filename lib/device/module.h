@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The private table between the library and a device module (afd-<name>.so). A module links nothing of the library: it
- * gets what it needs here, and memory is freed by the side that allocated it.
+ * The private table between the library and a device module (afd-<name>.so). A module links nothing
+ * of the library: it gets what it needs here, and memory is freed by the side that allocated it.
  *
- * Invariant: both sides were built from the same headers. The module's one symbol, afd_module_entry, begins with the
- * build it is of; the library compares that before it calls anything. Included by module.c and by every module.
+ * Invariant: both sides were built from the same headers. The module's one symbol,
+ * afd_module_entry, begins with the build it is of; the library compares that before it calls
+ * anything. Included by module.c and by every module.
  */
 #ifndef AFD_LIB_MODULE_H
 #define AFD_LIB_MODULE_H
@@ -14,18 +15,19 @@
 #define AFD__MODULE_BUILD_BYTES 96
 
 struct afd__module_host {
-	const struct afd__device_ops *cpu; /* the CPU backend, for a module that runs its operations */
+	const struct afd__device_ops *cpu; /* for a module that runs the CPU's operations */
 	void *(*alloc)(struct afd_context *ctx, size_t n, size_t bytes);
 	void (*free)(void *memory);
 	__attribute__((format(printf, 2, 3))) int (*error)(int code, const char *format, ...);
 	void (*error_save)(char *text, size_t capacity);
-	__attribute__((format(printf, 3, 4))) void (*log)(const struct afd_context *ctx, int level, const char *format, ...);
+	__attribute__((format(printf, 3, 4))) void (*log)(
+		const struct afd_context *ctx, int level, const char *format, ...);
 	uint64_t (*now_ns)(void);
 };
 
 /* What a module is: constant data, so that nothing of it runs before it was accepted. */
 struct afd__module {
-	char build[AFD__MODULE_BUILD_BYTES]; /* AFD__BUILD_ID, generated from the version and the headers */
+	char build[AFD__MODULE_BUILD_BYTES]; /* AFD__BUILD_ID, made of the version and headers */
 	const struct afd__device_ops *ops;   /* they find the table above in dev->host */
 };
 

@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The operations of the front door: each checks its arguments, then hands them to the backend. A check keeps the first
- * thing that is wrong and names the operation, the argument, its value and the limit.
+ * The operations of the front door: each checks its arguments, then hands them to the backend. A
+ * check keeps the first thing that is wrong and names the operation, the argument, its value and
+ * the limit.
  *
- * What lies in device memory (ids, positions, slots) cannot be looked at here: the stage has checked it before upload.
+ * What lies in device memory (ids, positions, slots) cannot be looked at here: the stage has
+ * checked it before upload.
  */
 #include "device.h"
 
@@ -22,7 +24,8 @@ static void need_aligned(struct check *c, const char *name, const void *p, size_
 	if (!p)
 		c->code = afd__error(-EINVAL, "%s: %s is NULL", c->op, name);
 	else if ((uintptr_t)p % alignment)
-		c->code = afd__error(-EINVAL, "%s: %s %p, must be aligned to %zu bytes", c->op, name, p, alignment);
+		c->code = afd__error(-EINVAL, "%s: %s %p, must be aligned to %zu bytes", c->op,
+			name, p, alignment);
 }
 
 static void need(struct check *c, const char *name, const void *p)
@@ -39,8 +42,9 @@ static void may(struct check *c, const char *name, const void *p)
 static void within(struct check *c, const char *name, uint64_t value, uint64_t low, uint64_t high)
 {
 	if (!c->code && (value < low || value > high))
-		c->code = afd__error(-EINVAL, "%s: %s %llu, limit %llu to %llu", c->op, name, (unsigned long long)value,
-				     (unsigned long long)low, (unsigned long long)high);
+		c->code = afd__error(-EINVAL, "%s: %s %llu, limit %llu to %llu", c->op, name,
+			(unsigned long long)value, (unsigned long long)low,
+			(unsigned long long)high);
 }
 
 /* n_rows * width numbers of 4 bytes must be countable. */
@@ -50,8 +54,8 @@ static void countable(struct check *c, uint64_t n_rows, uint64_t width)
 
 	within(c, "width", width, 1, UINT32_MAX);
 	if (!c->code && (__builtin_mul_overflow(n_rows, width, &bytes) || bytes > SIZE_MAX / 8))
-		c->code = afd__error(-EINVAL, "%s: %llu rows of %llu numbers overflow", c->op, (unsigned long long)n_rows,
-				     (unsigned long long)width);
+		c->code = afd__error(-EINVAL, "%s: %llu rows of %llu numbers overflow", c->op,
+			(unsigned long long)n_rows, (unsigned long long)width);
 }
 
 static size_t number_bytes(int32_t dtype)
@@ -62,20 +66,24 @@ static size_t number_bytes(int32_t dtype)
 static void need_dtype(struct check *c, const char *name, int32_t dtype)
 {
 	if (!c->code && dtype != AFD_DTYPE_F32 && dtype != AFD_DTYPE_BF16 && dtype != AFD_DTYPE_F16)
-		c->code = afd__error(-EINVAL, "%s: %s %d is none of f32, bf16, f16", c->op, name, dtype);
+		c->code = afd__error(
+			-EINVAL, "%s: %s %d is none of f32, bf16, f16", c->op, name, dtype);
 }
 
 static void need_matrix(struct check *c, const char *name, const struct afd__matrix *m)
 {
 	need_dtype(c, "matrix dtype", m->dtype);
-	need_aligned(c, name, m->data, m->layout == AFD__LAYOUT_IN_PLACE ? number_bytes(m->dtype) : 4);
+	need_aligned(
+		c, name, m->data, m->layout == AFD__LAYOUT_IN_PLACE ? number_bytes(m->dtype) : 4);
 	within(c, "matrix layout", (uint64_t)m->layout, AFD__LAYOUT_PACKED, AFD__LAYOUT_IN_PLACE);
 	within(c, "matrix n", m->n, 1, UINT32_MAX - AFD_K_PANEL);
 	within(c, "matrix k", m->k, 1, UINT32_MAX);
 }
 
-/* Heads of a position and positions of a page may interleave, but never overlap a position's own numbers. */
-static void need_kv(struct check *c, const struct afd__kv_view *kv, uint32_t n_rows, uint32_t n_heads)
+/* Heads of a position and positions of a page may interleave, but never overlap a position's own
+ * numbers. */
+static void need_kv(
+	struct check *c, const struct afd__kv_view *kv, uint32_t n_rows, uint32_t n_heads)
 {
 	size_t head_bytes = (size_t)kv->head_dim * number_bytes(kv->dtype);
 
@@ -91,10 +99,13 @@ static void need_kv(struct check *c, const struct afd__kv_view *kv, uint32_t n_r
 		within(c, "kv.head_stride", kv->head_stride, head_bytes, SIZE_MAX / 2);
 	within(c, "kv.page_stride", kv->page_stride, head_bytes, SIZE_MAX / 2);
 	if (!c->code && (kv->head_dim % 2 || n_heads % kv->n_kv_heads))
-		c->code = afd__error(-EINVAL, "%s: head_dim %u must be even, %u heads a multiple of %u kv heads", c->op, kv->head_dim,
-				     n_heads, kv->n_kv_heads);
-	if (!c->code && (kv->position_stride | kv->v_offset | kv->head_stride | kv->page_stride) % number_bytes(kv->dtype))
-		c->code = afd__error(-EINVAL, "%s: a stride of kv is no multiple of %zu bytes", c->op, number_bytes(kv->dtype));
+		c->code = afd__error(-EINVAL,
+			"%s: head_dim %u must be even, %u heads a multiple of %u kv heads", c->op,
+			kv->head_dim, n_heads, kv->n_kv_heads);
+	if (!c->code && (kv->position_stride | kv->v_offset | kv->head_stride | kv->page_stride) %
+				number_bytes(kv->dtype))
+		c->code = afd__error(-EINVAL, "%s: a stride of kv is no multiple of %zu bytes",
+			c->op, number_bytes(kv->dtype));
 	countable(c, n_rows, ((uint64_t)n_heads + 2 * (uint64_t)kv->n_kv_heads) * kv->head_dim);
 }
 
@@ -160,7 +171,8 @@ static void check_attend(struct check *c, const struct afd__attend_args *a)
 	need_kv(c, &a->kv, a->n_rows, a->n_heads);
 	within(c, "table_stride", a->table_stride, 1, INT32_MAX);
 	if (!c->code)
-		within(c, "query heads of a kv head", a->n_heads / a->kv.n_kv_heads, 1, AFD_K_GROUP_MAX);
+		within(c, "query heads of a kv head", a->n_heads / a->kv.n_kv_heads, 1,
+			AFD_K_GROUP_MAX);
 	within(c, "tasks", (uint64_t)a->n_rows * a->kv.n_kv_heads, 0, UINT32_MAX);
 }
 
@@ -181,17 +193,21 @@ static void check_convert(struct check *c, const struct afd__convert_args *a)
 	need_aligned(c, "dst", a->dst, dst);
 	may(c, "index", a->index);
 	countable(c, a->n_rows, a->width);
-	within(c, "src_stride", a->src_stride, a->n_rows > 1 || a->index ? a->width * src : 0, SIZE_MAX / 2);
+	within(c, "src_stride", a->src_stride, a->n_rows > 1 || a->index ? a->width * src : 0,
+		SIZE_MAX / 2);
 	within(c, "dst_stride", a->dst_stride, a->n_rows > 1 ? a->width * dst : 0, SIZE_MAX / 2);
 	if (!c->code && (a->src_stride % src || a->dst_stride % dst))
-		c->code = afd__error(-EINVAL, "convert: strides %zu and %zu must be multiples of %zu and %zu bytes", a->src_stride,
-				     a->dst_stride, src, dst);
+		c->code = afd__error(-EINVAL,
+			"convert: strides %zu and %zu must be multiples of %zu and %zu bytes",
+			a->src_stride, a->dst_stride, src, dst);
 	within(c, "accumulate", (uint64_t)a->accumulate, 0, 1);
 	if (!c->code && a->accumulate && a->dst_dtype != AFD_DTYPE_F32)
-		c->code = afd__error(-EINVAL, "convert: accumulates in f32, dst_dtype is %s", afd_dtype_name(a->dst_dtype));
-	if (!c->code && a->src_dtype != a->dst_dtype && a->src_dtype != AFD_DTYPE_F32 && a->dst_dtype != AFD_DTYPE_F32)
-		c->code = afd__error(-EINVAL, "convert: from %s to %s, one of them must be f32", afd_dtype_name(a->src_dtype),
-				     afd_dtype_name(a->dst_dtype));
+		c->code = afd__error(-EINVAL, "convert: accumulates in f32, dst_dtype is %s",
+			afd_dtype_name(a->dst_dtype));
+	if (!c->code && a->src_dtype != a->dst_dtype && a->src_dtype != AFD_DTYPE_F32 &&
+		a->dst_dtype != AFD_DTYPE_F32)
+		c->code = afd__error(-EINVAL, "convert: from %s to %s, one of them must be f32",
+			afd_dtype_name(a->src_dtype), afd_dtype_name(a->dst_dtype));
 }
 
 static void check_argmax(struct check *c, const struct afd__argmax_args *a)
@@ -209,20 +225,21 @@ static void check_copy(struct check *c, const struct afd__copy_args *a)
 	need(c, "dst", dst);
 	need(c, "src", src);
 	if (!c->code && (dst < src ? (size_t)(src - dst) : (size_t)(dst - src)) < a->bytes)
-		c->code = afd__error(-EINVAL, "copy: %zu bytes from %p to %p overlap", a->bytes, a->src, a->dst);
+		c->code = afd__error(
+			-EINVAL, "copy: %zu bytes from %p to %p overlap", a->bytes, a->src, a->dst);
 }
 
-#define OPERATION(name, count)                                                \
+#define OPERATION(name, count) \
 	int afd__##name(struct afd__queue *q, const struct afd__##name##_args *a) \
-	{                                                                     \
-		struct check c = { .op = #name };                             \
-									      \
-		if (q->error)                                                 \
-			return afd__queue_error(q);                           \
-		if (!a->count)                                                \
-			return 0;                                             \
-		check_##name(&c, a);                                          \
-		return c.code ? c.code : q->dev->ops->name(q, a);             \
+	{ \
+		struct check c = { .op = #name }; \
+\
+		if (q->error) \
+			return afd__queue_error(q); \
+		if (!a->count) \
+			return 0; \
+		check_##name(&c, a); \
+		return c.code ? c.code : q->dev->ops->name(q, a); \
 	}
 
 OPERATION(embed, n_rows)

@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A host's compute function as the executor of a pass: an engine's own kernels, another accelerator. It gets rows in host
- * memory, and either writes y before it returns or returns -EINPROGRESS and reports by afd_ffn_complete from any thread.
+ * A host's compute function as the executor of a pass: an engine's own kernels, another
+ * accelerator. It gets rows in host memory, and either writes y before it returns or returns
+ * -EINPROGRESS and reports by afd_ffn_complete from any thread.
  *
- * One pass is under way at a time. Its id is published before the function is called, since another thread may report it
- * before the call has returned; exactly one report of an id is taken. Called by pass.c; afd_ffn_complete by the host.
+ * One pass is under way at a time. Its id is published before the function is called, since another
+ * thread may report it before the call has returned; exactly one report of an id is taken. Called
+ * by pass.c; afd_ffn_complete by the host.
  */
 #include "stage.h"
 
@@ -16,8 +18,28 @@
 static bool is_listed(int status)
 {
 	static const int16_t list[] = {
-		EINVAL, E2BIG, ENOENT, EEXIST, ENOSPC, ENOMEM, EBADMSG, ENOTSUP, ENOSYS, ENODEV, EAGAIN, EBUSY, EALREADY,
-		ECANCELED, ETIMEDOUT, ECONNREFUSED, ECONNRESET, EPROTO, EADDRINUSE, EACCES, EDOM, EIO,
+		EINVAL,
+		E2BIG,
+		ENOENT,
+		EEXIST,
+		ENOSPC,
+		ENOMEM,
+		EBADMSG,
+		ENOTSUP,
+		ENOSYS,
+		ENODEV,
+		EAGAIN,
+		EBUSY,
+		EALREADY,
+		ECANCELED,
+		ETIMEDOUT,
+		ECONNREFUSED,
+		ECONNRESET,
+		EPROTO,
+		EADDRINUSE,
+		EACCES,
+		EDOM,
+		EIO,
 	};
 	size_t i;
 
@@ -35,17 +57,25 @@ static int outcome(const struct afd_ffn *ffn, int status)
 	if (!status)
 		return 1;
 	if (status > 0)
-		return afd__error(-EINVAL, "ffn compute function: layer %u: returned %d, must be 0 or a negative errno",
-		                  ffn->server.run.layer, status);
-	return afd__error(is_listed(status) ? status : -EIO, "ffn compute function: layer %u: %u rows failed: %s (%d)",
-	                  ffn->server.run.layer, ffn->server.run.n_pass_rows, strerror_r(-status, text, sizeof(text)), status);
+		return afd__error(-EINVAL,
+			"ffn compute function: layer %u: returned %d, must be 0 or a negative "
+			"errno",
+			ffn->server.run.layer, status);
+	return afd__error(is_listed(status) ? status : -EIO,
+		"ffn compute function: layer %u: %u rows failed: %s (%d)", ffn->server.run.layer,
+		ffn->server.run.n_pass_rows, strerror_r(-status, text, sizeof(text)), status);
 }
 
 int afd__ffn_host_begin(struct afd_ffn *ffn, uint32_t layer, uint32_t n_rows)
 {
 	struct afd__ffn_host *host = &ffn->host;
 	struct afd_ffn_pass pass = {
-		.size = sizeof(pass), .id = ++host->last_id, .layer = (int32_t)layer, .n_rows = n_rows, .x = ffn->x, .y = ffn->y,
+		.size = sizeof(pass),
+		.id = ++host->last_id,
+		.layer = (int32_t)layer,
+		.n_rows = n_rows,
+		.x = ffn->x,
+		.y = ffn->y,
 	};
 	uint64_t id = pass.id;
 	int status;
@@ -54,7 +84,8 @@ int afd__ffn_host_begin(struct afd_ffn *ffn, uint32_t layer, uint32_t n_rows)
 	status = host->compute(host->user, &pass);
 	if (status == -EINPROGRESS)
 		return afd__ffn_host_reached(ffn);
-	/* The call has the last word: a report of a pass that did not say -EINPROGRESS is not listened to. */
+	/* The call has the last word: a report of a pass that did not say -EINPROGRESS is not
+	 * listened to. */
 	atomic_compare_exchange_strong(&host->under_way, &id, 0);
 	return outcome(ffn, status);
 }
@@ -80,6 +111,7 @@ int afd_ffn_complete(afd_ffn *ffn, uint64_t id, int status)
 	atomic_store_explicit(&ffn->host.completed, id, memory_order_release);
 	/* Full means that the server has been woken already. */
 	if (write(ffn->server.wake_fd, &one, sizeof(one)) < 0 && errno != EAGAIN)
-		return afd__error(-EIO, "ffn pass %llu: the server cannot be woken: %s", (unsigned long long)id, strerror(errno));
+		return afd__error(-EIO, "ffn pass %llu: the server cannot be woken: %s",
+			(unsigned long long)id, strerror(errno));
 	return 0;
 }

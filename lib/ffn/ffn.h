@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * What an attention stage of this process asks of a local FFN stage: to enqueue the FFN of one layer on a queue of its own.
- * Rows stay in dev memory of the one device that both use; nothing is rounded here: x is rounded to the wire dtype before,
- * and y after, by the caller, as it would happen on a wire.
+ * What an attention stage of this process asks of a local FFN stage: to enqueue the FFN of one
+ * layer on a queue of its own. Rows stay in dev memory of the one device that both use; nothing is
+ * rounded here: x is rounded to the wire dtype before, and y after, by the caller, as it would
+ * happen on a wire.
  */
 #ifndef AFD_LIB_FFN_H
 #define AFD_LIB_FFN_H
@@ -12,20 +13,21 @@
 #include "../device/device.h"
 
 struct afd__ffn_info {
-	struct afd_contract contract; /* ffn_kinds lives as long as the stage */
-	struct afd__device *device;   /* the stage's; a local attention stage uses the same one */
+	struct afd_contract contract;   /* ffn_kinds lives as long as the stage */
+	struct afd__device *device;     /* the stage's; a local attention stage uses the same one */
 	uint32_t first_layer, n_layers; /* held */
-	uint32_t max_rows;            /* of one pass; _enqueue takes any number */
-	int32_t served;               /* 1: made with a transport, not for local use */
+	uint32_t max_rows;              /* of one pass; _enqueue takes any number */
+	int32_t served;                 /* 1: made with a transport, not for local use */
 };
 void afd__ffn_info(const afd_ffn *ffn, struct afd__ffn_info *info);
 
-/* A local attention stage takes the FFN stage for itself, since they share its activations; -EBUSY when another has it.
- * NULL gives it back. */
+/* A local attention stage takes the FFN stage for itself, since they share its activations; -EBUSY
+ * when another has it. NULL gives it back. */
 int afd__ffn_own(afd_ffn *ffn, const void *stage);
 
-/* y = F(layer, x) behind what is on q already; x and y may be the same. n_rows 0 is legal. -EINVAL: the layer is not held. */
+/* y = F(layer, x) behind what is on q already; x and y may be the same. n_rows 0 is legal. -EINVAL:
+ * the layer is not held. */
 int afd__ffn_enqueue(afd_ffn *ffn, struct afd__queue *q, int32_t layer, uint32_t n_rows,
-                     const float *x /* dev [n_rows][hidden_size] */, float *y /* dev [n_rows][hidden_size] */);
+	const float *x /* dev [n_rows][hidden_size] */, float *y /* dev [n_rows][hidden_size] */);
 
 #endif

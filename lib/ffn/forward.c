@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * afd_ffn_forward: a layer for a host that moves rows itself. Its memory is any host memory, which a device cannot read, so
- * rows cross by upload and download, max_rows at a time; numbers of 2 bytes are converted on the device. The bits are those
- * of the server, since both end in afd__ffn_dense. This is the one call of a stage that waits for its device.
+ * afd_ffn_forward: a layer for a host that moves rows itself. Its memory is any host memory, which
+ * a device cannot read, so rows cross by upload and download, max_rows at a time; numbers of 2
+ * bytes are converted on the device. The bits are those of the server, since both end in
+ * afd__ffn_dense. This is the one call of a stage that waits for its device.
  */
 #include "stage.h"
 
@@ -13,19 +14,24 @@ static bool is_number(int32_t dtype)
 	return dtype == AFD_DTYPE_F32 || dtype == AFD_DTYPE_BF16 || dtype == AFD_DTYPE_F16;
 }
 
-static int check_side(const struct afd_ffn *ffn, char side, const void *memory, int32_t dtype, size_t row_bytes)
+static int check_side(
+	const struct afd_ffn *ffn, char side, const void *memory, int32_t dtype, size_t row_bytes)
 {
 	size_t least;
 
 	if (!memory)
 		return afd__error(-EINVAL, "ffn rows: %c is NULL", side);
 	if (dtype == AFD_DTYPE_FP8)
-		return afd__error(-ENOTSUP, "ffn rows: %c_dtype is fp8, supported are f32, bf16 and f16", side);
+		return afd__error(-ENOTSUP,
+			"ffn rows: %c_dtype is fp8, supported are f32, bf16 and f16", side);
 	if (!is_number(dtype))
-		return afd__error(-EINVAL, "ffn rows: %c_dtype is %d, must be f32 (1), bf16 (2) or f16 (3)", side, dtype);
+		return afd__error(-EINVAL,
+			"ffn rows: %c_dtype is %d, must be f32 (1), bf16 (2) or f16 (3)", side,
+			dtype);
 	least = ffn->hidden * afd_dtype_bytes(dtype);
 	if (row_bytes < least)
-		return afd__error(-EINVAL, "ffn rows: %c_row_bytes is %zu, a row has %zu", side, row_bytes, least);
+		return afd__error(-EINVAL, "ffn rows: %c_row_bytes is %zu, a row has %zu", side,
+			row_bytes, least);
 	return 0;
 }
 
@@ -35,16 +41,19 @@ static int check(const struct afd_ffn *ffn, struct afd_ffn_rows *r)
 	int rc;
 
 	if (ffn->host.compute)
-		return afd__error(-EINVAL, "ffn: a stage made from a compute function has no forward");
+		return afd__error(
+			-EINVAL, "ffn: a stage made from a compute function has no forward");
 	if (ffn->server.run.under_way)
 		return afd__error(-EBUSY, "ffn: a pass of the server is under way");
 	if (!afd__ffn_holds(ffn, r->layer))
-		return afd__error(-EINVAL, "ffn: layer %d is not held, it holds %u .. %u", r->layer, ffn->first_layer,
-		                  ffn->first_layer + ffn->n_layers - 1);
+		return afd__error(-EINVAL, "ffn: layer %d is not held, it holds %u .. %u", r->layer,
+			ffn->first_layer, ffn->first_layer + ffn->n_layers - 1);
 	r->x_dtype = r->x_dtype ? r->x_dtype : AFD_DTYPE_F32;
 	r->y_dtype = r->y_dtype ? r->y_dtype : AFD_DTYPE_F32;
-	r->x_row_bytes = r->x_row_bytes ? r->x_row_bytes : ffn->hidden * afd_dtype_bytes(r->x_dtype);
-	r->y_row_bytes = r->y_row_bytes ? r->y_row_bytes : ffn->hidden * afd_dtype_bytes(r->y_dtype);
+	r->x_row_bytes =
+		r->x_row_bytes ? r->x_row_bytes : ffn->hidden * afd_dtype_bytes(r->x_dtype);
+	r->y_row_bytes =
+		r->y_row_bytes ? r->y_row_bytes : ffn->hidden * afd_dtype_bytes(r->y_dtype);
 	if (!r->n_rows)
 		return 0;
 	rc = check_side(ffn, 'x', r->x, r->x_dtype, r->x_row_bytes);
@@ -62,11 +71,13 @@ struct side {
 };
 
 /* f32 rows stand in x or y; others in staging, each at an address that the seam takes. */
-static struct side side_of(const struct afd_ffn *ffn, const void *host, size_t host_row_bytes, uint32_t row0, int32_t dtype,
-                           float *floats)
+static struct side side_of(const struct afd_ffn *ffn, const void *host, size_t host_row_bytes,
+	uint32_t row0, int32_t dtype, float *floats)
 {
 	struct side side = {
-		.host = (char *)host + row0 * host_row_bytes, .host_row_bytes = host_row_bytes, .dev = (char *)floats,
+		.host = (char *)host + row0 * host_row_bytes,
+		.host_row_bytes = host_row_bytes,
+		.dev = (char *)floats,
 		.row_bytes = ffn->hidden * afd_dtype_bytes(dtype),
 	};
 
@@ -86,7 +97,8 @@ static int cross(struct afd_ffn *ffn, const struct side *s, uint32_t n_rows, boo
 	int rc = 0;
 
 	for (row = 0; row < n_rows && !rc; row += n) {
-		char *host = s->host + row * s->host_row_bytes, *dev = s->dev + row * s->dev_row_bytes;
+		char *host = s->host + row * s->host_row_bytes,
+		     *dev = s->dev + row * s->dev_row_bytes;
 
 		n = n_rows - row < together ? n_rows - row : together;
 		if (up)
@@ -97,25 +109,38 @@ static int cross(struct afd_ffn *ffn, const struct side *s, uint32_t n_rows, boo
 	return rc;
 }
 
-static int rows_in(struct afd_ffn *ffn, const struct afd_ffn_rows *r, uint32_t row0, uint32_t n_rows)
+static int rows_in(
+	struct afd_ffn *ffn, const struct afd_ffn_rows *r, uint32_t row0, uint32_t n_rows)
 {
 	struct side x = side_of(ffn, r->x, r->x_row_bytes, row0, r->x_dtype, ffn->x);
 	struct afd__convert_args args = {
-		.src = x.dev, .src_dtype = r->x_dtype, .src_stride = x.dev_row_bytes,
-		.dst = ffn->x, .dst_dtype = AFD_DTYPE_F32, .dst_stride = ffn->hidden * sizeof(float),
-		.n_rows = n_rows, .width = ffn->hidden,
+		.src = x.dev,
+		.src_dtype = r->x_dtype,
+		.src_stride = x.dev_row_bytes,
+		.dst = ffn->x,
+		.dst_dtype = AFD_DTYPE_F32,
+		.dst_stride = ffn->hidden * sizeof(float),
+		.n_rows = n_rows,
+		.width = ffn->hidden,
 	};
 	int rc = cross(ffn, &x, n_rows, true);
 
 	return rc || r->x_dtype == AFD_DTYPE_F32 ? rc : afd__convert(&ffn->queue, &args);
 }
 
-static int rows_out(struct afd_ffn *ffn, const struct afd_ffn_rows *r, uint32_t row0, uint32_t n_rows)
+static int rows_out(
+	struct afd_ffn *ffn, const struct afd_ffn_rows *r, uint32_t row0, uint32_t n_rows)
 {
 	struct side y = side_of(ffn, r->y, r->y_row_bytes, row0, r->y_dtype, ffn->y);
 	struct afd__convert_args args = {
-		.src = ffn->y, .src_dtype = AFD_DTYPE_F32, .src_stride = ffn->hidden * sizeof(float),
-		.dst = y.dev, .dst_dtype = r->y_dtype, .dst_stride = y.dev_row_bytes, .n_rows = n_rows, .width = ffn->hidden,
+		.src = ffn->y,
+		.src_dtype = AFD_DTYPE_F32,
+		.src_stride = ffn->hidden * sizeof(float),
+		.dst = y.dev,
+		.dst_dtype = r->y_dtype,
+		.dst_stride = y.dev_row_bytes,
+		.n_rows = n_rows,
+		.width = ffn->hidden,
 	};
 	int rc = r->y_dtype == AFD_DTYPE_F32 ? 0 : afd__convert(&ffn->queue, &args);
 
@@ -123,7 +148,8 @@ static int rows_out(struct afd_ffn *ffn, const struct afd_ffn_rows *r, uint32_t 
 }
 
 /* Waits also after a failure: downloads that are enqueued write the host's memory. */
-static int forward_pass(struct afd_ffn *ffn, const struct afd_ffn_rows *r, uint32_t row0, uint32_t n_rows)
+static int forward_pass(
+	struct afd_ffn *ffn, const struct afd_ffn_rows *r, uint32_t row0, uint32_t n_rows)
 {
 	uint64_t started_ns = afd__now_ns(), ticket;
 	char text[512];
@@ -137,7 +163,8 @@ static int forward_pass(struct afd_ffn *ffn, const struct afd_ffn_rows *r, uint3
 		afd__error_save(text, sizeof(text));
 	waited = afd__queue_ticket(&ffn->queue, &ticket);
 	if (!waited)
-		waited = afd__queue_wait(&ffn->queue, ticket, AFD__FFN_WAIT_MS, "a pass of the ffn stage");
+		waited = afd__queue_wait(
+			&ffn->queue, ticket, AFD__FFN_WAIT_MS, "a pass of the ffn stage");
 	if (rc)
 		return afd__error(rc, "%s", text);
 	if (!waited)

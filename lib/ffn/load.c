@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Brings the weights of the held layers onto the device, layer by layer: packed, or used where they are when the model asks
- * for that. Every byte is read once; the fingerprint is taken in the same pass, block by block, while the block is in the
- * cache. Called by stage.c at creation; nothing here runs later.
+ * Brings the weights of the held layers onto the device, layer by layer: packed, or used where they
+ * are when the model asks for that. Every byte is read once; the fingerprint is taken in the same
+ * pass, block by block, while the block is in the cache. Called by stage.c at creation; nothing
+ * here runs later.
  */
 #include "stage.h"
 
@@ -26,7 +27,9 @@ struct load {
 };
 
 /* The three tensors of a layer. */
-struct tensors { struct afd__tensor gate, up, down; };
+struct tensors {
+	struct afd__tensor gate, up, down;
+};
 
 static int find(const struct load *load, uint32_t layer, struct tensors *t)
 {
@@ -46,8 +49,10 @@ static void report(struct load *load, uint64_t bytes)
 		load->progress(load->progress_user, load->done_bytes, load->total_bytes);
 }
 
-/* Reads the tensor once: into rows row0 .. of the matrix (NULL: it is used in place), and into the fingerprint. */
-static int read_tensor(struct load *load, const struct afd__tensor *tensor, struct afd__matrix *matrix, uint32_t row0)
+/* Reads the tensor once: into rows row0 .. of the matrix (NULL: it is used in place), and into the
+ * fingerprint. */
+static int read_tensor(struct load *load, const struct afd__tensor *tensor,
+	struct afd__matrix *matrix, uint32_t row0)
 {
 	uint32_t n_rows = (uint32_t)tensor->shape[0], first, n;
 	size_t row_bytes = (size_t)(tensor->bytes / n_rows);
@@ -74,11 +79,12 @@ static int read_tensor(struct load *load, const struct afd__tensor *tensor, stru
 }
 
 /* A matrix of one tensor. */
-static int make_matrix(struct load *load, struct afd__matrix *matrix, const struct afd__tensor *tensor)
+static int make_matrix(
+	struct load *load, struct afd__matrix *matrix, const struct afd__tensor *tensor)
 {
 	const void *rows = load->in_place ? tensor->data : NULL;
-	int rc = afd__matrix_create(load->ffn->device, matrix, (uint32_t)tensor->shape[0], (uint32_t)tensor->shape[1],
-	                            tensor->dtype, rows);
+	int rc = afd__matrix_create(load->ffn->device, matrix, (uint32_t)tensor->shape[0],
+		(uint32_t)tensor->shape[1], tensor->dtype, rows);
 
 	if (rc)
 		return afd__error_prefix(rc, "%s", tensor->name);
@@ -95,7 +101,8 @@ static int make_gate_up(struct load *load, struct afd__ffn_layer *layer, const s
 	int rc;
 
 	if (__builtin_mul_overflow(width, 2, &n))
-		return afd__error(-ENOTSUP, "%s: %u rows, limit %u", t->gate.name, width, UINT32_MAX / 2);
+		return afd__error(
+			-ENOTSUP, "%s: %u rows, limit %u", t->gate.name, width, UINT32_MAX / 2);
 	rc = afd__matrix_create(load->ffn->device, &layer->gate, n, k, t->gate.dtype, NULL);
 	if (rc)
 		return afd__error_prefix(rc, "%s", t->gate.name);
@@ -129,7 +136,8 @@ static int load_layer(struct load *load, uint32_t index)
 	return rc;
 }
 
-/* The bytes of all tensors, so that the first report of progress knows them, and a missing one is named before any is packed. */
+/* The bytes of all tensors, so that the first report of progress knows them, and a missing one is
+ * named before any is packed. */
 static int measure(struct load *load)
 {
 	struct tensors t;
@@ -144,10 +152,14 @@ static int measure(struct load *load)
 	return rc;
 }
 
-int afd__ffn_load(struct afd_ffn *ffn, const struct afd_model *model, const struct afd_ffn_params *params)
+int afd__ffn_load(
+	struct afd_ffn *ffn, const struct afd_model *model, const struct afd_ffn_params *params)
 {
 	struct load load = {
-		.ffn = ffn, .model = model, .progress = params->progress, .progress_user = params->progress_user,
+		.ffn = ffn,
+		.model = model,
+		.progress = params->progress,
+		.progress_user = params->progress_user,
 		.in_place = model->weights == AFD_WEIGHTS_IN_PLACE,
 	};
 	bool stated = params->weights[0] || params->weights[1];
@@ -155,7 +167,8 @@ int afd__ffn_load(struct afd_ffn *ffn, const struct afd_model *model, const stru
 	int rc;
 
 	if (stated && !load.in_place)
-		return afd__error(-EINVAL, "ffn: weights states a fingerprint, but that of packed weights is taken from them");
+		return afd__error(-EINVAL, "ffn: weights states a fingerprint, but that of packed "
+					   "weights is taken from them");
 	rc = measure(&load);
 	if (rc)
 		return rc;

@@ -1,28 +1,34 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * What an FFN stage reports: passes, their rows, the time they took, how long rows waited for those of other peers.
- * Counting is lock-free and allocates nothing; the stages of one context share the series. docs/operations.md lists them.
+ * What an FFN stage reports: passes, their rows, the time they took, how long rows waited for those
+ * of other peers. Counting is lock-free and allocates nothing; the stages of one context share the
+ * series. docs/operations.md lists them.
  */
 #include "stage.h"
 
-static const double rows_bounds[] = { 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256, 512, 1024, 2048 };
-static const double seconds_bounds[] = { 1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.5, 1, 5 };
+static const double rows_bounds[] = { 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256, 512,
+	1024, 2048 };
+static const double seconds_bounds[] = { 1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2,
+	2e-2, 5e-2, 0.1, 0.5, 1, 5 };
 
 #define N_BOUNDS(array) (sizeof(array) / sizeof((array)[0]))
 
 static const struct afd__metric_family
-	rows_per_pass = { "afd_ffn_rows_per_pass", "Rows that one pass of the FFN stage computes together", AFD__HISTOGRAM,
-	                  rows_bounds, N_BOUNDS(rows_bounds) },
-	gather_seconds = { "afd_ffn_gather_seconds", "How long a part waits at the server before its pass begins",
-	                   AFD__HISTOGRAM, seconds_bounds, N_BOUNDS(seconds_bounds) },
-	compute_seconds = { "afd_ffn_compute_seconds", "How long a pass of the FFN stage takes", AFD__HISTOGRAM,
-	                    seconds_bounds, N_BOUNDS(seconds_bounds) },
+	rows_per_pass = { "afd_ffn_rows_per_pass",
+		"Rows that one pass of the FFN stage computes together", AFD__HISTOGRAM,
+		rows_bounds, N_BOUNDS(rows_bounds) },
+	gather_seconds = { "afd_ffn_gather_seconds",
+		"How long a part waits at the server before its pass begins", AFD__HISTOGRAM,
+		seconds_bounds, N_BOUNDS(seconds_bounds) },
+	compute_seconds = { "afd_ffn_compute_seconds", "How long a pass of the FFN stage takes",
+		AFD__HISTOGRAM, seconds_bounds, N_BOUNDS(seconds_bounds) },
 	passes = { "afd_ffn_passes_total", "Passes of the FFN stage", AFD__COUNTER },
 	rows = { "afd_ffn_rows_total", "Rows that the FFN stage has computed", AFD__COUNTER },
 	errors = { "afd_ffn_errors_total", "Parts that were answered with an error", AFD__COUNTER },
 	peers = { "afd_ffn_peers", "Attention peers that are joined", AFD__GAUGE };
 
-static bool add(struct afd_ffn *ffn, struct afd__metric **metric, const struct afd__metric_family *family)
+static bool add(
+	struct afd_ffn *ffn, struct afd__metric **metric, const struct afd__metric_family *family)
 {
 	*metric = afd__metric_add(ffn->ctx, family, "");
 	return *metric != NULL;
@@ -31,12 +37,13 @@ static bool add(struct afd_ffn *ffn, struct afd__metric **metric, const struct a
 int afd__ffn_metrics_create(struct afd_ffn *ffn)
 {
 	struct afd__ffn_metrics *m = &ffn->metrics;
-	bool all = add(ffn, &m->rows_per_pass, &rows_per_pass) && add(ffn, &m->compute_seconds, &compute_seconds) &&
-	           add(ffn, &m->passes, &passes) && add(ffn, &m->rows, &rows);
+	bool all = add(ffn, &m->rows_per_pass, &rows_per_pass) &&
+		   add(ffn, &m->compute_seconds, &compute_seconds) &&
+		   add(ffn, &m->passes, &passes) && add(ffn, &m->rows, &rows);
 
 	if (all && ffn->net)
-		all = add(ffn, &m->gather_seconds, &gather_seconds) && add(ffn, &m->errors, &errors) &&
-		      add(ffn, &m->peers, &peers);
+		all = add(ffn, &m->gather_seconds, &gather_seconds) &&
+		      add(ffn, &m->errors, &errors) && add(ffn, &m->peers, &peers);
 	return all ? 0 : -ENOMEM;
 }
 

@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Carries gathered parts through the stage: slots → rows in f32 → one pass (or several, when there are more rows than
- * max_rows) → the replies' slots → replies. A part is answered once, when the pass of its last row is done.
+ * Carries gathered parts through the stage: slots → rows in f32 → one pass (or several, when there
+ * are more rows than max_rows) → the replies' slots → replies. A part is answered once, when the
+ * pass of its last row is done.
  *
- * On a device everything of a pass is enqueued at once and looked for by a ticket; with a compute function the host's memory
- * takes the device's place, and the rows go back when the function has completed. Called by serve.c.
+ * On a device everything of a pass is enqueued at once and looked for by a ticket; with a compute
+ * function the host's memory takes the device's place, and the rows go back when the function has
+ * completed. Called by serve.c.
  */
 #include "stage.h"
 
@@ -12,13 +14,15 @@
 
 /* ---- rows in and out ---- */
 
-/* The rows of a part that are in the pass under way: its rows from .. from + n_rows - 1 are the pass's from `to` on. */
+/* The rows of a part that are in the pass under way: its rows from .. from + n_rows - 1 are the
+ * pass's from `to` on. */
 struct piece {
 	const struct afd__part *part;
 	uint32_t from, to, n_rows;
 };
 
-static bool piece_of(const struct afd__ffn_run *run, uint64_t part_row0, const struct afd__part *part, struct piece *piece)
+static bool piece_of(const struct afd__ffn_run *run, uint64_t part_row0,
+	const struct afd__part *part, struct piece *piece)
 {
 	uint64_t begin = part_row0 > run->row0 ? part_row0 : run->row0;
 	uint64_t end = part_row0 + part->n_rows, pass_end = run->row0 + run->n_pass_rows;
@@ -28,7 +32,9 @@ static bool piece_of(const struct afd__ffn_run *run, uint64_t part_row0, const s
 	if (begin >= end)
 		return false;
 	*piece = (struct piece){
-		.part = part, .from = (uint32_t)(begin - part_row0), .to = (uint32_t)(begin - run->row0),
+		.part = part,
+		.from = (uint32_t)(begin - part_row0),
+		.to = (uint32_t)(begin - run->row0),
 		.n_rows = (uint32_t)(end - begin),
 	};
 	return true;
@@ -39,9 +45,14 @@ static int convert_in(struct afd_ffn *ffn, const struct piece *piece)
 	const struct afd__part *part = piece->part;
 	size_t slot_row_bytes = ffn->hidden * afd_dtype_bytes(part->x_dtype);
 	struct afd__convert_args args = {
-		.src = (const char *)part->x + piece->from * slot_row_bytes, .src_stride = slot_row_bytes, .src_dtype = part->x_dtype,
-		.dst = ffn->x + (size_t)piece->to * ffn->hidden, .dst_stride = ffn->hidden * sizeof(float),
-		.dst_dtype = AFD_DTYPE_F32, .n_rows = piece->n_rows, .width = ffn->hidden,
+		.src = (const char *)part->x + piece->from * slot_row_bytes,
+		.src_stride = slot_row_bytes,
+		.src_dtype = part->x_dtype,
+		.dst = ffn->x + (size_t)piece->to * ffn->hidden,
+		.dst_stride = ffn->hidden * sizeof(float),
+		.dst_dtype = AFD_DTYPE_F32,
+		.n_rows = piece->n_rows,
+		.width = ffn->hidden,
 	};
 
 	return afd__convert(&ffn->queue, &args);
@@ -52,16 +63,21 @@ static int convert_out(struct afd_ffn *ffn, const struct piece *piece)
 	const struct afd__part *part = piece->part;
 	size_t slot_row_bytes = ffn->hidden * afd_dtype_bytes(part->y_dtype);
 	struct afd__convert_args args = {
-		.src = ffn->y + (size_t)piece->to * ffn->hidden, .src_stride = ffn->hidden * sizeof(float),
+		.src = ffn->y + (size_t)piece->to * ffn->hidden,
+		.src_stride = ffn->hidden * sizeof(float),
 		.src_dtype = AFD_DTYPE_F32,
-		.dst = (char *)part->y + piece->from * slot_row_bytes, .dst_stride = slot_row_bytes, .dst_dtype = part->y_dtype,
-		.n_rows = piece->n_rows, .width = ffn->hidden,
+		.dst = (char *)part->y + piece->from * slot_row_bytes,
+		.dst_stride = slot_row_bytes,
+		.dst_dtype = part->y_dtype,
+		.n_rows = piece->n_rows,
+		.width = ffn->hidden,
 	};
 
 	return afd__convert(&ffn->queue, &args);
 }
 
-static int convert_all(struct afd_ffn *ffn, int (*convert)(struct afd_ffn *ffn, const struct piece *piece))
+static int convert_all(
+	struct afd_ffn *ffn, int (*convert)(struct afd_ffn *ffn, const struct piece *piece))
 {
 	const struct afd__ffn_run *run = &ffn->server.run;
 	uint64_t part_row0 = 0;
@@ -98,7 +114,8 @@ static void answer(struct afd_ffn *ffn, int status)
 		afd__error_save(text, sizeof(text));
 	for (i = 0; i < run->n_parts; i++) {
 		const struct afd__part *part = &run->parts[i];
-		uint64_t gather_ns = run->begun_ns > part->arrived_ns ? run->begun_ns - part->arrived_ns : 0;
+		uint64_t gather_ns =
+			run->begun_ns > part->arrived_ns ? run->begun_ns - part->arrived_ns : 0;
 
 		if (status) {
 			afd__ffn_refuse(ffn, part, afd__error(status, "%s", text));
@@ -116,7 +133,8 @@ static void answer(struct afd_ffn *ffn, int status)
 
 /* ---- one pass ---- */
 
-/* A pass was enqueued in part: what stands in the queue may still write slots that an error is about to give back. */
+/* A pass was enqueued in part: what stands in the queue may still write slots that an error is
+ * about to give back. */
 static int settle(struct afd_ffn *ffn, int error)
 {
 	char text[512];
@@ -124,7 +142,8 @@ static int settle(struct afd_ffn *ffn, int error)
 
 	afd__error_save(text, sizeof(text));
 	if (!afd__queue_ticket(&ffn->queue, &ticket))
-		(void)afd__queue_wait(&ffn->queue, ticket, AFD__FFN_WAIT_MS, "a pass of the ffn stage");
+		(void)afd__queue_wait(
+			&ffn->queue, ticket, AFD__FFN_WAIT_MS, "a pass of the ffn stage");
 	return afd__error(error, "%s", text);
 }
 
@@ -181,8 +200,12 @@ static void account(struct afd_ffn *ffn)
 	struct afd__ffn_run *run = &server->run;
 	uint64_t ns = afd__now_ns() - run->started_ns;
 	struct afd_span span = {
-		.name = "ffn", .start_ns = run->started_ns, .duration_ns = ns, .step = run->parts[0].step,
-		.layer = (int32_t)run->layer, .lane = run->n_parts == 1 ? (int32_t)run->parts[0].lane : -1,
+		.name = "ffn",
+		.start_ns = run->started_ns,
+		.duration_ns = ns,
+		.step = run->parts[0].step,
+		.layer = (int32_t)run->layer,
+		.lane = run->n_parts == 1 ? (int32_t)run->parts[0].lane : -1,
 		.n_rows = run->n_pass_rows,
 	};
 

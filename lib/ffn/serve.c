@@ -1,48 +1,57 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The server: takes parts from the transport, lets the gather choose which go next, and answers them when their pass is
- * done. afd_ffn_poll is one turn that never blocks; afd_ffn_serve sleeps between turns on the descriptors of the transport,
- * of the queue, and of its own (stop, completed passes, the end of a gather).
+ * The server: takes parts from the transport, lets the gather choose which go next, and answers
+ * them when their pass is done. afd_ffn_poll is one turn that never blocks; afd_ffn_serve sleeps
+ * between turns on the descriptors of the transport, of the queue, and of its own (stop, completed
+ * passes, the end of a gather).
  *
- * One pass is on its way at a time; parts that come meanwhile wait and are gathered into the next. What the server holds it
- * answers, whatever happens to others: an error of one part, or the loss of a peer, is nobody else's. Called by hosts.
+ * One pass is on its way at a time; parts that come meanwhile wait and are gathered into the next.
+ * What the server holds it answers, whatever happens to others: an error of one part, or the loss
+ * of a peer, is nobody else's. Called by hosts.
  */
 #include "stage.h"
 
+#include <assert.h>
 #include <string.h>
-#include <sys/epoll.h>
-#include <sys/eventfd.h>
 #include <sys/timerfd.h>
 #include <unistd.h>
 
 enum {
 	DEFAULT_GATHER_NS = 2000000,
 	DEFAULT_GATHER_PASSES = 4,
-	LONGEST_ARRIVAL_CAPS = 2,
+	DEFAULT_STEP_GATHER_NS = 20000000,
 	BEAT_MS = 50, /* how often to look while a peer waits for us */
 };
 
 /* ---- gather ---- */
 
-static uint64_t gather_cap_ns(const struct afd__ffn_server *server)
+/* How long rows may wait: what the host said; else some passes' time, or more where that gains a
+ * whole step. */
+static struct afd__gather_rule gather_rule(const struct afd_ffn *ffn)
 {
+	const struct afd__ffn_server *server = &ffn->server;
 	uint64_t measured_ns = DEFAULT_GATHER_PASSES * server->mean_pass_ns;
+	struct afd__gather_rule rule = {
+		.pass_ns = server->mean_pass_ns,
+		.n_layers = ffn->n_layers,
+		.full_rows = ffn->max_rows,
+		.cap_ns = server->cap_ns,
+		.step_cap_ns = server->cap_ns,
+	};
 
-	if (server->stopped_ns)
-		return 0;
-	if (server->cap_ns != UINT64_MAX)
-		return server->cap_ns;
-	return measured_ns > DEFAULT_GATHER_NS ? measured_ns : DEFAULT_GATHER_NS;
+	if (server->stopped_ns) {
+		rule.cap_ns = rule.step_cap_ns = 0;
+	} else if (server->cap_ns == UINT64_MAX) {
+		rule.cap_ns = measured_ns > DEFAULT_GATHER_NS ? measured_ns : DEFAULT_GATHER_NS;
+		rule.step_cap_ns =
+			rule.cap_ns > DEFAULT_STEP_GATHER_NS ? rule.cap_ns : DEFAULT_STEP_GATHER_NS;
+	}
+	return rule;
 }
 
-/* Parts that need no pass are answered here: those of no rows, and those that cannot be computed. */
+/* A part of no rows needs no pass. */
 static bool is_answered_now(struct afd_ffn *ffn, const struct afd__part *part)
 {
-	if (!afd__ffn_holds(ffn, part->layer)) {
-		afd__ffn_refuse(ffn, part, afd__error(-EINVAL, "ffn: layer %u is not held, it holds %u .. %u", part->layer,
-		                                      ffn->first_layer, ffn->first_layer + ffn->n_layers - 1));
-		return true;
-	}
 	if (part->n_rows)
 		return false;
 	(void)afd__exchange_reply(ffn->net, part, 0, 0, 0);
@@ -53,6 +62,7 @@ static bool is_answered_now(struct afd_ffn *ffn, const struct afd__part *part)
 static void take_parts(struct afd_ffn *ffn)
 {
 	struct afd__ffn_server *server = &ffn->server;
+	struct afd__gather_rule rule = gather_rule(ffn);
 
 	while (server->n_held < server->max_parts) {
 		struct afd__held *held = &server->held[server->n_held];
@@ -60,10 +70,11 @@ static void take_parts(struct afd_ffn *ffn)
 		if (afd__exchange_take(ffn->net, &held->part) <= 0)
 			return;
 		server->progressed = true;
+		assert(afd__ffn_holds(ffn, held->part.layer));
 		held->turn_ns = 0;
 		if (is_answered_now(ffn, &held->part))
 			continue;
-		afd__arrivals_came(&server->arrivals, &held->part, LONGEST_ARRIVAL_CAPS * gather_cap_ns(server));
+		afd__arrivals_came(&server->arrivals, &held->part, &rule);
 		server->n_held++;
 	}
 }
@@ -71,9 +82,7 @@ static void take_parts(struct afd_ffn *ffn)
 static void choose(struct afd_ffn *ffn, struct afd__gather_choice *choice)
 {
 	struct afd__ffn_server *server = &ffn->server;
-	struct afd__gather_rule rule = {
-		.cap_ns = gather_cap_ns(server), .pass_ns = server->mean_pass_ns, .n_layers = ffn->n_layers, .full_rows = ffn->max_rows,
-	};
+	struct afd__gather_rule rule = gather_rule(ffn);
 	uint64_t now_ns = afd__now_ns();
 	uint32_t i, n_joined, n_sources;
 
@@ -82,13 +91,13 @@ static void choose(struct afd_ffn *ffn, struct afd__gather_choice *choice)
 			server->held[i].turn_ns = now_ns;
 	}
 	n_joined = afd__exchange_sources(ffn->net, server->joined, server->max_sources);
-	n_sources = afd__arrivals_sources(&server->arrivals, server->joined, n_joined, server->held, server->n_held, &rule,
-	                                  server->sources);
+	n_sources = afd__arrivals_sources(&server->arrivals, server->joined, n_joined, server->held,
+		server->n_held, &rule, server->sources);
 	afd__gather_choose(&rule, server->sources, n_sources, now_ns, choice);
 }
 
-/* Moves the layer's parts to the run, oldest first, until the pass is full; a part that is larger than a pass goes alone
- * or first. The rest keep their order. */
+/* Moves the layer's parts to the run, oldest first, until the pass is full; a part that is larger
+ * than a pass goes alone or first. The rest keep their order. */
 static void gather(struct afd_ffn *ffn, uint32_t layer)
 {
 	struct afd__ffn_server *server = &ffn->server;
@@ -101,7 +110,8 @@ static void gather(struct afd_ffn *ffn, uint32_t layer)
 	for (i = 0; i < server->n_held; i++) {
 		const struct afd__part *part = &server->held[i].part;
 
-		if (part->layer == layer && (!run->n_parts || run->n_rows + part->n_rows <= ffn->max_rows)) {
+		if (part->layer == layer &&
+			(!run->n_parts || run->n_rows + part->n_rows <= ffn->max_rows)) {
 			run->n_rows += part->n_rows;
 			run->parts[run->n_parts++] = *part;
 		} else {
@@ -111,7 +121,8 @@ static void gather(struct afd_ffn *ffn, uint32_t layer)
 	server->n_held = n_kept;
 }
 
-/* The clock of the gather: a descriptor, since its waits are shorter than the milliseconds of a host's event loop. */
+/* The clock of the gather: a descriptor, since its waits are shorter than the milliseconds of a
+ * host's event loop. */
 static void set_timer(struct afd__ffn_server *server, uint64_t until_ns)
 {
 	struct itimerspec when = { 0 };
@@ -126,7 +137,8 @@ static void set_timer(struct afd__ffn_server *server, uint64_t until_ns)
 	(void)timerfd_settime(server->timer_fd, TFD_TIMER_ABSTIME, &when, NULL);
 }
 
-/* Runs what can be run; returns when a pass is under way, when the rest waits for others, or when nothing is left. */
+/* Runs what can be run; returns when a pass is under way, when the rest waits for others, or when
+ * nothing is left. */
 static int run_passes(struct afd_ffn *ffn)
 {
 	struct afd__ffn_server *server = &ffn->server;
@@ -191,9 +203,11 @@ static int drain(struct afd_ffn *ffn)
 	if (server->drained)
 		return afd__error(-ECANCELED, "ffn: stopped");
 	if (afd__now_ns() - server->stopped_ns > AFD__FFN_WAIT_MS * UINT64_C(1000000))
-		return afd__error(-ETIMEDOUT, "ffn: stopped, but after %d ms %s of layer %u is not done: the server waits for %s",
-		                  AFD__FFN_WAIT_MS, server->run.under_way ? "a pass" : "a reply", server->run.layer,
-		                  ffn->host.compute ? "afd_ffn_complete" : "its device");
+		return afd__error(-ETIMEDOUT,
+			"ffn: stopped, but after %d ms %s of layer %u is not done: the server "
+			"waits for %s",
+			AFD__FFN_WAIT_MS, server->run.under_way ? "a pass" : "a reply",
+			server->run.layer, ffn->host.compute ? "afd_ffn_complete" : "its device");
 	return 0;
 }
 
@@ -222,7 +236,8 @@ static int check_server(const struct afd_ffn *ffn)
 	int rc = afd__ffn_check(ffn);
 
 	if (!rc && !ffn->net)
-		rc = afd__error(-EINVAL, "ffn: made without a transport, there is nothing to serve");
+		rc = afd__error(
+			-EINVAL, "ffn: made without a transport, there is nothing to serve");
 	return rc;
 }
 
@@ -235,7 +250,8 @@ static void fail(struct afd_ffn *ffn, int error)
 	server->failed = error;
 	afd__error_save(server->failed_text, sizeof(server->failed_text));
 	for (i = 0; i < server->n_held; i++)
-		afd__ffn_refuse(ffn, &server->held[i].part, afd__error(error, "%s", server->failed_text));
+		afd__ffn_refuse(
+			ffn, &server->held[i].part, afd__error(error, "%s", server->failed_text));
 	server->n_held = 0;
 	afd__error(error, "%s", server->failed_text);
 }
@@ -266,7 +282,8 @@ int afd_ffn_serve(afd_ffn *ffn)
 	while (rc >= 0) {
 		rc = afd_ffn_poll(ffn);
 		if (!rc)
-			rc = afd__transport_sleep(ffn->net, ffn->server.own_fd, afd_ffn_timeout_ms(ffn));
+			rc = afd__transport_sleep(
+				ffn->net, ffn->server.own_fd, afd_ffn_timeout_ms(ffn));
 	}
 	return rc == -ECANCELED ? 0 : rc;
 }
@@ -291,7 +308,8 @@ int32_t afd_ffn_timeout_ms(const afd_ffn *ffn)
 	if (server->progressed)
 		return 0;
 	timeout_ms = afd_transport_timeout_ms(ffn->net);
-	if ((server->run.under_way || server->n_held || server->stopped_ns) && (timeout_ms < 0 || timeout_ms > BEAT_MS))
+	if ((server->run.under_way || server->n_held || server->stopped_ns) &&
+		(timeout_ms < 0 || timeout_ms > BEAT_MS))
 		timeout_ms = BEAT_MS;
 	return timeout_ms;
 }
@@ -308,101 +326,4 @@ void afd_ffn_stop(afd_ffn *ffn)
 	/* It fails only when it is full, and then the server has been woken. */
 	if (write(ffn->server.wake_fd, &one, sizeof(one)) < 0)
 		errno = saved_errno;
-}
-
-/* ---- life ---- */
-
-static int watch(int epoll_fd, int fd)
-{
-	struct epoll_event event = { .events = EPOLLIN, .data.fd = fd };
-
-	return epoll_ctl(epoll_fd, EPOLL_CTL_ADD, fd, &event);
-}
-
-static int open_descriptors(struct afd_ffn *ffn)
-{
-	struct afd__ffn_server *server = &ffn->server;
-	bool fail;
-
-	server->fd = epoll_create1(EPOLL_CLOEXEC);
-	server->own_fd = epoll_create1(EPOLL_CLOEXEC);
-	server->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	server->timer_fd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
-	fail = server->fd < 0 || server->own_fd < 0 || server->wake_fd < 0 || server->timer_fd < 0;
-	if (!fail)
-		fail = watch(server->own_fd, server->wake_fd) || watch(server->own_fd, server->timer_fd) ||
-		       (ffn->queue.fd >= 0 && watch(server->own_fd, ffn->queue.fd)) ||
-		       watch(server->fd, server->own_fd) || watch(server->fd, afd_transport_fd(ffn->net));
-	return fail ? afd__error(-EIO, "ffn: descriptors of the server: %s", strerror(errno)) : 0;
-}
-
-static void beat(void *user)
-{
-	struct afd_ffn *ffn = user;
-
-	afd__transport_beat(ffn->net);
-}
-
-int afd__ffn_server_create(struct afd_ffn *ffn, uint32_t gather_us)
-{
-	struct afd__ffn_server *server = &ffn->server;
-	struct afd__exchange_info net;
-	int rc;
-
-	afd__transport_info(ffn->net, &net);
-	server->fd = server->own_fd = server->wake_fd = server->timer_fd = -1;
-	server->until_ns = UINT64_MAX;
-	server->cap_ns = gather_us == UINT32_MAX ? 0 : gather_us ? gather_us * UINT64_C(1000) : UINT64_MAX;
-	server->max_sources = net.max_peers * AFD_MAX_LANES;
-	server->max_parts = 2 * server->max_sources;
-	server->held = afd__alloc(ffn->ctx, server->max_parts, sizeof(*server->held));
-	server->run.parts = afd__alloc(ffn->ctx, server->max_parts, sizeof(*server->run.parts));
-	server->joined = afd__alloc(ffn->ctx, server->max_sources, sizeof(*server->joined));
-	server->sources = afd__alloc(ffn->ctx, server->max_sources + server->max_parts, sizeof(*server->sources));
-	if (!server->held || !server->run.parts || !server->joined || !server->sources)
-		return -ENOMEM;
-	rc = afd__arrivals_create(&server->arrivals, ffn->ctx, net.max_peers, ffn->first_layer, ffn->n_layers);
-	if (rc)
-		return rc;
-	ffn->queue.on_tile = beat;
-	ffn->queue.on_tile_user = ffn;
-	return open_descriptors(ffn);
-}
-
-/* Peers whose parts are still here are told, so that they need not find out by a deadline. */
-static void give_back(struct afd_ffn *ffn)
-{
-	struct afd__ffn_server *server = &ffn->server;
-	uint32_t i;
-
-	for (i = 0; i < server->run.n_parts; i++)
-		afd__ffn_refuse(ffn, &server->run.parts[i], afd__error(-ECANCELED, "ffn: the stage has ended"));
-	for (i = 0; i < server->n_held; i++)
-		afd__ffn_refuse(ffn, &server->held[i].part, afd__error(-ECANCELED, "ffn: the stage has ended"));
-}
-
-static void close_descriptor(int fd)
-{
-	if (fd >= 0)
-		(void)close(fd);
-}
-
-void afd__ffn_server_destroy(struct afd_ffn *ffn)
-{
-	struct afd__ffn_server *server = &ffn->server;
-
-	/* The first allocation of _create; without it there is nothing. */
-	if (!server->max_parts)
-		return;
-	if (server->held && server->run.parts && ffn->ctx->pid == getpid())
-		give_back(ffn);
-	close_descriptor(server->fd);
-	close_descriptor(server->own_fd);
-	close_descriptor(server->wake_fd);
-	close_descriptor(server->timer_fd);
-	afd__arrivals_destroy(&server->arrivals);
-	afd__free(server->sources);
-	afd__free(server->joined);
-	afd__free(server->run.parts);
-	afd__free(server->held);
 }

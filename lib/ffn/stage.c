@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Makes and ends an FFN stage: checks what it was given, opens the device, loads the weights, allocates the activations of
- * max_rows rows, and takes the transport. Everything that a pass needs is there when afd_ffn_create returns.
- * Called by hosts.
+ * Makes and ends an FFN stage: checks what it was given, opens the device, loads the weights,
+ * allocates the activations of max_rows rows, and takes the transport. Everything that a pass needs
+ * is there when afd_ffn_create returns. Called by hosts.
  */
 #include "stage.h"
 
@@ -25,16 +25,23 @@ bool afd__ffn_holds(const struct afd_ffn *ffn, int64_t layer)
 
 /* ---- what it was given ---- */
 
-static int check_params(const afd_model *model, const afd_transport *net, const struct afd_ffn_params *p)
+static int check_params(
+	const afd_model *model, const afd_transport *net, const struct afd_ffn_params *p)
 {
 	if (!model == !p->compute)
-		return afd__error(-EINVAL, "ffn: %s of model and compute are given, it takes one", model ? "both" : "none");
+		return afd__error(-EINVAL, "ffn: %s of model and compute are given, it takes one",
+			model ? "both" : "none");
 	if (p->compute && !net)
-		return afd__error(-EINVAL, "ffn: a compute function serves a transport, but net is NULL");
+		return afd__error(
+			-EINVAL, "ffn: a compute function serves a transport, but net is NULL");
 	if (p->compute && p->device && strcmp(p->device, "cpu"))
-		return afd__error(-EINVAL, "ffn: device is \"%s\", but the rows of a compute function are in host memory", p->device);
+		return afd__error(-EINVAL,
+			"ffn: device is \"%s\", but the rows of a compute function are in host "
+			"memory",
+			p->device);
 	if (p->max_rows > AFD__FFN_MAX_ROWS)
-		return afd__error(-EINVAL, "ffn: max_rows is %u, limit %d", p->max_rows, AFD__FFN_MAX_ROWS);
+		return afd__error(
+			-EINVAL, "ffn: max_rows is %u, limit %d", p->max_rows, AFD__FFN_MAX_ROWS);
 	return 0;
 }
 
@@ -47,21 +54,27 @@ static int32_t or_default(int32_t value, int32_t default_value)
 /* The transport's contract against the model's: what the handshake compares, field by field. */
 static int compare(const struct afd_contract *net, const struct afd_contract *model)
 {
-	const struct { const char *name; int64_t net, model; } fields[] = {
+	const struct {
+		const char *name;
+		int64_t net, model;
+	} fields[] = {
 		{ "hidden_size", net->hidden_size, model->hidden_size },
 		{ "n_layers", net->n_layers, model->n_layers },
 		{ "n_experts", net->n_experts, model->n_experts },
 		{ "top_k", net->top_k, model->top_k },
-		{ "router", or_default(net->router, AFD_ROUTER_NONE), or_default(model->router, AFD_ROUTER_NONE) },
+		{ "router", or_default(net->router, AFD_ROUTER_NONE),
+			or_default(model->router, AFD_ROUTER_NONE) },
 		{ "activation", or_default(net->activation, AFD_ACTIVATION_SILU),
-		  or_default(model->activation, AFD_ACTIVATION_SILU) },
+			or_default(model->activation, AFD_ACTIVATION_SILU) },
 	};
 	size_t i;
 
 	for (i = 0; i < sizeof(fields) / sizeof(fields[0]); i++) {
 		if (fields[i].net != fields[i].model)
-			return afd__error(-EINVAL, "ffn: the transport's contract has %s %lld, the model has %lld", fields[i].name,
-			                  (long long)fields[i].net, (long long)fields[i].model);
+			return afd__error(-EINVAL,
+				"ffn: the transport's contract has %s %lld, the model has %lld",
+				fields[i].name, (long long)fields[i].net,
+				(long long)fields[i].model);
 	}
 	return 0;
 }
@@ -73,8 +86,9 @@ static int check_kinds(const struct afd_ffn *ffn, const uint8_t *kinds)
 
 	for (layer = ffn->first_layer; kinds && layer < ffn->first_layer + ffn->n_layers; layer++) {
 		if (kinds[layer] != AFD_FFN_DENSE && !ffn->host.compute)
-			return afd__error(-ENOTSUP, "ffn: layer %u is of kind %u, supported is %d (dense)", layer, kinds[layer],
-			                  AFD_FFN_DENSE);
+			return afd__error(-ENOTSUP,
+				"ffn: layer %u is of kind %u, supported is %d (dense)", layer,
+				kinds[layer], AFD_FFN_DENSE);
 	}
 	return 0;
 }
@@ -88,7 +102,8 @@ static int agree(struct afd_ffn *ffn, const afd_model *model, const struct afd_f
 	if (ffn->net) {
 		afd__transport_info(ffn->net, &net);
 		if (net.attention)
-			return afd__error(-EINVAL, "ffn: net was made to connect, an FFN stage takes one that listens");
+			return afd__error(-EINVAL, "ffn: net was made to connect, an FFN stage "
+						   "takes one that listens");
 		ffn->contract = net.contract;
 	}
 	if (model) {
@@ -98,13 +113,20 @@ static int agree(struct afd_ffn *ffn, const afd_model *model, const struct afd_f
 		if (rc)
 			return rc;
 	}
-	if (p->first_layer >= ffn->contract.n_layers || p->n_layers > ffn->contract.n_layers - p->first_layer)
-		return afd__error(-EINVAL, "ffn: first_layer %u and n_layers %u, the model has %u", p->first_layer, p->n_layers,
-		                  ffn->contract.n_layers);
+	if (p->first_layer >= ffn->contract.n_layers ||
+		p->n_layers > ffn->contract.n_layers - p->first_layer)
+		return afd__error(-EINVAL, "ffn: first_layer %u and n_layers %u, the model has %u",
+			p->first_layer, p->n_layers, ffn->contract.n_layers);
 	ffn->first_layer = p->first_layer;
 	ffn->n_layers = p->n_layers ? p->n_layers : ffn->contract.n_layers - p->first_layer;
 	ffn->hidden = ffn->contract.hidden_size;
 	ffn->max_rows = p->max_rows ? p->max_rows : DEFAULT_MAX_ROWS;
+	if (ffn->net && (!afd__ffn_holds(ffn, net.first_layer) ||
+				!afd__ffn_holds(ffn, (int64_t)net.first_layer + net.n_layers - 1)))
+		return afd__error(-EINVAL,
+			"ffn: holds layers %u .. %u, but net was made for %u .. %u",
+			ffn->first_layer, ffn->first_layer + ffn->n_layers - 1, net.first_layer,
+			net.first_layer + net.n_layers - 1);
 	return check_kinds(ffn, ffn->contract.ffn_kinds);
 }
 
@@ -115,32 +137,43 @@ static size_t rows_bytes(uint32_t n_rows, size_t width, size_t bytes)
 {
 	size_t all;
 
-	if (__builtin_mul_overflow((size_t)n_rows, width, &all) || __builtin_mul_overflow(all, bytes, &all))
+	if (__builtin_mul_overflow((size_t)n_rows, width, &all) ||
+		__builtin_mul_overflow(all, bytes, &all))
 		return SIZE_MAX;
 	return all;
 }
 
 static int allocate(struct afd_ffn *ffn)
 {
-	const struct { void **out; size_t width, bytes; const char *what; } buffers[] = {
+	const struct {
+		void **out;
+		size_t width, bytes;
+		const char *what;
+	} buffers[] = {
 		{ (void **)&ffn->x, ffn->hidden, sizeof(float), "ffn: x" },
 		{ (void **)&ffn->y, ffn->hidden, sizeof(float), "ffn: y" },
-		{ (void **)&ffn->gate_up, 2 * (size_t)ffn->weights.max_width, sizeof(float), "ffn: gate and up" },
-		{ (void **)&ffn->activated, ffn->weights.max_width, sizeof(float), "ffn: activation" },
+		{ (void **)&ffn->gate_up, 2 * (size_t)ffn->weights.max_width, sizeof(float),
+			"ffn: gate and up" },
+		{ (void **)&ffn->activated, ffn->weights.max_width, sizeof(float),
+			"ffn: activation" },
 		{ &ffn->staging, AFD__FFN_STAGING_ROW_BYTES(ffn->hidden), 1, "ffn: staging" },
 	};
 	size_t i, n = ffn->host.compute ? 2 : sizeof(buffers) / sizeof(buffers[0]);
 	int rc = 0;
 
 	for (i = 0; i < n && !rc; i++)
-		rc = afd__device_alloc(ffn->device, rows_bytes(ffn->max_rows, buffers[i].width, buffers[i].bytes),
-		                       buffers[i].what, buffers[i].out);
+		rc = afd__device_alloc(ffn->device,
+			rows_bytes(ffn->max_rows, buffers[i].width, buffers[i].bytes),
+			buffers[i].what, buffers[i].out);
 	return rc;
 }
 
 static void release(struct afd_ffn *ffn)
 {
-	const struct { void *memory; size_t width, bytes; } buffers[] = {
+	const struct {
+		void *memory;
+		size_t width, bytes;
+	} buffers[] = {
 		{ ffn->x, ffn->hidden, sizeof(float) },
 		{ ffn->y, ffn->hidden, sizeof(float) },
 		{ ffn->gate_up, 2 * (size_t)ffn->weights.max_width, sizeof(float) },
@@ -152,7 +185,7 @@ static void release(struct afd_ffn *ffn)
 	for (i = 0; i < sizeof(buffers) / sizeof(buffers[0]); i++) {
 		if (buffers[i].memory)
 			afd__device_free(ffn->device, buffers[i].memory,
-			                 rows_bytes(ffn->max_rows, buffers[i].width, buffers[i].bytes));
+				rows_bytes(ffn->max_rows, buffers[i].width, buffers[i].bytes));
 	}
 }
 
@@ -162,7 +195,8 @@ static void release(struct afd_ffn *ffn)
 static void state(const struct afd_ffn *ffn)
 {
 	const char *kind = ffn->device->ops->name;
-	bool in_place = ffn->weights.layers && ffn->weights.layers[0].down.layout == AFD__LAYOUT_IN_PLACE;
+	bool in_place =
+		ffn->weights.layers && ffn->weights.layers[0].down.layout == AFD__LAYOUT_IN_PLACE;
 	char text[16];
 
 	if (!strcmp(kind, "cpu") || !strcmp(kind, "deferred"))
@@ -204,7 +238,8 @@ static afd_context *context_of(const afd_model *model, const afd_transport *net)
 	return info.ctx;
 }
 
-int afd_ffn_create(afd_ffn **out, const afd_model *model, afd_transport *net, const struct afd_ffn_params *params)
+int afd_ffn_create(afd_ffn **out, const afd_model *model, afd_transport *net,
+	const struct afd_ffn_params *params)
 {
 	struct afd_ffn_params p;
 	struct afd_ffn *ffn;
@@ -281,8 +316,12 @@ int afd_ffn_stats(const afd_ffn *ffn, struct afd_ffn_stats *stats)
 void afd__ffn_info(const afd_ffn *ffn, struct afd__ffn_info *info)
 {
 	*info = (struct afd__ffn_info){
-		.contract = ffn->contract, .device = ffn->device, .first_layer = ffn->first_layer, .n_layers = ffn->n_layers,
-		.max_rows = ffn->max_rows, .served = ffn->net != NULL,
+		.contract = ffn->contract,
+		.device = ffn->device,
+		.first_layer = ffn->first_layer,
+		.n_layers = ffn->n_layers,
+		.max_rows = ffn->max_rows,
+		.served = ffn->net != NULL,
 	};
 }
 

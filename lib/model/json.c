@@ -136,7 +136,7 @@ const json_t *afd__json_member(const struct afd__json *j, const char *key)
 void afd__json_refuse(struct afd__json *j, int code, const char *key, const json_t *value,
 		      const char *why)
 {
-	char shown[SHOWN_BYTES + 1];
+	char shown[SHOWN_BYTES + 1] = ""; /* jansson leaves a hole where a piece did not fit */
 	size_t used;
 
 	if (j->error)

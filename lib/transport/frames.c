@@ -129,9 +129,11 @@ static int check_reply(const struct afd__link *link, const struct afd__slot_out 
 		return afd__error(-EPROTO, "reply: sequence is %llu, the slot %s %llu", (unsigned long long)h->sequence,
 				  out->state == AFD__SLOT_POSTED ? "waits for" : "waits for none; its last was",
 				  (unsigned long long)out->sequence);
-	if (h->lane != out->lane || h->layer != out->layer || h->part != out->part || h->n_parts != out->n_parts)
-		return afd__error(-EPROTO, "reply: is of lane %u, layer %u, part %u of %u; asked was lane %u, layer %u, part %u of %u",
-				  h->lane, h->layer, h->part, h->n_parts, out->lane, out->layer, out->part, out->n_parts);
+	if (h->step != out->step || h->lane != out->lane || h->layer != out->layer || h->part != out->part ||
+	    h->n_parts != out->n_parts)
+		return afd__error(-EPROTO, "reply: is of step %u, lane %u, layer %u, part %u of %u; asked was step %u, lane %u, "
+				  "layer %u, part %u of %u", h->step, h->lane, h->layer, h->part, h->n_parts, out->step,
+				  out->lane, out->layer, out->part, out->n_parts);
 	if (h->status)
 		return 0;
 	if (h->n_rows != out->n_rows || h->dtype != link->to_attention_dtype)
@@ -207,7 +209,7 @@ static int post(struct afd__link *link, struct afd__slot_out *out)
 	struct afd__header h = {
 		.header_bytes = AFD__HEADER_BYTES, .kind = AFD__FRAME_ROWS, .type = AFD__ROWS_X, .lane = (uint8_t)out->lane,
 		.dtype = (uint8_t)link->to_ffn_dtype, .layer = (uint16_t)out->layer, .sequence = link->sequence_out + 1,
-		.step = (uint32_t)link->net->step, .n_rows = out->n_rows, .part = out->part, .n_parts = out->n_parts,
+		.step = out->step, .n_rows = out->n_rows, .part = out->part, .n_parts = out->n_parts,
 		.stamp_ns = afd__now_ns(),
 	};
 	int rc;
@@ -313,7 +315,8 @@ static int fill_next(afd_transport *net, struct afd__frame_target *target, uint3
 	if (out->state != AFD__SLOT_FREE || out->unsent || lane_has(link, lane, AFD__SLOT_FILLING, AFD__SLOT_FILLED))
 		return 0;
 	*out = (struct afd__slot_out){
-		.io = frame->io, .lane = lane, .layer = frame->layer, .row0 = row0, .part = target->next_part,
+		.io = frame->io, .lane = lane, .layer = frame->layer, .step = (uint32_t)net->step, .row0 = row0,
+		.part = target->next_part,
 		.n_rows = frame->n_rows - row0 < frame->part_rows ? frame->n_rows - row0 : frame->part_rows,
 		.n_parts = frame->n_parts, .state = AFD__SLOT_FILLING,
 	};

@@ -11,25 +11,51 @@
 
 /* ---- frame_io on host memory ---- */
 
-static void convert(const afd_transport *net, const void *src, size_t src_stride, int32_t src_dtype, void *dst,
-		    size_t dst_stride, int32_t dst_dtype, uint32_t n_rows)
+struct rows {
+	uint8_t *memory; /* [n_rows][hidden_size] */
+	size_t row_bytes;
+	int32_t dtype;
+};
+
+static void convert_rows(const afd_transport *net, struct rows src, struct rows dst, uint32_t n_rows)
 {
 	struct afd__convert_args args = {
-		.src = src, .dst = dst, .src_stride = src_stride, .dst_stride = dst_stride, .n_rows = n_rows,
-		.width = net->contract.hidden_size, .src_dtype = src_dtype, .dst_dtype = dst_dtype,
+		.src = src.memory, .dst = dst.memory, .src_stride = src.row_bytes, .dst_stride = dst.row_bytes, .n_rows = n_rows,
+		.width = net->contract.hidden_size, .src_dtype = src.dtype, .dst_dtype = dst.dtype,
 	};
 
 	afd__cpu_kernels(net->ctx->isa)->convert(&args, 0, n_rows);
+}
+
+/* The kernel knows f32 on one side; between two others a row goes through it, which is exact. */
+static void convert(const afd_transport *net, struct rows src, struct rows dst, uint32_t n_rows)
+{
+	struct rows between = { (uint8_t *)net->row, 0, AFD_DTYPE_F32 };
+
+	if (src.dtype == dst.dtype || src.dtype == AFD_DTYPE_F32 || dst.dtype == AFD_DTYPE_F32) {
+		convert_rows(net, src, dst, n_rows);
+		return;
+	}
+	for (uint32_t i = 0; i < n_rows; i++) {
+		convert_rows(net, src, between, 1);
+		convert_rows(net, between, dst, 1);
+		src.memory += src.row_bytes;
+		dst.memory += dst.row_bytes;
+	}
+}
+
+static struct rows wire_rows(const afd_transport *net, const void *slot, int32_t dtype)
+{
+	return (struct rows){ (uint8_t *)slot, net->contract.hidden_size * afd_dtype_bytes(dtype), dtype };
 }
 
 static int host_fill(void *user, uint32_t lane, uint32_t row0, uint32_t n_rows, void *slot)
 {
 	afd_transport *net = user;
 	const struct afd_frame *frame = &net->host[lane];
-	size_t wire_bytes = net->contract.hidden_size * afd_dtype_bytes(net->params.to_ffn_dtype);
+	struct rows x = { (uint8_t *)frame->x + row0 * frame->x_row_bytes, frame->x_row_bytes, frame->x_dtype };
 
-	convert(net, (const uint8_t *)frame->x + row0 * frame->x_row_bytes, frame->x_row_bytes, frame->x_dtype, slot, wire_bytes,
-		net->params.to_ffn_dtype, n_rows);
+	convert(net, x, wire_rows(net, slot, net->params.to_ffn_dtype), n_rows);
 	return 1;
 }
 
@@ -37,10 +63,9 @@ static int host_drain(void *user, uint32_t lane, uint32_t row0, uint32_t n_rows,
 {
 	afd_transport *net = user;
 	const struct afd_frame *frame = &net->host[lane];
-	size_t wire_bytes = net->contract.hidden_size * afd_dtype_bytes(net->params.to_attention_dtype);
+	struct rows y = { (uint8_t *)frame->y + row0 * frame->y_row_bytes, frame->y_row_bytes, frame->y_dtype };
 
-	convert(net, slot, wire_bytes, net->params.to_attention_dtype, (uint8_t *)frame->y + row0 * frame->y_row_bytes,
-		frame->y_row_bytes, frame->y_dtype, n_rows);
+	convert(net, wire_rows(net, slot, net->params.to_attention_dtype), y, n_rows);
 	return 1;
 }
 

@@ -11,7 +11,7 @@
 
 #include "socket.h"
 
-struct afd__local *local_take(struct afd_context *ctx)
+struct afd__local *afd__local_take(struct afd_context *ctx)
 {
 	struct afd__local *local = atomic_load(&ctx->local), *fresh;
 
@@ -27,13 +27,13 @@ struct afd__local *local_take(struct afd_context *ctx)
 	return local;
 }
 
-void local_lock(const struct afd_context *ctx, struct afd__local *local)
+void afd__local_lock(const struct afd_context *ctx, struct afd__local *local)
 {
 	if (!afd__forked(ctx))
 		pthread_mutex_lock(&local->lock);
 }
 
-void local_unlock(const struct afd_context *ctx, struct afd__local *local)
+void afd__local_unlock(const struct afd_context *ctx, struct afd__local *local)
 {
 	if (!afd__forked(ctx))
 		pthread_mutex_unlock(&local->lock);
@@ -66,9 +66,9 @@ static int map_fresh(struct afd_context *ctx, int fd, size_t bytes, const struct
 	return 0;
 }
 
-int local_map(struct afd_context *ctx, int fd, size_t bytes, struct local_mapping **out)
+int afd__local_map(struct afd_context *ctx, int fd, size_t bytes, struct local_mapping **out)
 {
-	struct afd__local *local = local_take(ctx);
+	struct afd__local *local = afd__local_take(ctx);
 	struct local_mapping *mapping;
 	struct stat st;
 	int rc = 0;
@@ -77,7 +77,7 @@ int local_map(struct afd_context *ctx, int fd, size_t bytes, struct local_mappin
 		return -ENOMEM;
 	if (fstat(fd, &st))
 		return afd__error(-EIO, "slots: fstat: %s", strerror(errno));
-	local_lock(ctx, local);
+	afd__local_lock(ctx, local);
 	mapping = find_mapping(local, &st);
 	if (!mapping) {
 		rc = map_fresh(ctx, fd, bytes, &st, &mapping);
@@ -88,20 +88,20 @@ int local_map(struct afd_context *ctx, int fd, size_t bytes, struct local_mappin
 	}
 	if (!rc)
 		mapping->n_users++;
-	local_unlock(ctx, local);
+	afd__local_unlock(ctx, local);
 	if (!rc)
 		*out = mapping;
 	return rc;
 }
 
-void local_unmap(struct afd_context *ctx, struct local_mapping *mapping)
+void afd__local_unmap(struct afd_context *ctx, struct local_mapping *mapping)
 {
 	struct afd__local *local = atomic_load(&ctx->local);
 	struct local_mapping **link;
 
 	if (!mapping)
 		return;
-	local_lock(ctx, local);
+	afd__local_lock(ctx, local);
 	if (!--mapping->n_users) {
 		for (link = &local->mappings; *link != mapping;)
 			link = &(*link)->next;
@@ -109,5 +109,5 @@ void local_unmap(struct afd_context *ctx, struct local_mapping *mapping)
 		munmap(mapping->memory, mapping->bytes);
 		afd__free(mapping);
 	}
-	local_unlock(ctx, local);
+	afd__local_unlock(ctx, local);
 }

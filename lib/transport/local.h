@@ -30,12 +30,12 @@ struct afd__local {
 };
 
 /* NULL and the error text when there is no memory. */
-struct afd__local *local_take(struct afd_context *ctx);
-void local_lock(const struct afd_context *ctx, struct afd__local *local);
-void local_unlock(const struct afd_context *ctx, struct afd__local *local);
+struct afd__local *afd__local_take(struct afd_context *ctx);
+void afd__local_lock(const struct afd_context *ctx, struct afd__local *local);
+void afd__local_unlock(const struct afd_context *ctx, struct afd__local *local);
 
 /* Maps the file, or shares the mapping that another end of this context has. Takes the descriptor's file, not the descriptor. */
-int local_map(struct afd_context *ctx, int fd, size_t bytes, struct local_mapping **out);
-void local_unmap(struct afd_context *ctx, struct local_mapping *mapping);
+int afd__local_map(struct afd_context *ctx, int fd, size_t bytes, struct local_mapping **out);
+void afd__local_unmap(struct afd_context *ctx, struct local_mapping *mapping);
 
 #endif

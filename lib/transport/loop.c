@@ -69,30 +69,30 @@ static int publish(struct afd_context *ctx, struct afd__local *local, struct loo
 {
 	int rc = 0;
 
-	local_lock(ctx, local);
+	afd__local_lock(ctx, local);
 	if (find_endpoint(local, endpoint->name)) {
 		rc = afd__error(-EADDRINUSE, "loop:%s: somebody listens there in this context", endpoint->name);
 	} else {
 		endpoint->next = local->endpoints;
 		local->endpoints = endpoint;
 	}
-	local_unlock(ctx, local);
+	afd__local_unlock(ctx, local);
 	return rc;
 }
 
 static int loop_listen(struct afd__listener *ln, const char *name)
 {
-	struct afd__local *local = local_take(ln->ctx);
+	struct afd__local *local = afd__local_take(ln->ctx);
 	struct loop_endpoint *endpoint = local ? afd__alloc(ln->ctx, 1, sizeof(*endpoint)) : NULL;
 	int rc;
 
 	if (!endpoint)
 		return -ENOMEM;
 	strncpy(endpoint->name, name, NAME_BYTES - 1);
-	rc = pair_bell(&endpoint->bell);
+	rc = afd__pair_bell(&endpoint->bell);
 	if (rc)
 		goto fail;
-	rc = socket_watch(ln->epoll_fd, endpoint->bell, EPOLLIN | EPOLLET, &ln->tag, 0);
+	rc = afd__socket_watch(ln->epoll_fd, endpoint->bell, EPOLLIN | EPOLLET, &ln->tag, 0);
 	if (!rc)
 		rc = publish(ln->ctx, local, endpoint);
 	if (rc)
@@ -100,7 +100,7 @@ static int loop_listen(struct afd__listener *ln, const char *name)
 	ln->state = endpoint;
 	return 0;
 fail_bell:
-	socket_forget(ln->ctx, ln->epoll_fd, &endpoint->bell);
+	afd__socket_forget(ln->ctx, ln->epoll_fd, &endpoint->bell);
 fail:
 	afd__free(endpoint);
 	return rc;
@@ -111,14 +111,14 @@ static void loop_unlisten(struct afd__listener *ln)
 	struct afd__local *local = atomic_load(&ln->ctx->local);
 	struct loop_endpoint *endpoint = ln->state, **link;
 
-	local_lock(ln->ctx, local);
+	afd__local_lock(ln->ctx, local);
 	for (link = &local->endpoints; *link != endpoint;)
 		link = &(*link)->next;
 	*link = endpoint->next;
-	local_unlock(ln->ctx, local);
+	afd__local_unlock(ln->ctx, local);
 	for (unsigned i = 0; i < endpoint->n_waiting; i++)
 		drop_waiting(ln->ctx, &endpoint->waiting[i]);
-	socket_forget(ln->ctx, ln->epoll_fd, &endpoint->bell);
+	afd__socket_forget(ln->ctx, ln->epoll_fd, &endpoint->bell);
 	afd__free(endpoint);
 	ln->state = NULL;
 }
@@ -131,15 +131,15 @@ static int loop_accept(struct afd__listener *ln, struct afd__wire *wire)
 	struct pair *pair;
 	int rc;
 
-	local_lock(ln->ctx, local);
+	afd__local_lock(ln->ctx, local);
 	if (endpoint->n_waiting) {
 		first = endpoint->waiting[0];
 		memmove(endpoint->waiting, endpoint->waiting + 1, --endpoint->n_waiting * sizeof(first));
 	}
-	local_unlock(ln->ctx, local);
+	afd__local_unlock(ln->ctx, local);
 	if (first.socket < 0)
 		return 0;
-	rc = pair_open(wire, first.socket);
+	rc = afd__pair_open(wire, first.socket);
 	if (rc) {
 		close(first.our_bell);
 		close(first.peer_bell);
@@ -161,7 +161,7 @@ static int enqueue(struct afd_context *ctx, const char *name, const struct waiti
 	struct loop_endpoint *endpoint;
 	int rc = 0;
 
-	local_lock(ctx, local);
+	afd__local_lock(ctx, local);
 	endpoint = find_endpoint(local, name);
 	if (!endpoint)
 		rc = afd__error(-ECONNREFUSED, "loop:%s: nobody listens there in this context", name);
@@ -171,7 +171,7 @@ static int enqueue(struct afd_context *ctx, const char *name, const struct waiti
 		endpoint->waiting[endpoint->n_waiting++] = *waiting;
 		eventfd_write(endpoint->bell, 1);
 	}
-	local_unlock(ctx, local);
+	afd__local_unlock(ctx, local);
 	return rc;
 }
 
@@ -191,9 +191,9 @@ static int connect_far_end(struct afd__wire *wire, const char *name, int far_soc
 	struct waiting far = { .socket = far_socket, .our_bell = -1, .peer_bell = -1 };
 	int rc;
 
-	rc = pair_bell(&pair->our_bell);
+	rc = afd__pair_bell(&pair->our_bell);
 	if (!rc)
-		rc = pair_bell(&pair->peer_bell);
+		rc = afd__pair_bell(&pair->peer_bell);
 	if (!rc)
 		rc = open_far_end(pair, &far);
 	if (rc)
@@ -220,7 +220,7 @@ static void loop_close(struct afd__wire *wire)
 {
 	struct loop_pipe *pipe = pair_of(wire)->pipe;
 
-	pair_free(wire);
+	afd__pair_free(wire);
 	release_pipe(wire->ctx, pipe);
 }
 
@@ -228,11 +228,11 @@ static int loop_connect(struct afd__wire *wire, const char *name)
 {
 	int sockets[2], rc;
 
-	if (!local_take(wire->ctx))
+	if (!afd__local_take(wire->ctx))
 		return -ENOMEM;
 	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, sockets))
 		return afd__error(-EIO, "loop:%s: socketpair: %s", name, strerror(errno));
-	rc = pair_open(wire, sockets[0]);
+	rc = afd__pair_open(wire, sockets[0]);
 	if (rc) {
 		close(sockets[1]);
 		return rc;
@@ -247,7 +247,7 @@ static int bind_accepting(struct afd__wire *wire, const struct afd__wire_slots *
 {
 	struct pair *pair = pair_of(wire);
 	size_t bytes;
-	int rc = segment_bytes(geometry, &bytes);
+	int rc = afd__segment_bytes(geometry, &bytes);
 
 	if (rc)
 		return rc;
@@ -255,9 +255,9 @@ static int bind_accepting(struct afd__wire *wire, const struct afd__wire_slots *
 	if (!pair->pipe->memory)
 		return -ENOMEM;
 	pair->pipe->bytes = bytes;
-	memset(pair->pipe->memory, 0, segment_head_bytes());
+	memset(pair->pipe->memory, 0, afd__segment_head_bytes());
 	/* Also orders the memory before what the other end does with it. */
-	rc = socket_send(pair->socket, "bound", 5);
+	rc = afd__socket_send(pair->socket, "bound", 5);
 	return rc ? rc : afd__error(-EPROTO, "loop: the peer does not read its socket");
 }
 
@@ -269,14 +269,14 @@ static int loop_bind(struct afd__wire *wire, const struct afd__wire_slots *geome
 	int rc;
 
 	rc = accepting ? bind_accepting(wire, geometry) :
-			 socket_receive(pair->socket, message, sizeof(message), &bytes);
+			 afd__socket_receive(pair->socket, message, sizeof(message), &bytes);
 	if (rc != 1)
 		return rc;
-	rc = pair_watch(wire, 0);
+	rc = afd__pair_watch(wire, 0);
 	if (rc)
 		return rc;
 	wire->geometry = *geometry;
-	segment_attach(&pair->end, pair->pipe->memory, geometry, accepting, pair->peer_bell);
+	afd__segment_attach(&pair->end, pair->pipe->memory, geometry, accepting, pair->peer_bell);
 	return 1;
 }
 
@@ -287,17 +287,17 @@ const struct afd__transport_ops afd__transport_loop = {
 	.unlisten = loop_unlisten,
 	.accept = loop_accept,
 	.connect = loop_connect,
-	.hello_send = pair_hello_send,
-	.hello_receive = pair_hello_receive,
+	.hello_send = afd__pair_hello_send,
+	.hello_receive = afd__pair_hello_receive,
 	.bind = loop_bind,
-	.send_slot = pair_send_slot,
-	.receive_slot = pair_receive_slot,
-	.post_send = pair_post_send,
-	.post_receive = pair_post_receive,
-	.poll = pair_poll,
-	.ready = pair_ready,
-	.arm = pair_arm,
-	.event = pair_event,
-	.shut = pair_shut,
+	.send_slot = afd__pair_send_slot,
+	.receive_slot = afd__pair_receive_slot,
+	.post_send = afd__pair_post_send,
+	.post_receive = afd__pair_post_receive,
+	.poll = afd__pair_poll,
+	.ready = afd__pair_ready,
+	.arm = afd__pair_arm,
+	.event = afd__pair_event,
+	.shut = afd__pair_shut,
 	.close = loop_close,
 };

@@ -58,7 +58,7 @@ struct afd__slot_out {
 	struct afd__frame_io io;
 	struct afd__header reply;
 	uint64_t sequence, posted_ns;
-	uint32_t lane, layer, row0, n_rows;
+	uint32_t lane, layer, row0, n_rows, step;
 	uint16_t part, n_parts;
 	uint8_t state;
 	bool unsent;    /* the backend has not given x's slot back */
@@ -192,6 +192,7 @@ struct afd_transport {
 	bool step_open;
 	struct afd__frame_out frames[AFD_MAX_LANES];
 	struct afd_frame host[AFD_MAX_LANES]; /* a host's frames, with its memory (host.c) */
+	float *row;                      /* [hidden_size] between two 16-bit dtypes (host.c) */
 
 	struct afd__slot_in *arrived, **arrived_end; /* FFN side: oldest first */
 	bool draining;

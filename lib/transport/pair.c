@@ -15,7 +15,7 @@
 
 enum { WHICH_SOCKET, WHICH_BELL, WHICH_PIDFD };
 
-int pair_open(struct afd__wire *wire, int socket)
+int afd__pair_open(struct afd__wire *wire, int socket)
 {
 	struct pair *pair = afd__alloc(wire->ctx, 1, sizeof(*pair));
 	int rc = -ENOMEM;
@@ -24,7 +24,7 @@ int pair_open(struct afd__wire *wire, int socket)
 		goto fail;
 	pair->socket = socket;
 	pair->our_bell = pair->peer_bell = pair->pidfd = -1;
-	rc = socket_watch(wire->epoll_fd, socket, EPOLLIN | EPOLLRDHUP, wire->tag, WHICH_SOCKET);
+	rc = afd__socket_watch(wire->epoll_fd, socket, EPOLLIN | EPOLLRDHUP, wire->tag, WHICH_SOCKET);
 	if (rc)
 		goto fail;
 	wire->state = pair;
@@ -35,16 +35,16 @@ fail:
 	return rc;
 }
 
-int pair_bell(int *out)
+int afd__pair_bell(int *out)
 {
 	*out = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	return *out < 0 ? afd__error(-EIO, "eventfd: %s", strerror(errno)) : 0;
 }
 
-int pair_watch(struct afd__wire *wire, pid_t peer_pid)
+int afd__pair_watch(struct afd__wire *wire, pid_t peer_pid)
 {
 	struct pair *pair = pair_of(wire);
-	int rc = socket_watch(wire->epoll_fd, pair->our_bell, EPOLLIN | EPOLLET, wire->tag, WHICH_BELL);
+	int rc = afd__socket_watch(wire->epoll_fd, pair->our_bell, EPOLLIN | EPOLLET, wire->tag, WHICH_BELL);
 
 	if (rc || peer_pid <= 0 || peer_pid == getpid())
 		return rc;
@@ -53,15 +53,15 @@ int pair_watch(struct afd__wire *wire, pid_t peer_pid)
 #endif
 	if (pair->pidfd < 0)
 		return errno == ESRCH ? afd__error(-ECONNRESET, "the peer is gone") : 0;
-	return socket_watch(wire->epoll_fd, pair->pidfd, EPOLLIN, wire->tag, WHICH_PIDFD);
+	return afd__socket_watch(wire->epoll_fd, pair->pidfd, EPOLLIN, wire->tag, WHICH_PIDFD);
 }
 
-void pair_shut(struct afd__wire *wire)
+void afd__pair_shut(struct afd__wire *wire)
 {
 	struct pair *pair = pair_of(wire);
 
-	socket_forget(wire->ctx, wire->epoll_fd, &pair->pidfd);
-	socket_forget(wire->ctx, wire->epoll_fd, &pair->our_bell);
+	afd__socket_forget(wire->ctx, wire->epoll_fd, &pair->pidfd);
+	afd__socket_forget(wire->ctx, wire->epoll_fd, &pair->our_bell);
 	/* The peer's bell is in no set. */
 	if (pair->peer_bell >= 0)
 		close(pair->peer_bell);
@@ -69,14 +69,14 @@ void pair_shut(struct afd__wire *wire)
 	/* A child that holds the socket would hide its end from the peer; shutdown does not ask who holds it. */
 	if (pair->socket >= 0 && !afd__forked(wire->ctx))
 		shutdown(pair->socket, SHUT_RDWR);
-	socket_forget(wire->ctx, wire->epoll_fd, &pair->socket);
+	afd__socket_forget(wire->ctx, wire->epoll_fd, &pair->socket);
 	if (!wire->error)
 		wire->error = -ECONNRESET;
 }
 
-void pair_free(struct afd__wire *wire)
+void afd__pair_free(struct afd__wire *wire)
 {
-	pair_shut(wire);
+	afd__pair_shut(wire);
 	afd__free(wire->state);
 	wire->state = NULL;
 }
@@ -93,61 +93,61 @@ static int failed(const struct afd__wire *wire)
 	return afd__error(wire->error, "the link has failed before");
 }
 
-int pair_hello_send(struct afd__wire *wire, const void *message, size_t bytes)
+int afd__pair_hello_send(struct afd__wire *wire, const void *message, size_t bytes)
 {
 	if (wire->error)
 		return failed(wire);
-	return fail(wire, socket_send(pair_of(wire)->socket, message, bytes));
+	return fail(wire, afd__socket_send(pair_of(wire)->socket, message, bytes));
 }
 
-int pair_hello_receive(struct afd__wire *wire, void *message, size_t capacity, size_t *bytes)
+int afd__pair_hello_receive(struct afd__wire *wire, void *message, size_t capacity, size_t *bytes)
 {
 	if (wire->error)
 		return failed(wire);
-	return fail(wire, socket_receive(pair_of(wire)->socket, message, capacity, bytes));
+	return fail(wire, afd__socket_receive(pair_of(wire)->socket, message, capacity, bytes));
 }
 
-void *pair_send_slot(struct afd__wire *wire, uint32_t slot)
+void *afd__pair_send_slot(struct afd__wire *wire, uint32_t slot)
 {
-	return segment_send_slot(&pair_of(wire)->end, slot);
+	return afd__segment_send_slot(&pair_of(wire)->end, slot);
 }
 
-const void *pair_receive_slot(struct afd__wire *wire, uint32_t slot)
+const void *afd__pair_receive_slot(struct afd__wire *wire, uint32_t slot)
 {
-	return segment_receive_slot(&pair_of(wire)->end, slot);
+	return afd__segment_receive_slot(&pair_of(wire)->end, slot);
 }
 
-int pair_post_send(struct afd__wire *wire, uint32_t slot, uint32_t bytes)
+int afd__pair_post_send(struct afd__wire *wire, uint32_t slot, uint32_t bytes)
 {
-	return wire->error ? failed(wire) : segment_post_send(&pair_of(wire)->end, slot, bytes);
+	return wire->error ? failed(wire) : afd__segment_post_send(&pair_of(wire)->end, slot, bytes);
 }
 
-int pair_post_receive(struct afd__wire *wire, uint32_t slot)
+int afd__pair_post_receive(struct afd__wire *wire, uint32_t slot)
 {
-	return wire->error ? failed(wire) : segment_post_receive(&pair_of(wire)->end, slot);
+	return wire->error ? failed(wire) : afd__segment_post_receive(&pair_of(wire)->end, slot);
 }
 
-int pair_poll(struct afd__wire *wire, struct afd__completion *out, int max)
+int afd__pair_poll(struct afd__wire *wire, struct afd__completion *out, int max)
 {
-	return wire->error ? failed(wire) : fail(wire, segment_poll(&pair_of(wire)->end, out, max));
+	return wire->error ? failed(wire) : fail(wire, afd__segment_poll(&pair_of(wire)->end, out, max));
 }
 
-int pair_ready(struct afd__wire *wire)
+int afd__pair_ready(struct afd__wire *wire)
 {
-	return wire->error || segment_ready(&pair_of(wire)->end);
+	return wire->error || afd__segment_ready(&pair_of(wire)->end);
 }
 
-int pair_arm(struct afd__wire *wire)
+int afd__pair_arm(struct afd__wire *wire)
 {
-	return wire->error || segment_arm(&pair_of(wire)->end);
+	return wire->error || afd__segment_arm(&pair_of(wire)->end);
 }
 
-int pair_event(struct afd__wire *wire, unsigned which, uint32_t events)
+int afd__pair_event(struct afd__wire *wire, unsigned which, uint32_t events)
 {
 	/* Not made sticky here: what the peer had sent before it died is still to be polled. */
 	switch (which) {
 	case WHICH_SOCKET:
-		return socket_event(pair_of(wire)->socket);
+		return afd__socket_event(pair_of(wire)->socket);
 	case WHICH_PIDFD:
 		return afd__error(-ECONNRESET, "the peer's process is dead");
 	default:

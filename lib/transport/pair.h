@@ -26,24 +26,24 @@ static inline struct pair *pair_of(const struct afd__wire *wire)
 }
 
 /* Makes wire->state for a connected socket and watches it. On failure nothing is left, and the socket is closed. */
-int pair_open(struct afd__wire *wire, int socket);
+int afd__pair_open(struct afd__wire *wire, int socket);
 /* Watches our bell, and the peer's process when peer_pid is not 0 nor our own. */
-int pair_watch(struct afd__wire *wire, pid_t peer_pid);
+int afd__pair_watch(struct afd__wire *wire, pid_t peer_pid);
 /* Shuts and frees the state; the backend has released the segment. */
-void pair_free(struct afd__wire *wire);
-int pair_bell(int *out);
+void afd__pair_free(struct afd__wire *wire);
+int afd__pair_bell(int *out);
 
 /* Operations of the table that are the same for both. */
-int pair_hello_send(struct afd__wire *wire, const void *message, size_t bytes);
-int pair_hello_receive(struct afd__wire *wire, void *message, size_t capacity, size_t *bytes);
-void *pair_send_slot(struct afd__wire *wire, uint32_t slot);
-const void *pair_receive_slot(struct afd__wire *wire, uint32_t slot);
-int pair_post_send(struct afd__wire *wire, uint32_t slot, uint32_t bytes);
-int pair_post_receive(struct afd__wire *wire, uint32_t slot);
-int pair_poll(struct afd__wire *wire, struct afd__completion *out, int max);
-int pair_ready(struct afd__wire *wire);
-int pair_arm(struct afd__wire *wire);
-int pair_event(struct afd__wire *wire, unsigned which, uint32_t events);
-void pair_shut(struct afd__wire *wire);
+int afd__pair_hello_send(struct afd__wire *wire, const void *message, size_t bytes);
+int afd__pair_hello_receive(struct afd__wire *wire, void *message, size_t capacity, size_t *bytes);
+void *afd__pair_send_slot(struct afd__wire *wire, uint32_t slot);
+const void *afd__pair_receive_slot(struct afd__wire *wire, uint32_t slot);
+int afd__pair_post_send(struct afd__wire *wire, uint32_t slot, uint32_t bytes);
+int afd__pair_post_receive(struct afd__wire *wire, uint32_t slot);
+int afd__pair_poll(struct afd__wire *wire, struct afd__completion *out, int max);
+int afd__pair_ready(struct afd__wire *wire);
+int afd__pair_arm(struct afd__wire *wire);
+int afd__pair_event(struct afd__wire *wire, unsigned which, uint32_t events);
+void afd__pair_shut(struct afd__wire *wire);
 
 #endif

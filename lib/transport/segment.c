@@ -28,7 +28,7 @@ static size_t round_up(size_t bytes, size_t unit)
 	return (bytes + unit - 1) / unit * unit;
 }
 
-size_t segment_head_bytes(void)
+size_t afd__segment_head_bytes(void)
 {
 	return round_up(sizeof(struct head), PAGE);
 }
@@ -48,7 +48,7 @@ static size_t direction_bytes(const struct afd__wire_slots *g)
 	return control_span(g) + (g->n_slots - g->n_control) * slot_span(g);
 }
 
-int segment_bytes(const struct afd__wire_slots *g, size_t *bytes)
+int afd__segment_bytes(const struct afd__wire_slots *g, size_t *bytes)
 {
 	size_t data, total;
 
@@ -58,7 +58,7 @@ int segment_bytes(const struct afd__wire_slots *g, size_t *bytes)
 				  g->n_slots - g->n_control, g->slot_bytes, g->n_control, g->control_bytes);
 	if (__builtin_mul_overflow((size_t)(g->n_slots - g->n_control), slot_span(g), &data) ||
 	    __builtin_add_overflow(data, control_span(g), &data) || __builtin_mul_overflow(data, (size_t)2, &total) ||
-	    __builtin_add_overflow(total, segment_head_bytes(), bytes))
+	    __builtin_add_overflow(total, afd__segment_head_bytes(), bytes))
 		return afd__error(-EINVAL, "slots: %u of %zu bytes overflow", g->n_slots, g->slot_bytes);
 	return 0;
 }
@@ -68,7 +68,7 @@ static struct ring ring_at(struct ring_entry *entries)
 	return (struct ring){ .entries = entries, .mask = RING_ENTRIES - 1 };
 }
 
-void segment_attach(struct segment_end *end, void *memory, const struct afd__wire_slots *geometry, int accepting,
+void afd__segment_attach(struct segment_end *end, void *memory, const struct afd__wire_slots *geometry, int accepting,
 		    int peer_bell)
 {
 	struct head *head = memory;
@@ -84,8 +84,8 @@ void segment_attach(struct segment_end *end, void *memory, const struct afd__wir
 	end->returned = ring_at(head->returned[peer]);
 	end->our_flag = &head->flags[us].sleeps;
 	end->peer_flag = &head->flags[peer].sleeps;
-	end->send_offset = segment_head_bytes() + (us ? direction_bytes(geometry) : 0);
-	end->receive_offset = segment_head_bytes() + (us ? 0 : direction_bytes(geometry));
+	end->send_offset = afd__segment_head_bytes() + (us ? direction_bytes(geometry) : 0);
+	end->receive_offset = afd__segment_head_bytes() + (us ? 0 : direction_bytes(geometry));
 	for (uint32_t slot = 0; slot < geometry->n_slots; slot++) {
 		end->ours[slot] = true;
 		end->held[slot] = false;
@@ -105,12 +105,12 @@ static size_t slot_capacity(const struct afd__wire_slots *g, uint32_t slot)
 	return slot < g->n_control ? g->control_bytes : g->slot_bytes;
 }
 
-void *segment_send_slot(struct segment_end *end, uint32_t slot)
+void *afd__segment_send_slot(struct segment_end *end, uint32_t slot)
 {
 	return end->memory + end->send_offset + slot_offset(&end->geometry, slot);
 }
 
-const void *segment_receive_slot(struct segment_end *end, uint32_t slot)
+const void *afd__segment_receive_slot(struct segment_end *end, uint32_t slot)
 {
 	return end->memory + end->receive_offset + slot_offset(&end->geometry, slot);
 }
@@ -122,7 +122,7 @@ static void ring_doorbell(struct segment_end *end)
 		eventfd_write(end->peer_bell, 1);
 }
 
-int segment_post_send(struct segment_end *end, uint32_t slot, uint32_t bytes)
+int afd__segment_post_send(struct segment_end *end, uint32_t slot, uint32_t bytes)
 {
 	assert(bytes && bytes <= slot_capacity(&end->geometry, slot));
 	if (!end->ours[slot])
@@ -133,7 +133,7 @@ int segment_post_send(struct segment_end *end, uint32_t slot, uint32_t bytes)
 	return 0;
 }
 
-int segment_post_receive(struct segment_end *end, uint32_t slot)
+int afd__segment_post_receive(struct segment_end *end, uint32_t slot)
 {
 	assert(end->held[slot]);
 	end->held[slot] = false;
@@ -200,7 +200,7 @@ static bool has_entry(const struct segment_end *end)
 	return ring_ready(&end->received) || ring_ready(&end->returned);
 }
 
-int segment_poll(struct segment_end *end, struct afd__completion *out, int max)
+int afd__segment_poll(struct segment_end *end, struct afd__completion *out, int max)
 {
 	int n, m;
 
@@ -212,13 +212,13 @@ int segment_poll(struct segment_end *end, struct afd__completion *out, int max)
 	return m < 0 && n ? n : n + m;
 }
 
-int segment_ready(struct segment_end *end)
+int afd__segment_ready(struct segment_end *end)
 {
 	disarm(end);
 	return has_entry(end);
 }
 
-int segment_arm(struct segment_end *end)
+int afd__segment_arm(struct segment_end *end)
 {
 	end->armed = true;
 	ring_sleep(end->our_flag);

@@ -27,20 +27,20 @@ struct segment_end {
 };
 
 /* Bytes of the memory; -EINVAL when the geometry is out of range or overflows. */
-int segment_bytes(const struct afd__wire_slots *geometry, size_t *bytes);
+int afd__segment_bytes(const struct afd__wire_slots *geometry, size_t *bytes);
 /* Takes a segment's memory, zeroed where the rings lie (SEGMENT_HEAD of it by the accepting end, before the other attaches). */
-void segment_attach(struct segment_end *end, void *memory, const struct afd__wire_slots *geometry, int accepting,
+void afd__segment_attach(struct segment_end *end, void *memory, const struct afd__wire_slots *geometry, int accepting,
 		    int peer_bell);
 /* Bytes from the start that must be zero before either end attaches. */
-size_t segment_head_bytes(void);
+size_t afd__segment_head_bytes(void);
 
-void *segment_send_slot(struct segment_end *end, uint32_t slot);
-const void *segment_receive_slot(struct segment_end *end, uint32_t slot);
-int segment_post_send(struct segment_end *end, uint32_t slot, uint32_t bytes);
-int segment_post_receive(struct segment_end *end, uint32_t slot);
+void *afd__segment_send_slot(struct segment_end *end, uint32_t slot);
+const void *afd__segment_receive_slot(struct segment_end *end, uint32_t slot);
+int afd__segment_post_send(struct segment_end *end, uint32_t slot, uint32_t bytes);
+int afd__segment_post_receive(struct segment_end *end, uint32_t slot);
 /* Completions, or -EPROTO when the peer's rings contradict our account. */
-int segment_poll(struct segment_end *end, struct afd__completion *out, int max);
-int segment_ready(struct segment_end *end); /* ends arm */
-int segment_arm(struct segment_end *end);
+int afd__segment_poll(struct segment_end *end, struct afd__completion *out, int max);
+int afd__segment_ready(struct segment_end *end); /* ends arm */
+int afd__segment_arm(struct segment_end *end);
 
 #endif

@@ -85,7 +85,7 @@ static int shm_listen(struct afd__listener *ln, const char *name)
 					   afd__error(-EIO, "shm:%s: bind: %s", name, strerror(errno));
 		goto fail_socket;
 	}
-	rc = socket_watch(ln->epoll_fd, *fd, EPOLLIN | EPOLLET, &ln->tag, 0);
+	rc = afd__socket_watch(ln->epoll_fd, *fd, EPOLLIN | EPOLLET, &ln->tag, 0);
 	if (rc)
 		goto fail_socket;
 	ln->state = fd;
@@ -99,7 +99,7 @@ fail:
 
 static void shm_unlisten(struct afd__listener *ln)
 {
-	socket_forget(ln->ctx, ln->epoll_fd, ln->state);
+	afd__socket_forget(ln->ctx, ln->epoll_fd, ln->state);
 	afd__free(ln->state);
 	ln->state = NULL;
 }
@@ -121,7 +121,7 @@ static int shm_accept(struct afd__listener *ln, struct afd__wire *wire)
 		close(fd);
 		return rc;
 	}
-	rc = pair_open(wire, fd);
+	rc = afd__pair_open(wire, fd);
 	return rc ? rc : 1;
 }
 
@@ -148,7 +148,7 @@ static int shm_connect(struct afd__wire *wire, const char *name)
 	rc = check_user(fd, &pid);
 	if (rc)
 		goto fail;
-	rc = pair_open(wire, fd);
+	rc = afd__pair_open(wire, fd);
 	return rc ? rc : 1;
 fail:
 	close(fd);
@@ -191,11 +191,11 @@ static int attach_segment(struct afd__wire *wire, const struct afd__wire_slots *
 	int rc = check_user(pair->socket, &pid);
 
 	if (!rc)
-		rc = pair_watch(wire, pid);
+		rc = afd__pair_watch(wire, pid);
 	if (rc)
 		return rc;
 	wire->geometry = *geometry;
-	segment_attach(&pair->end, pair->mapping->memory, geometry, accepting, pair->peer_bell);
+	afd__segment_attach(&pair->end, pair->mapping->memory, geometry, accepting, pair->peer_bell);
 	return 1;
 }
 
@@ -208,17 +208,17 @@ static int bind_accepting(struct afd__wire *wire, const struct afd__wire_slots *
 	rc = make_memory(bytes, &memory);
 	if (rc)
 		return rc;
-	rc = local_map(wire->ctx, memory, bytes, &pair->mapping);
+	rc = afd__local_map(wire->ctx, memory, bytes, &pair->mapping);
 	if (!rc)
-		rc = pair_bell(&pair->our_bell);
+		rc = afd__pair_bell(&pair->our_bell);
 	if (!rc)
-		rc = pair_bell(&pair->peer_bell);
+		rc = afd__pair_bell(&pair->peer_bell);
 	if (!rc) {
 		memcpy(attach.magic, attach_magic, sizeof(attach.magic));
 		fds[0] = memory;
 		fds[1] = pair->peer_bell;
 		fds[2] = pair->our_bell;
-		rc = socket_send_fds(pair->socket, &attach, sizeof(attach), fds, SOCKET_FDS_MAX);
+		rc = afd__socket_send_fds(pair->socket, &attach, sizeof(attach), fds, SOCKET_FDS_MAX);
 		/* The handshake's messages are few and small: a full socket is a peer that does not read. */
 		if (!rc)
 			rc = afd__error(-EPROTO, "shm: the peer does not read its socket");
@@ -234,7 +234,7 @@ static int bind_connecting(struct afd__wire *wire, const struct afd__wire_slots 
 	struct attach attach;
 	size_t came;
 
-	rc = socket_receive_fds(pair->socket, &attach, sizeof(attach), &came, fds, SOCKET_FDS_MAX);
+	rc = afd__socket_receive_fds(pair->socket, &attach, sizeof(attach), &came, fds, SOCKET_FDS_MAX);
 	if (rc != 1)
 		return rc;
 	pair->our_bell = fds[1];
@@ -245,7 +245,7 @@ static int bind_connecting(struct afd__wire *wire, const struct afd__wire_slots 
 	else
 		rc = check_memory(fds[0], bytes);
 	if (!rc)
-		rc = local_map(wire->ctx, fds[0], bytes, &pair->mapping);
+		rc = afd__local_map(wire->ctx, fds[0], bytes, &pair->mapping);
 	close(fds[0]);
 	return rc < 0 ? rc : attach_segment(wire, geometry, 0);
 }
@@ -253,7 +253,7 @@ static int bind_connecting(struct afd__wire *wire, const struct afd__wire_slots 
 static int shm_bind(struct afd__wire *wire, const struct afd__wire_slots *geometry, int accepting)
 {
 	size_t bytes;
-	int rc = segment_bytes(geometry, &bytes);
+	int rc = afd__segment_bytes(geometry, &bytes);
 
 	if (rc)
 		return rc;
@@ -264,8 +264,8 @@ static void shm_close(struct afd__wire *wire)
 {
 	struct local_mapping *mapping = pair_of(wire)->mapping;
 
-	pair_free(wire);
-	local_unmap(wire->ctx, mapping);
+	afd__pair_free(wire);
+	afd__local_unmap(wire->ctx, mapping);
 }
 
 const struct afd__transport_ops afd__transport_shm = {
@@ -275,17 +275,17 @@ const struct afd__transport_ops afd__transport_shm = {
 	.unlisten = shm_unlisten,
 	.accept = shm_accept,
 	.connect = shm_connect,
-	.hello_send = pair_hello_send,
-	.hello_receive = pair_hello_receive,
+	.hello_send = afd__pair_hello_send,
+	.hello_receive = afd__pair_hello_receive,
 	.bind = shm_bind,
-	.send_slot = pair_send_slot,
-	.receive_slot = pair_receive_slot,
-	.post_send = pair_post_send,
-	.post_receive = pair_post_receive,
-	.poll = pair_poll,
-	.ready = pair_ready,
-	.arm = pair_arm,
-	.event = pair_event,
-	.shut = pair_shut,
+	.send_slot = afd__pair_send_slot,
+	.receive_slot = afd__pair_receive_slot,
+	.post_send = afd__pair_post_send,
+	.post_receive = afd__pair_post_receive,
+	.poll = afd__pair_poll,
+	.ready = afd__pair_ready,
+	.arm = afd__pair_arm,
+	.event = afd__pair_event,
+	.shut = afd__pair_shut,
 	.close = shm_close,
 };

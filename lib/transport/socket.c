@@ -25,7 +25,7 @@ static int socket_error(const char *what)
 	}
 }
 
-int socket_send_fds(int fd, const void *message, size_t bytes, const int *fds, int n_fds)
+int afd__socket_send_fds(int fd, const void *message, size_t bytes, const int *fds, int n_fds)
 {
 	union {
 		struct cmsghdr align;
@@ -47,9 +47,9 @@ int socket_send_fds(int fd, const void *message, size_t bytes, const int *fds, i
 	return sendmsg(fd, &msg, MSG_DONTWAIT | MSG_NOSIGNAL) < 0 ? socket_error("send") : 1;
 }
 
-int socket_send(int fd, const void *message, size_t bytes)
+int afd__socket_send(int fd, const void *message, size_t bytes)
 {
-	return socket_send_fds(fd, message, bytes, NULL, 0);
+	return afd__socket_send_fds(fd, message, bytes, NULL, 0);
 }
 
 static int receive(int fd, struct msghdr *msg, size_t capacity, size_t *bytes)
@@ -64,7 +64,7 @@ static int receive(int fd, struct msghdr *msg, size_t capacity, size_t *bytes)
 	return 1;
 }
 
-int socket_receive(int fd, void *message, size_t capacity, size_t *bytes)
+int afd__socket_receive(int fd, void *message, size_t capacity, size_t *bytes)
 {
 	struct iovec part = { .iov_base = message, .iov_len = capacity };
 	struct msghdr msg = { .msg_iov = &part, .msg_iovlen = 1 };
@@ -95,7 +95,7 @@ static int take_fds(struct msghdr *msg, int *fds, int max)
 	return n;
 }
 
-int socket_receive_fds(int fd, void *message, size_t capacity, size_t *bytes, int *fds, int n_fds)
+int afd__socket_receive_fds(int fd, void *message, size_t capacity, size_t *bytes, int *fds, int n_fds)
 {
 	union {
 		struct cmsghdr align;
@@ -116,7 +116,7 @@ int socket_receive_fds(int fd, void *message, size_t capacity, size_t *bytes, in
 	return afd__error(-EPROTO, "a message of %zu bytes with %d descriptors came, must have %d", *bytes, came, n_fds);
 }
 
-int socket_event(int fd)
+int afd__socket_event(int fd)
 {
 	char byte;
 	ssize_t n = recv(fd, &byte, 1, MSG_DONTWAIT);
@@ -128,7 +128,7 @@ int socket_event(int fd)
 	return afd__error(-ECONNRESET, "the peer is gone");
 }
 
-int socket_watch(int epoll_fd, int fd, uint32_t events, struct afd__tag *tag, unsigned which)
+int afd__socket_watch(int epoll_fd, int fd, uint32_t events, struct afd__tag *tag, unsigned which)
 {
 	struct epoll_event event = { .events = events, .data.ptr = (char *)tag + which };
 
@@ -137,7 +137,7 @@ int socket_watch(int epoll_fd, int fd, uint32_t events, struct afd__tag *tag, un
 	return 0;
 }
 
-void socket_forget(const struct afd_context *ctx, int epoll_fd, int *fd)
+void afd__socket_forget(const struct afd_context *ctx, int epoll_fd, int *fd)
 {
 	if (*fd < 0)
 		return;

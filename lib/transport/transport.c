@@ -209,7 +209,8 @@ static int open_transport(afd_transport *net, const struct afd_transport_params 
 	net->max_links = net->attention ? net->n_addresses : net->params.max_peers;
 	net->links = afd__alloc(net->ctx, net->max_links, sizeof(*net->links));
 	net->departed = afd__alloc(net->ctx, net->max_links, sizeof(*net->departed));
-	if (!net->links || !net->departed)
+	net->row = afd__alloc(net->ctx, net->contract.hidden_size, sizeof(*net->row));
+	if (!net->links || !net->departed || !net->row)
 		return -ENOMEM;
 	net->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
 	if (net->epoll_fd < 0)
@@ -301,6 +302,7 @@ void afd_transport_destroy(afd_transport *net)
 		afd__peers_destroy(net);
 	if (net->epoll_fd >= 0)
 		close(net->epoll_fd);
+	afd__free(net->row);
 	afd__free(net->departed);
 	afd__free(net->links);
 	afd__free(net->listeners);

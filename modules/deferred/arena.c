@@ -9,9 +9,9 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#define LARGEST_ARENA ((size_t)64 << 30) /* address space only: pages come with their first use */
+#define LARGEST_ARENA  ((size_t)64 << 30) /* address space only: pages come with their first use */
 #define SMALLEST_ARENA ((size_t)64 << 20)
-#define PAGE ((size_t)65536) /* a multiple of every page size in use */
+#define PAGE           ((size_t)65536) /* a multiple of every page size in use */
 
 static int map_twice(struct arena *arena, size_t bytes)
 {
@@ -39,14 +39,16 @@ int arena_open(struct arena *arena, const struct afd__device *dev)
 
 	arena->fd = memfd_create("afd-deferred", MFD_CLOEXEC);
 	if (arena->fd < 0)
-		return dev->host->error(-EIO, "device %s: memfd_create: %s", dev->name, strerror(errno));
+		return dev->host->error(
+			-EIO, "device %s: memfd_create: %s", dev->name, strerror(errno));
 	/* Under a limit of the address space a smaller arena may do. */
 	for (size_t bytes = LARGEST_ARENA; rc && bytes >= SMALLEST_ARENA; bytes /= 2)
 		rc = map_twice(arena, bytes);
 	if (rc) {
 		close(arena->fd);
-		return dev->host->error(-ENOMEM, "device %s: no address space for 2 x %zu bytes: %s", dev->name, SMALLEST_ARENA,
-					strerror(-rc));
+		return dev->host->error(-ENOMEM,
+			"device %s: no address space for 2 x %zu bytes: %s", dev->name,
+			SMALLEST_ARENA, strerror(-rc));
 	}
 	pthread_mutex_init(&arena->lock, NULL);
 	return 0;
@@ -85,7 +87,8 @@ static int place(struct arena *arena, struct block *block)
 	return 0;
 }
 
-int arena_alloc(struct arena *arena, const struct afd__device *dev, size_t bytes, const char *what, void **seen)
+int arena_alloc(struct arena *arena, const struct afd__device *dev, size_t bytes, const char *what,
+	void **seen)
 {
 	struct block *block;
 	int rc = -ENOMEM;
@@ -101,7 +104,9 @@ int arena_alloc(struct arena *arena, const struct afd__device *dev, size_t bytes
 	}
 	if (rc) {
 		dev->host->free(block);
-		return dev->host->error(-ENOMEM, "%s: no %zu bytes on device %s, whose arena has %zu", what, bytes, dev->name, arena->bytes);
+		return dev->host->error(-ENOMEM,
+			"%s: no %zu bytes on device %s, whose arena has %zu", what, bytes,
+			dev->name, arena->bytes);
 	}
 	memset(arena->real + block->offset, 0xff, bytes);
 	*seen = arena->seen + block->offset;
@@ -119,8 +124,9 @@ void arena_free(struct arena *arena, const struct afd__device *dev, void *seen)
 	block = *at;
 	if (block) {
 		*at = block->next;
-		/* Gives the pages back; where the kernel cannot, they stay until the device is closed. */
-		if (fallocate(arena->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)block->bytes))
+		/* Gives the pages back; where the kernel cannot, they stay until the close. */
+		if (fallocate(arena->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset,
+			    (off_t)block->bytes))
 			memset(arena->real + offset, 0xff, block->bytes);
 	}
 	pthread_mutex_unlock(&arena->lock);

@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The memory of the deferred device: one sparse memfd, mapped twice. What a stage is given lies in `seen`, which is never
- * accessible; the device reads and writes the same bytes in `real`. Fresh memory is NaN in every dtype.
+ * The memory of the deferred device: one sparse memfd, mapped twice. What a stage is given lies in
+ * `seen`, which is never accessible; the device reads and writes the same bytes in `real`. Fresh
+ * memory is NaN in every dtype.
  *
- * Invariant: blocks are sorted, page-aligned and apart. They are made and freed at creation of a stage only, under a lock.
+ * Invariant: blocks are sorted, page-aligned and apart. They are made and freed at creation of a
+ * stage only, under a lock.
  */
 #ifndef AFD_MODULES_DEFERRED_ARENA_H
 #define AFD_MODULES_DEFERRED_ARENA_H
@@ -27,10 +29,12 @@ struct arena {
 
 int arena_open(struct arena *arena, const struct afd__device *dev);
 void arena_close(struct arena *arena, const struct afd__device *dev);
-int arena_alloc(struct arena *arena, const struct afd__device *dev, size_t bytes, const char *what, void **seen);
+int arena_alloc(struct arena *arena, const struct afd__device *dev, size_t bytes, const char *what,
+	void **seen);
 void arena_free(struct arena *arena, const struct afd__device *dev, void *seen);
 
-/* Where the device reads what the stage calls `seen`; a pointer outside the arena (slots, weights in place) stays. */
+/* Where the device reads what the stage calls `seen`; a pointer outside the arena (slots, weights
+ * in place) stays. */
 static inline void *arena_real(const struct arena *arena, const void *seen)
 {
 	size_t offset = (size_t)((uintptr_t)seen - (uintptr_t)arena->seen);

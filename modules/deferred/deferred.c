@@ -1,11 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The device `deferred`: the CPU behind a seam as asynchronous as that of a GPU. Operations run later, on a thread of
- * the queue's own, and the memory that a stage is given cannot be touched by it. What passes here forgets no wait and
- * reads no device pointer. It is a device for tests, of this library and of hosts.
+ * The device `deferred`: the CPU behind a seam as asynchronous as that of a GPU. Operations run
+ * later, on a thread of the queue's own, and the memory that a stage is given cannot be touched by
+ * it. What passes here forgets no wait and reads no device pointer. It is a device for tests, of
+ * this library and of hosts.
  *
- * Results have the CPU's bits: the operations are those of the CPU backend, with pointers into the arena exchanged for
- * those of its accessible mapping. The library finds this file by afd_module_entry.
+ * Results have the CPU's bits: the operations are those of the CPU backend, with pointers into the
+ * arena exchanged for those of its accessible mapping. The library finds this file by
+ * afd_module_entry.
  */
 #include <stddef.h>
 #include <string.h>
@@ -28,7 +30,8 @@ static int deferred_open(struct afd__device *dev, int index)
 	int rc;
 
 	if (index >= 0)
-		return dev->host->error(-EINVAL, "device %s: deferred is one device and takes no number", dev->name);
+		return dev->host->error(-EINVAL,
+			"device %s: deferred is one device and takes no number", dev->name);
 	s = dev->host->alloc(dev->ctx, 1, sizeof(*s));
 	if (!s)
 		return -ENOMEM;
@@ -77,7 +80,8 @@ static size_t deferred_matrix_bytes(struct afd__device *dev, uint32_t n, uint32_
 	return s->cpu.ops->matrix_bytes(&s->cpu, n, k, dtype);
 }
 
-static int deferred_matrix_load(struct afd__device *dev, struct afd__matrix *m, const void *rows, uint32_t row0, uint32_t n_rows)
+static int deferred_matrix_load(struct afd__device *dev, struct afd__matrix *m, const void *rows,
+	uint32_t row0, uint32_t n_rows)
 {
 	struct deferred *s = dev->state;
 	struct afd__matrix real = *m;
@@ -141,7 +145,8 @@ static void deferred_queue_close(struct afd__queue *q)
 	free_queue(q->state);
 }
 
-/* The descriptor is emptied before the look, so that what happens after the look makes it readable again. */
+/* The descriptor is emptied before the look, so that what happens after the look makes it readable
+ * again. */
 static int deferred_reached(struct afd__queue *q, uint64_t ticket)
 {
 	struct deferred_queue *d = q->state;
@@ -149,7 +154,8 @@ static int deferred_reached(struct afd__queue *q, uint64_t ticket)
 	int rc;
 
 	if (read(q->fd, &n, sizeof(n)) < 0 && errno != EAGAIN)
-		return q->dev->host->error(-EIO, "device %s: eventfd: %s", q->dev->name, strerror(errno));
+		return q->dev->host->error(
+			-EIO, "device %s: eventfd: %s", q->dev->name, strerror(errno));
 	rc = queue_error(d);
 	return rc ? rc : atomic_load(&d->done) >= ticket;
 }
@@ -201,7 +207,7 @@ static int deferred_download(struct afd__queue *q, void *host, const void *src, 
 
 /* ---- operations: copied with their pointers exchanged ---- */
 
-#define MAX_POINTERS 6
+#define MAX_POINTERS  6
 #define AT(op, field) offsetof(struct afd__##op##_args, field)
 
 struct layout {
@@ -212,11 +218,14 @@ struct layout {
 static const struct layout layouts[] = {
 	[KIND_embed] = { 3, { AT(embed, table.data), AT(embed, ids), AT(embed, out) } },
 	[KIND_norm] = { 4, { AT(norm, h), AT(norm, add), AT(norm, weight), AT(norm, out) } },
-	[KIND_product] = { 4, { AT(product, x), AT(product, w.data), AT(product, bias), AT(product, y) } },
+	[KIND_product] = { 4,
+		{ AT(product, x), AT(product, w.data), AT(product, bias), AT(product, y) } },
 	[KIND_angles] = { 3, { AT(angles, positions), AT(angles, inv_freq), AT(angles, out) } },
-	[KIND_rope] = { 6, { AT(rope, qkv), AT(rope, q_norm), AT(rope, k_norm), AT(rope, angles), AT(rope, slots), AT(rope, kv.data) } },
-	[KIND_attend] = { 6, { AT(attend, qkv), AT(attend, positions), AT(attend, sequences), AT(attend, page_table), AT(attend, out),
-			       AT(attend, kv.data) } },
+	[KIND_rope] = { 6, { AT(rope, qkv), AT(rope, q_norm), AT(rope, k_norm), AT(rope, angles),
+				   AT(rope, slots), AT(rope, kv.data) } },
+	[KIND_attend] = { 6,
+		{ AT(attend, qkv), AT(attend, positions), AT(attend, sequences),
+			AT(attend, page_table), AT(attend, out), AT(attend, kv.data) } },
 	[KIND_activation] = { 2, { AT(activation, gate_up), AT(activation, out) } },
 	[KIND_convert] = { 3, { AT(convert, src), AT(convert, dst), AT(convert, index) } },
 	[KIND_argmax] = { 2, { AT(argmax, x), AT(argmax, ids) } },
@@ -240,15 +249,14 @@ static int enqueue(struct afd__queue *q, enum kind kind, const void *args, size_
 	return queue_push(q->state, &r);
 }
 
-#define ENQUEUE(op)                                                                              \
-	static int deferred_##op(struct afd__queue *q, const struct afd__##op##_args *a)         \
-	{                                                                                        \
-		return enqueue(q, KIND_##op, a, sizeof(*a));                                     \
+#define ENQUEUE(op) \
+	static int deferred_##op(struct afd__queue *q, const struct afd__##op##_args *a) \
+	{ \
+		return enqueue(q, KIND_##op, a, sizeof(*a)); \
 	}
 AFD__DEVICE_OPERATIONS(ENQUEUE)
 
-static const struct afd__device_ops deferred_ops = {
-	.name = "deferred",
+static const struct afd__device_ops deferred_ops = { .name = "deferred",
 	.open = deferred_open,
 	.close = deferred_close,
 	.alloc = deferred_alloc,
@@ -267,4 +275,5 @@ static const struct afd__device_ops deferred_ops = {
 };
 
 extern const struct afd__module afd_module_entry;
-AFD_API const struct afd__module afd_module_entry = { .build = AFD__BUILD_ID, .ops = &deferred_ops };
+AFD_API const struct afd__module afd_module_entry = { .build = AFD__BUILD_ID,
+	.ops = &deferred_ops };

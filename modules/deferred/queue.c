@@ -7,7 +7,8 @@
 #include <string.h>
 #include <time.h>
 
-#define SILENCE_NS 30000000000ull /* how long the worker may stand still before a caller that waits for room gives up */
+/* How long the worker may stand still before a caller that waits for room gives up. */
+#define SILENCE_NS 30000000000ull
 #define BEAT_NS 10000000ull
 
 int queue_error(const struct deferred_queue *d)
@@ -41,8 +42,9 @@ static int wait_for_room(struct deferred_queue *d, size_t staging_bytes)
 			since = now;
 		}
 		if (now - since > SILENCE_NS)
-			return dev->host->error(-ETIMEDOUT, "device %s: a call waits for room, %u records wait for the worker",
-						dev->name, N_RECORDS);
+			return dev->host->error(-ETIMEDOUT,
+				"device %s: a call waits for room, %u records wait for the worker",
+				dev->name, N_RECORDS);
 		if (d->q->on_tile && now - beat > BEAT_NS) {
 			beat = now;
 			d->q->on_tile(d->q->on_tile_user);
@@ -54,7 +56,8 @@ static int wait_for_room(struct deferred_queue *d, size_t staging_bytes)
 
 int queue_staging(struct deferred_queue *d, size_t bytes, char **memory, uint64_t *end)
 {
-	size_t at = d->staging_head % STAGING_BYTES, skipped = STAGING_BYTES - at < bytes ? STAGING_BYTES - at : 0;
+	size_t at = d->staging_head % STAGING_BYTES,
+	       skipped = STAGING_BYTES - at < bytes ? STAGING_BYTES - at : 0;
 	int rc = wait_for_room(d, bytes + skipped);
 
 	if (rc)

@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The worker of a deferred queue: takes records in order and runs them through the CPU backend. Idle, it spins a little,
- * then sleeps. After a failure it runs nothing more, but goes on taking records, so that nobody waits for it in vain.
+ * The worker of a deferred queue: takes records in order and runs them through the CPU backend.
+ * Idle, it spins a little, then sleeps. After a failure it runs nothing more, but goes on taking
+ * records, so that nobody waits for it in vain.
  *
- * AFD_DEFERRED_DELAY_US makes it wait a random time before each record, so that a stage that forgot to wait shows;
- * AFD_DEFERRED_FAIL_AT=N makes the queue's N-th operation fail.
+ * AFD_DEFERRED_DELAY_US makes it wait a random time before each record, so that a stage that forgot
+ * to wait shows; AFD_DEFERRED_FAIL_AT=N makes the queue's N-th operation fail.
  */
 #include <limits.h>
 #include <linux/futex.h>
@@ -30,11 +31,12 @@ static int run_operation(struct deferred_queue *d, const struct record *r)
 	const struct afd__module_host *host = d->q->dev->host;
 
 	if (++d->n_operations == d->fail_at)
-		return host->error(-EIO, "device %s: operation %llu fails, as AFD_DEFERRED_FAIL_AT asks", d->q->dev->name,
-				   (unsigned long long)d->fail_at);
+		return host->error(-EIO,
+			"device %s: operation %llu fails, as AFD_DEFERRED_FAIL_AT asks",
+			d->q->dev->name, (unsigned long long)d->fail_at);
 	switch (r->kind) {
-#define RUN(op)                                                       \
-	case KIND_##op:                                               \
+#define RUN(op) \
+	case KIND_##op: \
 		return host->cpu->op(&d->cpu, &r->args.op);
 		AFD__DEVICE_OPERATIONS(RUN)
 #undef RUN
@@ -96,7 +98,7 @@ static bool wait_for_record(struct deferred_queue *d, uint64_t done)
 	if (atomic_load(&d->head) != done)
 		return true;
 	atomic_store(&d->sleeping, 1);
-	/* The caller stores head before it looks at `sleeping`, and we do it the other way round. */
+	/* The caller stores head before it looks at `sleeping`; we do it the other way round. */
 	if (atomic_load(&d->head) == done && !atomic_load(&d->stop))
 		syscall(SYS_futex, &d->sleeping, FUTEX_WAIT_PRIVATE, 1, NULL, NULL, 0);
 	atomic_store(&d->sleeping, 0);
@@ -131,7 +133,8 @@ void worker_wake(struct deferred_queue *d)
 		syscall(SYS_futex, &d->sleeping, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0);
 }
 
-static int environment_number(const struct deferred_queue *d, const char *name, uint64_t limit, uint64_t *value)
+static int environment_number(
+	const struct deferred_queue *d, const char *name, uint64_t limit, uint64_t *value)
 {
 	const char *text = secure_getenv(name);
 	char *end;
@@ -141,7 +144,8 @@ static int environment_number(const struct deferred_queue *d, const char *name, 
 		return 0;
 	*value = strtoull(text, &end, 10);
 	if (*end || text[0] < '0' || text[0] > '9' || *value > limit)
-		return d->q->dev->host->error(-EINVAL, "%s: \"%.32s\", limit 0 to %llu", name, text, (unsigned long long)limit);
+		return d->q->dev->host->error(-EINVAL, "%s: \"%.32s\", limit 0 to %llu", name, text,
+			(unsigned long long)limit);
 	return 0;
 }
 
@@ -163,7 +167,9 @@ int worker_start(struct deferred_queue *d)
 	rc = pthread_create(&d->worker, NULL, worker_main, d);
 	pthread_sigmask(SIG_SETMASK, &before, NULL);
 	if (rc)
-		return d->q->dev->host->error(-ENOMEM, "device %s: its thread cannot be started: %s", d->q->dev->name, strerror(rc));
+		return d->q->dev->host->error(-ENOMEM,
+			"device %s: its thread cannot be started: %s", d->q->dev->name,
+			strerror(rc));
 	pthread_setname_np(d->worker, "afd-deferred");
 	return 0;
 }

@@ -10,12 +10,14 @@
 #include <string.h>
 
 #define CANARY_BYTES 64
-#define CANARY 0x5a
+#define CANARY       0x5a
 
 static const char *device_name = "cpu";
 
-const struct rig_kind rig_kinds[RIG_N_KINDS] = { { "ordinary", 1 }, { "tiny", 1e-30f }, { "huge", 1e15f } };
-const struct rig_kind rig_kinds_f16[RIG_N_KINDS] = { { "ordinary", 1 }, { "tiny", 1e-6f }, { "huge", 8e3f } };
+const struct rig_kind rig_kinds[RIG_N_KINDS] = { { "ordinary", 1 }, { "tiny", 1e-30f },
+	{ "huge", 1e15f } };
+const struct rig_kind rig_kinds_f16[RIG_N_KINDS] = { { "ordinary", 1 }, { "tiny", 1e-6f },
+	{ "huge", 8e3f } };
 
 int rig_device(int argc, char **argv)
 {
@@ -139,7 +141,8 @@ static void *memory_between_canaries(struct rig *r, const void *contents, size_t
 	m->bytes = whole;
 	r->n_memory++;
 	RIG_OK(afd__queue_upload(&r->q, m->base, image, whole + 2 * CANARY_BYTES));
-	memset(image, 0xee, whole + 2 * CANARY_BYTES); /* an upload has read its source when it returns */
+	memset(image, 0xee,
+		whole + 2 * CANARY_BYTES); /* an upload has read its source when it returns */
 	free(image);
 	return m->base + CANARY_BYTES;
 }
@@ -189,10 +192,12 @@ double rig_decode(const void *numbers, size_t i, int32_t dtype)
 
 	if (exponent == 2 * bias + 1)
 		return fraction ? (double)NAN : sign * (double)INFINITY;
-	return sign * ldexp(exponent ? fraction + (1 << bits) : fraction, (exponent ? exponent : 1) - bias - bits);
+	return sign * ldexp(exponent ? fraction + (1 << bits) : fraction,
+			      (exponent ? exponent : 1) - bias - bits);
 }
 
-/* The nearest number of `bits` fraction bits and the smallest normal exponent `low`, by rint (ties to even). */
+/* The nearest number of `bits` fraction bits and the smallest normal exponent `low`, by rint (ties
+ * to even). */
 static double round_to(double x, int bits, int low)
 {
 	int exponent;
@@ -205,7 +210,8 @@ static double round_to(double x, int bits, int low)
 
 void rig_encode(void *numbers, size_t i, int32_t dtype, double x)
 {
-	int bits = dtype == AFD_DTYPE_BF16 ? 7 : 10, bias = dtype == AFD_DTYPE_BF16 ? 127 : 15, exponent;
+	int bits = dtype == AFD_DTYPE_BF16 ? 7 : 10, bias = dtype == AFD_DTYPE_BF16 ? 127 : 15,
+	    exponent;
 	uint16_t h = signbit(x) ? 0x8000 : 0;
 	float f = (float)x;
 
@@ -225,7 +231,8 @@ void rig_encode(void *numbers, size_t i, int32_t dtype, double x)
 			h |= (uint16_t)ldexp(rounded, bias - 1 + bits);
 		else {
 			frexp(rounded, &exponent);
-			h |= (uint16_t)(((exponent - 1 + bias) << bits) + (int)(ldexp(rounded, bits + 1 - exponent)) - (1 << bits));
+			h |= (uint16_t)(((exponent - 1 + bias) << bits) +
+					(int)(ldexp(rounded, bits + 1 - exponent)) - (1 << bits));
 		}
 	}
 	memcpy((char *)numbers + 2 * i, &h, 2);
@@ -234,6 +241,6 @@ void rig_encode(void *numbers, size_t i, int32_t dtype, double x)
 void rig_near(double got, double want, double relative, double absolute, const char *what, size_t i)
 {
 	if (!(fabs(got - want) <= relative * fabs(want) + absolute))
-		fail_msg("%s[%zu]: got %.9g, want %.9g (relative %.3g, allowed %.3g)", what, i, got, want,
-			 fabs(got - want) / fabs(want), relative);
+		fail_msg("%s[%zu]: got %.9g, want %.9g (relative %.3g, allowed %.3g)", what, i, got,
+			want, fabs(got - want) / fabs(want), relative);
 }

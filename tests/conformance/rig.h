@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * What the conformance tests of devices share: a device and a queue opened by the name in argv[1], inputs of three kinds,
- * and outputs that are poisoned and stand between canaries. A test runs unchanged on every device.
+ * What the conformance tests of devices share: a device and a queue opened by the name in argv[1],
+ * inputs of three kinds, and outputs that are poisoned and stand between canaries. A test runs
+ * unchanged on every device.
  *
- * Nothing here computes what an operation computes: references stand in the tests, in double, written plainly.
+ * Nothing here computes what an operation computes: references stand in the tests, in double,
+ * written plainly.
  */
 #ifndef AFD_TESTS_RIG_H
 #define AFD_TESTS_RIG_H
@@ -48,8 +50,8 @@ struct rig_kind {
 	float scale;
 };
 enum { RIG_N_KINDS = 3 };
-extern const struct rig_kind rig_kinds[RIG_N_KINDS];      /* ordinary, tiny, huge: in f32 and bf16 */
-extern const struct rig_kind rig_kinds_f16[RIG_N_KINDS];  /* the same within the range of f16 */
+extern const struct rig_kind rig_kinds[RIG_N_KINDS];     /* ordinary, tiny, huge: in f32 and bf16 */
+extern const struct rig_kind rig_kinds_f16[RIG_N_KINDS]; /* the same within the range of f16 */
 
 float rig_random(struct rig *r, float scale); /* about normal, not 0 */
 uint32_t rig_below(struct rig *r, uint32_t n);
@@ -67,7 +69,8 @@ void rig_encode(void *numbers, size_t i, int32_t dtype, double x); /* nearest, t
 size_t rig_bytes(int32_t dtype);
 
 /* Fails unless |got - want| <= relative * |want| + absolute. */
-void rig_near(double got, double want, double relative, double absolute, const char *what, size_t i);
+void rig_near(
+	double got, double want, double relative, double absolute, const char *what, size_t i);
 
 #define RIG_OK(call) assert_int_equal(call, 0)
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Attention against a reference in double, and its law: the bits of a row depend on nothing but what it sees. The same
- * rows are run with other page sizes, layouts, neighbours and threads.
+ * Attention against a reference in double, and its law: the bits of a row depend on nothing but
+ * what it sees. The same rows are run with other page sizes, layouts, neighbours and threads.
  *
  * Every position that no row sees is NaN in the cache, so that a read of it shows.
  */
@@ -51,9 +51,12 @@ struct data {
 	float *kv; /* [2][N_SEQUENCES][N_POSITIONS][n_kv][head_dim], rounded to the dtype */
 };
 
-static size_t kv_at(const struct attend_case *c, int which, size_t sequence, size_t position, size_t head)
+static size_t kv_at(
+	const struct attend_case *c, int which, size_t sequence, size_t position, size_t head)
 {
-	return ((((size_t)which * N_SEQUENCES + sequence) * N_POSITIONS + position) * c->n_kv + head) * c->head_dim;
+	return ((((size_t)which * N_SEQUENCES + sequence) * N_POSITIONS + position) * c->n_kv +
+		       head) *
+	       c->head_dim;
 }
 
 static bool sees(const struct attend_case *c, uint32_t row, uint32_t position)
@@ -66,9 +69,12 @@ static bool sees(const struct attend_case *c, uint32_t row, uint32_t position)
 static void data_make(struct data *t, const struct attend_case *c, float scale)
 {
 	struct rig source = { .random = 777 };
-	size_t row_width = (size_t)(c->n_heads + 2 * c->n_kv) * c->head_dim, n = kv_at(c, 2, 0, 0, 0);
+	size_t row_width = (size_t)(c->n_heads + 2 * c->n_kv) * c->head_dim,
+	       n = kv_at(c, 2, 0, 0, 0);
 
-	*t = (struct data){ .c = c, .scale = scale, .q = malloc(MAX_ROWS * row_width * 4), .kv = malloc(n * 4) };
+	*t = (struct data){
+		.c = c, .scale = scale, .q = malloc(MAX_ROWS * row_width * 4), .kv = malloc(n * 4)
+	};
 	memset(t->q, 0xff, MAX_ROWS * row_width * 4);
 	for (size_t row = 0; row < MAX_ROWS; row++)
 		rig_fill(&source, t->q + row * row_width, (size_t)c->n_heads * c->head_dim, scale);
@@ -89,8 +95,11 @@ static void data_free(struct data *t)
 static struct afd__kv_view view_of(const struct attend_case *c, const struct how *how, void *pages)
 {
 	size_t head = c->head_dim * rig_bytes(c->dtype);
-	struct afd__kv_view kv = { .data = pages, .page_size = how->page_size, .n_kv_heads = c->n_kv, .head_dim = c->head_dim,
-				   .dtype = c->dtype };
+	struct afd__kv_view kv = { .data = pages,
+		.page_size = how->page_size,
+		.n_kv_heads = c->n_kv,
+		.head_dim = c->head_dim,
+		.dtype = c->dtype };
 
 	kv.head_stride = how->heads_inside ? head : how->page_size * head;
 	kv.position_stride = how->heads_inside ? c->n_kv * head : head;
@@ -99,8 +108,10 @@ static struct afd__kv_view view_of(const struct attend_case *c, const struct how
 	return kv;
 }
 
-/* Writes what the rows see into pages, which are shuffled: page p of all lies at (p * 7 + 3) % n. */
-static void fill_pages(const struct data *t, const struct how *how, char *pages, int32_t *table, uint32_t pages_each)
+/* Writes what the rows see into pages, which are shuffled: page p of all lies at (p * 7 + 3) % n.
+ */
+static void fill_pages(const struct data *t, const struct how *how, char *pages, int32_t *table,
+	uint32_t pages_each)
 {
 	const struct attend_case *c = t->c;
 	struct afd__kv_view kv = view_of(c, how, pages);
@@ -112,15 +123,19 @@ static void fill_pages(const struct data *t, const struct how *how, char *pages,
 		size_t sequence = (size_t)row_sequence[row];
 
 		for (uint32_t position = 0; position < N_POSITIONS; position++) {
-			size_t page = (size_t)table[sequence * pages_each + position / how->page_size];
+			size_t page =
+				(size_t)table[sequence * pages_each + position / how->page_size];
 
 			for (uint32_t head = 0; head < c->n_kv && sees(c, row, position); head++) {
-				char *at = pages + page * kv.page_stride + position % how->page_size * kv.position_stride +
+				char *at = pages + page * kv.page_stride +
+					   position % how->page_size * kv.position_stride +
 					   head * kv.head_stride;
 
 				for (uint32_t d = 0; d < c->head_dim; d++) {
-					rig_encode(at, d, c->dtype, t->kv[kv_at(c, 0, sequence, position, head) + d]);
-					rig_encode(at + kv.v_offset, d, c->dtype, t->kv[kv_at(c, 1, sequence, position, head) + d]);
+					rig_encode(at, d, c->dtype,
+						t->kv[kv_at(c, 0, sequence, position, head) + d]);
+					rig_encode(at + kv.v_offset, d, c->dtype,
+						t->kv[kv_at(c, 1, sequence, position, head) + d]);
 				}
 			}
 		}
@@ -132,9 +147,12 @@ static void run(const struct data *t, const struct how *how, float *out)
 {
 	const struct attend_case *c = t->c;
 	struct rig *r = rig_make(how->n_threads);
-	uint32_t pages_each = (N_POSITIONS + how->page_size - 1) / how->page_size, n_rows = how->n_rows;
-	size_t page_bytes = 2 * (size_t)c->n_kv * how->page_size * c->head_dim * rig_bytes(c->dtype);
-	size_t pool_bytes = (N_SEQUENCES * pages_each + 1) * page_bytes, row_width = (size_t)(c->n_heads + 2 * c->n_kv) * c->head_dim;
+	uint32_t pages_each = (N_POSITIONS + how->page_size - 1) / how->page_size,
+		 n_rows = how->n_rows;
+	size_t page_bytes =
+		2 * (size_t)c->n_kv * how->page_size * c->head_dim * rig_bytes(c->dtype);
+	size_t pool_bytes = (N_SEQUENCES * pages_each + 1) * page_bytes,
+	       row_width = (size_t)(c->n_heads + 2 * c->n_kv) * c->head_dim;
 	size_t out_bytes = n_rows * c->n_heads * c->head_dim * 4;
 	char *pages = malloc(pool_bytes);
 	int32_t *table = malloc(N_SEQUENCES * pages_each * 4);
@@ -148,7 +166,10 @@ static void run(const struct data *t, const struct how *how, float *out)
 		.page_table = rig_input(r, table, N_SEQUENCES * pages_each * 4),
 		.out = rig_output(r, out_bytes),
 		.kv = view_of(c, how, rig_input(r, pages, pool_bytes)),
-		.n_rows = n_rows, .n_heads = c->n_heads, .table_stride = pages_each, .window = c->window,
+		.n_rows = n_rows,
+		.n_heads = c->n_heads,
+		.table_stride = pages_each,
+		.window = c->window,
 		.scale = 1 / sqrtf((float)c->head_dim),
 	};
 	RIG_OK(afd__attend(&r->q, &a));
@@ -170,7 +191,8 @@ static void reference(const struct data *t, uint32_t row, uint32_t head, double 
 	for (uint32_t j = 0; j < N_POSITIONS; j++) {
 		score[j] = 0;
 		for (uint32_t d = 0; d < c->head_dim; d++)
-			score[j] += (double)q[d] * t->kv[kv_at(c, 0, sequence, j, kv_head) + d] / sqrt(c->head_dim);
+			score[j] += (double)q[d] * t->kv[kv_at(c, 0, sequence, j, kv_head) + d] /
+				    sqrt(c->head_dim);
 		if (sees(c, row, j) && score[j] > largest)
 			largest = score[j];
 	}
@@ -178,7 +200,8 @@ static void reference(const struct data *t, uint32_t row, uint32_t head, double 
 		total += sees(c, row, j) ? exp(score[j] - largest) : 0;
 	for (uint32_t j = 0; j < N_POSITIONS; j++) {
 		for (uint32_t d = 0; d < c->head_dim && sees(c, row, j); d++)
-			out[d] += exp(score[j] - largest) / total * t->kv[kv_at(c, 1, sequence, j, kv_head) + d];
+			out[d] += exp(score[j] - largest) / total *
+				  t->kv[kv_at(c, 1, sequence, j, kv_head) + d];
 	}
 }
 
@@ -189,7 +212,9 @@ static void attention_agrees_with_double_in_every_case_and_kind(void **state)
 
 	for (size_t i = 0; i < N_CASES * RIG_N_KINDS; i++) {
 		const struct attend_case *c = &cases[i / RIG_N_KINDS];
-		float scale = (c->dtype == AFD_DTYPE_F16 ? rig_kinds_f16 : rig_kinds)[i % RIG_N_KINDS].scale;
+		float scale =
+			(c->dtype == AFD_DTYPE_F16 ? rig_kinds_f16 : rig_kinds)[i % RIG_N_KINDS]
+				.scale;
 		struct data t;
 
 		data_make(&t, c, scale);
@@ -197,7 +222,8 @@ static void attention_agrees_with_double_in_every_case_and_kind(void **state)
 		for (uint32_t head = 0; head < MAX_ROWS * c->n_heads; head++) {
 			reference(&t, head / c->n_heads, head % c->n_heads, want);
 			for (uint32_t d = 0; d < c->head_dim; d++)
-				rig_near(got[head * c->head_dim + d], want[d], 0, 5e-6 * (double)scale, c->name, head);
+				rig_near(got[head * c->head_dim + d], want[d], 0,
+					5e-6 * (double)scale, c->name, head);
 		}
 		data_free(&t);
 	}
@@ -225,12 +251,14 @@ static void the_page_size_does_not_show(void **state)
 	const uint32_t sizes[] = { 1, 5, 64, 1000 };
 
 	for (size_t i = 0; i < 4; i++)
-		same_bits(&(struct how){ .page_size = sizes[i], .n_threads = 2, .n_rows = MAX_ROWS });
+		same_bits(
+			&(struct how){ .page_size = sizes[i], .n_threads = 2, .n_rows = MAX_ROWS });
 }
 
 static void the_layout_of_a_page_does_not_show(void **state)
 {
-	same_bits(&(struct how){ .page_size = 16, .n_threads = 2, .n_rows = MAX_ROWS, .heads_inside = true });
+	same_bits(&(struct how){
+		.page_size = 16, .n_threads = 2, .n_rows = MAX_ROWS, .heads_inside = true });
 }
 
 static void the_number_of_threads_does_not_show(void **state)
@@ -243,7 +271,8 @@ static void the_number_of_threads_does_not_show(void **state)
 static void a_row_alone_has_the_bits_that_it_has_among_others(void **state)
 {
 	for (uint32_t row = 0; row < MAX_ROWS; row++)
-		same_bits(&(struct how){ .page_size = 7, .n_threads = 2, .first_row = row, .n_rows = 1 });
+		same_bits(&(struct how){
+			.page_size = 7, .n_threads = 2, .first_row = row, .n_rows = 1 });
 }
 
 static void nan_in_what_a_row_sees_reaches_its_output(void **state)
@@ -252,7 +281,8 @@ static void nan_in_what_a_row_sees_reaches_its_output(void **state)
 	struct data t;
 
 	data_make(&t, &cases[0], 1);
-	t.kv[kv_at(t.c, 0, 2, 5, 1)] = NAN; /* k of kv head 1, sequence 2, position 5: row 2 and all later ones */
+	t.kv[kv_at(t.c, 0, 2, 5, 1)] =
+		NAN; /* k of kv head 1, sequence 2, position 5: row 2 and all later ones */
 	run(&t, &usual, got);
 	for (uint32_t head = 0; head < MAX_ROWS * t.c->n_heads; head++) {
 		bool hit = row_sequence[head / t.c->n_heads] == 2 && head % t.c->n_heads >= 2;

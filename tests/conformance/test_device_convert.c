@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Conversion is where rows cross the wire, so it is exact: every bf16 and f16 pattern, and float32 numbers around every
- * tie, against rounding by definition (rig_encode). Then strides, the gather and the accumulation.
+ * Conversion is where rows cross the wire, so it is exact: every bf16 and f16 pattern, and float32
+ * numbers around every tie, against rounding by definition (rig_encode). Then strides, the gather
+ * and the accumulation.
  */
 #include "rig.h"
 
@@ -17,10 +18,15 @@ static bool is_nan_half(uint16_t h, int32_t dtype)
 	return (h & 0x7fff) > infinity;
 }
 
-static void convert_all(struct rig *r, const void *src, int32_t src_dtype, void *dst, int32_t dst_dtype, uint32_t n)
+static void convert_all(
+	struct rig *r, const void *src, int32_t src_dtype, void *dst, int32_t dst_dtype, uint32_t n)
 {
-	struct afd__convert_args a = { .src = rig_input(r, src, n * rig_bytes(src_dtype)), .src_dtype = src_dtype,
-				       .dst = rig_output(r, n * rig_bytes(dst_dtype)), .dst_dtype = dst_dtype, .n_rows = 1, .width = n };
+	struct afd__convert_args a = { .src = rig_input(r, src, n * rig_bytes(src_dtype)),
+		.src_dtype = src_dtype,
+		.dst = rig_output(r, n * rig_bytes(dst_dtype)),
+		.dst_dtype = dst_dtype,
+		.n_rows = 1,
+		.width = n };
 
 	RIG_OK(afd__convert(&r->q, &a));
 	rig_fetch(r, dst, a.dst, n * rig_bytes(dst_dtype));
@@ -57,11 +63,13 @@ static void floats_round_to_the_nearest_half_ties_to_even(void **state)
 	static uint16_t got[4 * 32768], want[1];
 
 	for (int32_t dtype = AFD_DTYPE_BF16; dtype <= AFD_DTYPE_F16; dtype++) {
-		uint32_t n_finite = dtype == AFD_DTYPE_BF16 ? 0x7f80 : 0x7c00, n = 4 * (n_finite - 1);
+		uint32_t n_finite = dtype == AFD_DTYPE_BF16 ? 0x7f80 : 0x7c00,
+			 n = 4 * (n_finite - 1);
 
 		for (uint32_t h = 0; h < n_finite - 1; h++) {
 			uint16_t pair[2] = { (uint16_t)h, (uint16_t)(h + 1) };
-			float low = (float)rig_decode(pair, 0, dtype), high = (float)rig_decode(pair, 1, dtype);
+			float low = (float)rig_decode(pair, 0, dtype),
+			      high = (float)rig_decode(pair, 1, dtype);
 			float tie = (float)(((double)low + high) / 2), sign = h % 3 ? 1 : -1;
 
 			x[4 * h] = sign * nextafterf(low, INFINITY);
@@ -73,15 +81,18 @@ static void floats_round_to_the_nearest_half_ties_to_even(void **state)
 		for (size_t i = 0; i < n; i++) {
 			rig_encode(want, 0, dtype, x[i]);
 			if (got[i] != want[0])
-				fail_msg("%s of %a: got %04x, want %04x", afd_dtype_name(dtype), x[i], got[i], want[0]);
+				fail_msg("%s of %a: got %04x, want %04x", afd_dtype_name(dtype),
+					x[i], got[i], want[0]);
 		}
 	}
 }
 
 static void numbers_at_the_end_of_the_range_become_infinity_or_stay(void **state)
 {
-	const float x[] = { 65504, 65519.996f, 65520, -65520, 1e30f, INFINITY, -INFINITY, 0, -0.0f, 1e-45f, 2.9802322e-8f, 2.9802326e-8f };
-	const uint16_t want_f16[] = { 0x7bff, 0x7bff, 0x7c00, 0xfc00, 0x7c00, 0x7c00, 0xfc00, 0, 0x8000, 0, 0, 1 };
+	const float x[] = { 65504, 65519.996f, 65520, -65520, 1e30f, INFINITY, -INFINITY, 0, -0.0f,
+		1e-45f, 2.9802322e-8f, 2.9802326e-8f };
+	const uint16_t want_f16[] = { 0x7bff, 0x7bff, 0x7c00, 0xfc00, 0x7c00, 0x7c00, 0xfc00, 0,
+		0x8000, 0, 0, 1 };
 	const float y[] = { 3.3895314e38f, 3.3961775e38f, 3.3961776e38f, -3.4e38f, NAN };
 	uint16_t got[12];
 
@@ -109,8 +120,10 @@ static void nan_of_any_payload_stays_nan(void **state)
 	}
 }
 
-/* Rows with gaps on both sides, gathered in an odd order, some twice; the gaps of dst keep their poison. */
-static void check_gather(struct rig *r, int32_t src_dtype, int32_t dst_dtype, uint32_t width, int32_t accumulate)
+/* Rows with gaps on both sides, gathered in an odd order, some twice; the gaps of dst keep their
+ * poison. */
+static void check_gather(
+	struct rig *r, int32_t src_dtype, int32_t dst_dtype, uint32_t width, int32_t accumulate)
 {
 	enum { N_SRC = 6, N = 9, STRIDE = 64 };
 	static char src[N_SRC * STRIDE * 4], dst[N * STRIDE * 4], want[N * STRIDE * 4];
@@ -132,10 +145,16 @@ static void check_gather(struct rig *r, int32_t src_dtype, int32_t dst_dtype, ui
 			rig_encode(want, row * STRIDE + i, dst_dtype, x);
 		}
 	}
-	struct afd__convert_args a = { .src = rig_input(r, src, N_SRC * STRIDE * s), .dst = rig_input(r, dst, N * STRIDE * d),
-				       .index = rig_input(r, index, sizeof(index)), .src_stride = STRIDE * s, .dst_stride = STRIDE * d,
-				       .n_rows = N, .width = width, .src_dtype = src_dtype, .dst_dtype = dst_dtype,
-				       .accumulate = accumulate };
+	struct afd__convert_args a = { .src = rig_input(r, src, N_SRC * STRIDE * s),
+		.dst = rig_input(r, dst, N * STRIDE * d),
+		.index = rig_input(r, index, sizeof(index)),
+		.src_stride = STRIDE * s,
+		.dst_stride = STRIDE * d,
+		.n_rows = N,
+		.width = width,
+		.src_dtype = src_dtype,
+		.dst_dtype = dst_dtype,
+		.accumulate = accumulate };
 	RIG_OK(afd__convert(&r->q, &a));
 	rig_fetch(r, dst, a.dst, N * STRIDE * d);
 	assert_memory_equal(dst, want, N * STRIDE * d);
@@ -143,9 +162,10 @@ static void check_gather(struct rig *r, int32_t src_dtype, int32_t dst_dtype, ui
 
 static void rows_are_gathered_converted_and_added_with_strides(void **state)
 {
-	const int32_t pairs[][2] = { { AFD_DTYPE_F32, AFD_DTYPE_F32 }, { AFD_DTYPE_F32, AFD_DTYPE_BF16 }, { AFD_DTYPE_F32, AFD_DTYPE_F16 },
-				     { AFD_DTYPE_BF16, AFD_DTYPE_F32 }, { AFD_DTYPE_F16, AFD_DTYPE_F32 }, { AFD_DTYPE_BF16, AFD_DTYPE_BF16 },
-				     { AFD_DTYPE_F16, AFD_DTYPE_F16 } };
+	const int32_t pairs[][2] = { { AFD_DTYPE_F32, AFD_DTYPE_F32 },
+		{ AFD_DTYPE_F32, AFD_DTYPE_BF16 }, { AFD_DTYPE_F32, AFD_DTYPE_F16 },
+		{ AFD_DTYPE_BF16, AFD_DTYPE_F32 }, { AFD_DTYPE_F16, AFD_DTYPE_F32 },
+		{ AFD_DTYPE_BF16, AFD_DTYPE_BF16 }, { AFD_DTYPE_F16, AFD_DTYPE_F16 } };
 	const uint32_t widths[] = { 1, 15, 32, 47 };
 
 	for (size_t w = 0; w < 4; w++) {
@@ -170,10 +190,22 @@ static void a_slot_in_host_memory_takes_and_gives_rows(void **state)
 	rig_fill(r, x, 24, 1);
 	dev = rig_input(r, x, sizeof(x));
 	back = rig_output(r, sizeof(x));
-	struct afd__convert_args out = { .src = dev, .dst = slot, .src_stride = 48, .dst_stride = 24, .n_rows = 2, .width = 12,
-					 .src_dtype = AFD_DTYPE_F32, .dst_dtype = AFD_DTYPE_BF16 };
-	struct afd__convert_args in = { .src = slot, .dst = back, .src_stride = 24, .dst_stride = 48, .n_rows = 2, .width = 12,
-					.src_dtype = AFD_DTYPE_BF16, .dst_dtype = AFD_DTYPE_F32 };
+	struct afd__convert_args out = { .src = dev,
+		.dst = slot,
+		.src_stride = 48,
+		.dst_stride = 24,
+		.n_rows = 2,
+		.width = 12,
+		.src_dtype = AFD_DTYPE_F32,
+		.dst_dtype = AFD_DTYPE_BF16 };
+	struct afd__convert_args in = { .src = slot,
+		.dst = back,
+		.src_stride = 24,
+		.dst_stride = 48,
+		.n_rows = 2,
+		.width = 12,
+		.src_dtype = AFD_DTYPE_BF16,
+		.dst_dtype = AFD_DTYPE_F32 };
 	RIG_OK(afd__convert(&r->q, &out));
 	RIG_OK(afd__convert(&r->q, &in));
 	rig_fetch(r, got, back, sizeof(got));

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The product through the front door: against double, in every dtype and both layouts; and the law that a row's bits
- * depend neither on the other rows, nor on the threads, nor on how the matrix was loaded. (tests/unit/test_product.c
- * looks at the kernels themselves.)
+ * The product through the front door: against double, in every dtype and both layouts; and the law
+ * that a row's bits depend neither on the other rows, nor on the threads, nor on how the matrix was
+ * loaded. (tests/unit/test_product.c looks at the kernels themselves.)
  */
 #include "rig.h"
 
@@ -28,19 +28,26 @@ static struct product_data *make(struct rig *r, int32_t dtype, float scale)
 	return t;
 }
 
-/* y: [n_rows][Y_STRIDE], untouched beyond N. load_rows: how many rows of w each load brings; 0: in place. */
-static void run(const struct product_data *t, int32_t dtype, uint32_t row0, uint32_t n_rows, uint32_t n_threads, uint32_t load_rows,
-		float *y)
+/* y: [n_rows][Y_STRIDE], untouched beyond N. load_rows: how many rows of w each load brings; 0: in
+ * place. */
+static void run(const struct product_data *t, int32_t dtype, uint32_t row0, uint32_t n_rows,
+	uint32_t n_threads, uint32_t load_rows, float *y)
 {
 	struct rig *r = rig_make(n_threads);
 	struct afd__matrix w;
 
 	RIG_OK(afd__matrix_create(r->dev, &w, N, K, dtype, load_rows ? NULL : t->w));
 	for (uint32_t row = 0; load_rows && row < N; row += load_rows)
-		RIG_OK(afd__matrix_load(r->dev, &w, t->w + row * K * rig_bytes(dtype), row, N - row < load_rows ? N - row : load_rows));
-	struct afd__product_args a = { .x = rig_input(r, t->x + row0 * X_STRIDE, n_rows * X_STRIDE * 4), .w = w,
-				       .bias = rig_input(r, t->bias, sizeof(t->bias)), .y = rig_output(r, n_rows * Y_STRIDE * 4),
-				       .x_stride = X_STRIDE, .y_stride = Y_STRIDE, .n_rows = n_rows };
+		RIG_OK(afd__matrix_load(r->dev, &w, t->w + row * K * rig_bytes(dtype), row,
+			N - row < load_rows ? N - row : load_rows));
+	struct afd__product_args a = { .x = rig_input(
+					       r, t->x + row0 * X_STRIDE, n_rows * X_STRIDE * 4),
+		.w = w,
+		.bias = rig_input(r, t->bias, sizeof(t->bias)),
+		.y = rig_output(r, n_rows * Y_STRIDE * 4),
+		.x_stride = X_STRIDE,
+		.y_stride = Y_STRIDE,
+		.n_rows = n_rows };
 	RIG_OK(afd__product(&r->q, &a));
 	rig_fetch(r, y, a.y, n_rows * Y_STRIDE * 4);
 	afd__matrix_destroy(r->dev, &w);
@@ -64,9 +71,11 @@ static void check(int32_t dtype, float scale, uint32_t load_rows)
 		}
 		for (size_t k = 0; k < K; k++) {
 			want += t->x[row * X_STRIDE + k] * rig_decode(t->w, column * K + k, dtype);
-			size += fabs(t->x[row * X_STRIDE + k] * rig_decode(t->w, column * K + k, dtype));
+			size += fabs(
+				t->x[row * X_STRIDE + k] * rig_decode(t->w, column * K + k, dtype));
 		}
-		rig_near(y[i], want + t->bias[column], 0, 3e-6 * (size + fabs(t->bias[column])), "product", i);
+		rig_near(y[i], want + t->bias[column], 0, 3e-6 * (size + fabs(t->bias[column])),
+			"product", i);
 	}
 	free(t);
 }

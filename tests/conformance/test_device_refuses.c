@@ -1,13 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * What the front door refuses: each case spoils one argument of a good call and names a word of the text. Nothing
- * reaches the backend, so the good call still works afterwards.
+ * What the front door refuses: each case spoils one argument of a good call and names a word of the
+ * text. Nothing reaches the backend, so the good call still works afterwards.
  */
 #include "rig.h"
 
 #include <string.h>
 
-/* Good arguments of all operations over one piece of device memory; a case changes one field of `a`. */
+/* Good arguments of all operations over one piece of device memory; a case changes one field of
+ * `a`. */
 struct all_args {
 	struct afd__embed_args embed;
 	struct afd__norm_args norm;
@@ -23,22 +24,63 @@ struct all_args {
 
 static struct all_args good_args(float *m)
 {
-	struct afd__matrix w = { .data = m, .bytes = 4096, .n = 4, .k = 4, .dtype = AFD_DTYPE_F32, .layout = AFD__LAYOUT_IN_PLACE };
-	struct afd__kv_view kv = { .data = m, .page_stride = 256, .v_offset = 128, .head_stride = 16, .position_stride = 32,
-				   .page_size = 4, .n_kv_heads = 2, .head_dim = 4, .dtype = AFD_DTYPE_F32 };
+	struct afd__matrix w = { .data = m,
+		.bytes = 4096,
+		.n = 4,
+		.k = 4,
+		.dtype = AFD_DTYPE_F32,
+		.layout = AFD__LAYOUT_IN_PLACE };
+	struct afd__kv_view kv = { .data = m,
+		.page_stride = 256,
+		.v_offset = 128,
+		.head_stride = 16,
+		.position_stride = 32,
+		.page_size = 4,
+		.n_kv_heads = 2,
+		.head_dim = 4,
+		.dtype = AFD_DTYPE_F32 };
 	int32_t *ids = (int32_t *)m;
 
 	return (struct all_args){
 		.embed = { .table = w, .ids = ids, .out = m + 64, .n_rows = 1, .scale = 1 },
-		.norm = { .h = m, .add = m + 8, .weight = m + 16, .out = m + 24, .n_rows = 1, .width = 8 },
-		.product = { .x = m, .w = w, .y = m + 64, .x_stride = 4, .y_stride = 4, .n_rows = 1 },
-		.angles = { .positions = ids, .inv_freq = m, .out = m + 8, .n_rows = 1, .head_dim = 4, .scale = 1 },
+		.norm = { .h = m,
+			.add = m + 8,
+			.weight = m + 16,
+			.out = m + 24,
+			.n_rows = 1,
+			.width = 8 },
+		.product = { .x = m,
+			.w = w,
+			.y = m + 64,
+			.x_stride = 4,
+			.y_stride = 4,
+			.n_rows = 1 },
+		.angles = { .positions = ids,
+			.inv_freq = m,
+			.out = m + 8,
+			.n_rows = 1,
+			.head_dim = 4,
+			.scale = 1 },
 		.rope = { .qkv = m, .slots = ids, .kv = kv, .n_rows = 1, .n_heads = 4 },
-		.attend = { .qkv = m, .positions = ids, .sequences = ids, .page_table = ids, .out = m + 64, .kv = kv, .n_rows = 1,
-			    .n_heads = 4, .table_stride = 1, .scale = 1 },
+		.attend = { .qkv = m,
+			.positions = ids,
+			.sequences = ids,
+			.page_table = ids,
+			.out = m + 64,
+			.kv = kv,
+			.n_rows = 1,
+			.n_heads = 4,
+			.table_stride = 1,
+			.scale = 1 },
 		.activation = { .gate_up = m, .out = m + 64, .n_rows = 1, .width = 4 },
-		.convert = { .src = m, .dst = m + 64, .src_stride = 16, .dst_stride = 8, .n_rows = 2, .width = 4,
-			     .src_dtype = AFD_DTYPE_F32, .dst_dtype = AFD_DTYPE_BF16 },
+		.convert = { .src = m,
+			.dst = m + 64,
+			.src_stride = 16,
+			.dst_stride = 8,
+			.n_rows = 2,
+			.width = 4,
+			.src_dtype = AFD_DTYPE_F32,
+			.dst_dtype = AFD_DTYPE_BF16 },
 		.argmax = { .x = m, .ids = ids + 64, .n_rows = 1, .width = 4 },
 		.copy = { .dst = m + 64, .src = m, .bytes = 16 },
 	};
@@ -93,14 +135,15 @@ static struct all_args good_args(float *m)
 	X(copy, a.src = NULL, "src is NULL") \
 	X(copy, a.bytes = 257, "overlap")
 
-#define SPOILED_CASE(op, change, word)                                               \
-	{                                                                            \
-		struct afd__##op##_args a = good.op;                                 \
-		int rc;                                                              \
-										     \
-		change;                                                              \
-		rc = afd__##op(&r->q, &a);                                           \
-		if (rc != -EINVAL || !strstr(afd_last_error(), #op ":") || !strstr(afd_last_error(), word)) \
+#define SPOILED_CASE(op, change, word) \
+	{ \
+		struct afd__##op##_args a = good.op; \
+		int rc; \
+\
+		change; \
+		rc = afd__##op(&r->q, &a); \
+		if (rc != -EINVAL || !strstr(afd_last_error(), #op ":") || \
+			!strstr(afd_last_error(), word)) \
 			fail_msg("%s with %s: %d, \"%s\"", #op, #change, rc, afd_last_error()); \
 	}
 
@@ -122,7 +165,8 @@ static void the_good_arguments_are_taken(void **state)
 	good.embed.table.data = good.product.w.data = zeros; /* in place: host memory */
 #define GOOD_CASE(op) RIG_OK(afd__##op(&r->q, &good.op));
 	AFD__DEVICE_OPERATIONS(GOOD_CASE)
-	rig_fetch(r, zeros, good.norm.h, sizeof(zeros)); /* waits: the operations read them in place */
+	rig_fetch(r, zeros, good.norm.h,
+		sizeof(zeros)); /* waits: the operations read them in place */
 }
 
 static void calls_without_rows_do_nothing(void **state)
@@ -133,7 +177,8 @@ static void calls_without_rows_do_nothing(void **state)
 	rig_fill(r, x, 256, 1);
 	float *m = rig_input(r, x, sizeof(x));
 	struct all_args none = good_args(m);
-	none.embed.n_rows = none.norm.n_rows = none.product.n_rows = none.angles.n_rows = none.rope.n_rows = none.attend.n_rows = 0;
+	none.embed.n_rows = none.norm.n_rows = none.product.n_rows = none.angles.n_rows =
+		none.rope.n_rows = none.attend.n_rows = 0;
 	none.activation.n_rows = none.convert.n_rows = none.argmax.n_rows = 0;
 	none.copy.bytes = 0;
 #define NO_ROWS_CASE(op) RIG_OK(afd__##op(&r->q, &none.op));
@@ -149,9 +194,15 @@ static void bad_devices_are_refused_by_name(void **state)
 		const char *name, *word;
 		int code;
 	} bad[] = {
-		{ "gpu", "none of", -EINVAL }, { "", "none of", -EINVAL }, { "cpu:x", "number", -EINVAL }, { "cpu:0x", "number", -EINVAL },
-		{ "cpu:", "number", -EINVAL }, { "cpu:-1", "number", -EINVAL }, { "cpu:99999999999999999999", "number", -EINVAL },
-		{ "cpu:0", "takes no number", -EINVAL }, { "cuda:0", "afd-cuda.so", -ENOSYS },
+		{ "gpu", "none of", -EINVAL },
+		{ "", "none of", -EINVAL },
+		{ "cpu:x", "number", -EINVAL },
+		{ "cpu:0x", "number", -EINVAL },
+		{ "cpu:", "number", -EINVAL },
+		{ "cpu:-1", "number", -EINVAL },
+		{ "cpu:99999999999999999999", "number", -EINVAL },
+		{ "cpu:0", "takes no number", -EINVAL },
+		{ "cuda:0", "afd-cuda.so", -ENOSYS },
 	};
 	struct rig *r = *state;
 	struct afd__device *dev = NULL;
@@ -178,8 +229,10 @@ static void bad_memory_and_matrices_are_refused(void **state)
 	assert_ptr_equal(p, rows);
 	assert_int_equal(afd__matrix_create(r->dev, &m, 0, 8, AFD_DTYPE_F32, NULL), -EINVAL);
 	assert_int_equal(afd__matrix_create(r->dev, &m, 8, 8, AFD_DTYPE_FP8, NULL), -EINVAL);
-	assert_int_equal(afd__matrix_create(r->dev, &m, 8, 8, AFD_DTYPE_F32, (char *)rows + 2), -EINVAL);
-	assert_true(afd__matrix_create(r->dev, &m, UINT32_MAX, UINT32_MAX, AFD_DTYPE_F32, NULL) < 0);
+	assert_int_equal(
+		afd__matrix_create(r->dev, &m, 8, 8, AFD_DTYPE_F32, (char *)rows + 2), -EINVAL);
+	assert_true(
+		afd__matrix_create(r->dev, &m, UINT32_MAX, UINT32_MAX, AFD_DTYPE_F32, NULL) < 0);
 	assert_null(m.data);
 	RIG_OK(afd__matrix_create(r->dev, &m, 8, 8, AFD_DTYPE_F32, NULL));
 	RIG_OK(afd__matrix_create(r->dev, &lent, 8, 8, AFD_DTYPE_F32, rows));

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Rope against a reference in double: the norm of each head, the rotation of halves, and where k and v land in the cache
- * and how they are rounded. Head sizes with halves around the lanes of a vector.
+ * Rope against a reference in double: the norm of each head, the rotation of halves, and where k
+ * and v land in the cache and how they are rounded. Head sizes with halves around the lanes of a
+ * vector.
  */
 #include "rig.h"
 
@@ -30,7 +31,11 @@ static const struct rope_case cases[] = {
 static struct afd__kv_view view_of(const struct rope_case *c, void *data)
 {
 	size_t head = c->head_dim * rig_bytes(c->dtype);
-	struct afd__kv_view kv = { .data = data, .page_size = PAGE, .n_kv_heads = N_KV, .head_dim = c->head_dim, .dtype = c->dtype };
+	struct afd__kv_view kv = { .data = data,
+		.page_size = PAGE,
+		.n_kv_heads = N_KV,
+		.head_dim = c->head_dim,
+		.dtype = c->dtype };
 
 	kv.head_stride = c->heads_outside ? PAGE * head : head;
 	kv.position_stride = c->heads_outside ? head : N_KV * head;
@@ -40,7 +45,8 @@ static struct afd__kv_view view_of(const struct rope_case *c, void *data)
 }
 
 /* One head in double, as models.md's order says: norm, then rotation. */
-static void reference_head(double *x, const float *weight, const float *angles, uint32_t head_dim, float eps)
+static void reference_head(
+	double *x, const float *weight, const float *angles, uint32_t head_dim, float eps)
 {
 	double sum = 0, first;
 	uint32_t half = head_dim / 2;
@@ -57,7 +63,8 @@ static void reference_head(double *x, const float *weight, const float *angles, 
 }
 
 /* A number next to a rounding boundary may fall on either side. */
-static void near_in_dtype(double got, double want, double size, int32_t dtype, const char *what, size_t i)
+static void near_in_dtype(
+	double got, double want, double size, int32_t dtype, const char *what, size_t i)
 {
 	double ulp = dtype == AFD_DTYPE_F32 ? 0 : dtype == AFD_DTYPE_BF16 ? 0x1p-7 : 0x1p-10;
 
@@ -65,13 +72,15 @@ static void near_in_dtype(double got, double want, double size, int32_t dtype, c
 }
 
 struct rope_data {
-	float qkv[N_ROWS * (N_HEADS + 2 * N_KV) * MAX_DIM], got[N_ROWS * (N_HEADS + 2 * N_KV) * MAX_DIM];
+	float qkv[N_ROWS * (N_HEADS + 2 * N_KV) * MAX_DIM],
+		got[N_ROWS * (N_HEADS + 2 * N_KV) * MAX_DIM];
 	float weight[2][MAX_DIM], angles[N_ROWS * MAX_DIM];
 	_Alignas(4) char cache[2 * N_PAGES * PAGE * N_KV * MAX_DIM * 4];
 	bool written[2 * N_PAGES * PAGE * N_KV * MAX_DIM]; /* per number of the cache */
 };
 
-static void check_row(const struct rope_case *c, struct rope_data *t, uint32_t row, uint32_t slot, double size)
+static void check_row(
+	const struct rope_case *c, struct rope_data *t, uint32_t row, uint32_t slot, double size)
 {
 	struct afd__kv_view kv = view_of(c, t->cache);
 	uint32_t dim = c->head_dim, width = (N_HEADS + 2 * N_KV) * dim;
@@ -79,20 +88,23 @@ static void check_row(const struct rope_case *c, struct rope_data *t, uint32_t r
 	for (uint32_t head = 0; head < N_HEADS + 2 * N_KV; head++) {
 		bool is_q = head < N_HEADS, is_v = head >= N_HEADS + N_KV;
 		uint32_t kv_head = (head - N_HEADS) % N_KV;
-		size_t at = slot / PAGE * kv.page_stride + slot % PAGE * kv.position_stride + kv_head * kv.head_stride +
-			    (is_v ? kv.v_offset : 0);
+		size_t at = slot / PAGE * kv.page_stride + slot % PAGE * kv.position_stride +
+			    kv_head * kv.head_stride + (is_v ? kv.v_offset : 0);
 		double x[MAX_DIM];
 
 		for (uint32_t d = 0; d < dim; d++)
 			x[d] = t->qkv[row * width + head * dim + d];
 		if (!is_v)
-			reference_head(x, c->norm ? t->weight[!is_q] : NULL, c->rotate ? &t->angles[row * dim] : NULL, dim, 1e-6f);
+			reference_head(x, c->norm ? t->weight[!is_q] : NULL,
+				c->rotate ? &t->angles[row * dim] : NULL, dim, 1e-6f);
 		for (uint32_t d = 0; d < dim; d++) {
 			if (is_q) {
-				near_in_dtype(t->got[row * width + head * dim + d], x[d], size, AFD_DTYPE_F32, c->name, d);
+				near_in_dtype(t->got[row * width + head * dim + d], x[d], size,
+					AFD_DTYPE_F32, c->name, d);
 				continue;
 			}
-			near_in_dtype(rig_decode(t->cache + at, d, c->dtype), x[d], size, c->dtype, c->name, d);
+			near_in_dtype(rig_decode(t->cache + at, d, c->dtype), x[d], size, c->dtype,
+				c->name, d);
 			t->written[at / rig_bytes(c->dtype) + d] = true;
 		}
 	}
@@ -110,11 +122,15 @@ static void check_rope(struct rig *r, const struct rope_case *c, float scale)
 	rig_fill(r, t.weight[0], 2 * MAX_DIM, 1);
 	for (uint32_t i = 0; i < N_ROWS * dim; i++)
 		t.angles[i] = (float)(i % dim < dim / 2 ? cos(i * 0.7) : sin((i - dim / 2) * 0.7));
-	struct afd__rope_args a = { .qkv = rig_input(r, t.qkv, N_ROWS * width * 4), .slots = rig_input(r, slots, sizeof(slots)),
-				    .q_norm = c->norm ? rig_input(r, t.weight[0], dim * 4) : NULL,
-				    .k_norm = c->norm ? rig_input(r, t.weight[1], dim * 4) : NULL,
-				    .angles = c->rotate ? rig_input(r, t.angles, N_ROWS * dim * 4) : NULL,
-				    .kv = view_of(c, rig_output(r, cache_bytes)), .n_rows = N_ROWS, .n_heads = N_HEADS, .eps = 1e-6f };
+	struct afd__rope_args a = { .qkv = rig_input(r, t.qkv, N_ROWS * width * 4),
+		.slots = rig_input(r, slots, sizeof(slots)),
+		.q_norm = c->norm ? rig_input(r, t.weight[0], dim * 4) : NULL,
+		.k_norm = c->norm ? rig_input(r, t.weight[1], dim * 4) : NULL,
+		.angles = c->rotate ? rig_input(r, t.angles, N_ROWS * dim * 4) : NULL,
+		.kv = view_of(c, rig_output(r, cache_bytes)),
+		.n_rows = N_ROWS,
+		.n_heads = N_HEADS,
+		.eps = 1e-6f };
 	RIG_OK(afd__rope(&r->q, &a));
 	rig_fetch(r, t.got, a.qkv, N_ROWS * width * 4);
 	rig_fetch(r, t.cache, a.kv.data, cache_bytes);
@@ -130,7 +146,9 @@ static void rope_agrees_with_double_in_every_case_and_kind(void **state)
 		for (size_t k = 0; k < RIG_N_KINDS; k++) {
 			struct rig *r = rig_make(2);
 
-			check_rope(r, &cases[i], (cases[i].dtype == AFD_DTYPE_F16 ? rig_kinds_f16 : rig_kinds)[k].scale);
+			check_rope(r, &cases[i],
+				(cases[i].dtype == AFD_DTYPE_F16 ? rig_kinds_f16 : rig_kinds)[k]
+					.scale);
 			rig_end(r);
 		}
 	}

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The operations on rows against references in double: embed, norm, angles, activation, argmax, copy and the transfers.
- * Widths are chosen around the lanes of a vector (1, 15, 16, 17, 33) and one larger.
+ * The operations on rows against references in double: embed, norm, angles, activation, argmax,
+ * copy and the transfers. Widths are chosen around the lanes of a vector (1, 15, 16, 17, 33) and
+ * one larger.
  */
 #include "rig.h"
 
@@ -9,22 +10,27 @@
 #include <string.h>
 
 static const uint32_t widths[] = { 1, 2, 7, 15, 16, 17, 33, 96, 300 };
-#define N_WIDTHS (sizeof(widths) / sizeof(widths[0]))
+#define N_WIDTHS  (sizeof(widths) / sizeof(widths[0]))
 #define MAX_WIDTH 300
-#define N_ROWS 5
+#define N_ROWS    5
 
 static void check_norm(struct rig *r, uint32_t width, float scale, bool with_add)
 {
-	float h[N_ROWS * MAX_WIDTH], add[N_ROWS * MAX_WIDTH], weight[MAX_WIDTH], got_h[N_ROWS * MAX_WIDTH], got[N_ROWS * MAX_WIDTH];
+	float h[N_ROWS * MAX_WIDTH], add[N_ROWS * MAX_WIDTH], weight[MAX_WIDTH],
+		got_h[N_ROWS * MAX_WIDTH], got[N_ROWS * MAX_WIDTH];
 	size_t bytes = N_ROWS * width * sizeof(float);
 	float eps = 1e-6f;
 
 	rig_fill(r, h, N_ROWS * width, scale);
 	rig_fill(r, add, N_ROWS * width, scale);
 	rig_fill(r, weight, width, 1);
-	struct afd__norm_args a = { .h = rig_input(r, h, bytes), .add = with_add ? rig_input(r, add, bytes) : NULL,
-				    .weight = rig_input(r, weight, width * sizeof(float)), .out = rig_output(r, bytes),
-				    .n_rows = N_ROWS, .width = width, .eps = eps };
+	struct afd__norm_args a = { .h = rig_input(r, h, bytes),
+		.add = with_add ? rig_input(r, add, bytes) : NULL,
+		.weight = rig_input(r, weight, width * sizeof(float)),
+		.out = rig_output(r, bytes),
+		.n_rows = N_ROWS,
+		.width = width,
+		.eps = eps };
 	RIG_OK(afd__norm(&r->q, &a));
 	rig_fetch(r, got_h, a.h, bytes);
 	rig_fetch(r, got, a.out, bytes);
@@ -38,8 +44,10 @@ static void check_norm(struct rig *r, uint32_t width, float scale, bool with_add
 			sum += (double)x * x;
 		}
 		for (uint32_t i = 0; i < width; i++)
-			rig_near(got[row * width + i], got_h[row * width + i] / sqrt(sum / width + (double)eps) * weight[i], 2e-6, 0,
-				 "norm", i);
+			rig_near(got[row * width + i],
+				got_h[row * width + i] / sqrt(sum / width + (double)eps) *
+					weight[i],
+				2e-6, 0, "norm", i);
 	}
 }
 
@@ -63,7 +71,10 @@ static void norm_without_an_output_only_adds(void **state)
 
 	rig_fill(r, h, 40, 1);
 	rig_fill(r, add, 40, 1);
-	struct afd__norm_args a = { .h = rig_input(r, h, sizeof(h)), .add = rig_input(r, add, sizeof(add)), .n_rows = 2, .width = 20 };
+	struct afd__norm_args a = { .h = rig_input(r, h, sizeof(h)),
+		.add = rig_input(r, add, sizeof(add)),
+		.n_rows = 2,
+		.width = 20 };
 	RIG_OK(afd__norm(&r->q, &a));
 	rig_fetch(r, got, a.h, sizeof(got));
 	for (int i = 0; i < 40; i++)
@@ -75,12 +86,16 @@ static void check_activation(struct rig *r, uint32_t width, float scale)
 	float x[N_ROWS * 2 * MAX_WIDTH], got[N_ROWS * MAX_WIDTH];
 
 	rig_fill(r, x, N_ROWS * 2 * width, scale);
-	struct afd__activation_args a = { .gate_up = rig_input(r, x, N_ROWS * 2 * width * sizeof(float)),
-					  .out = rig_output(r, N_ROWS * width * sizeof(float)), .n_rows = N_ROWS, .width = width };
+	struct afd__activation_args a = { .gate_up = rig_input(
+						  r, x, N_ROWS * 2 * width * sizeof(float)),
+		.out = rig_output(r, N_ROWS * width * sizeof(float)),
+		.n_rows = N_ROWS,
+		.width = width };
 	RIG_OK(afd__activation(&r->q, &a));
 	rig_fetch(r, got, a.out, N_ROWS * width * sizeof(float));
 	for (uint32_t i = 0; i < N_ROWS * width; i++) {
-		double gate = x[i / width * 2 * width + i % width], up = x[i / width * 2 * width + width + i % width];
+		double gate = x[i / width * 2 * width + i % width],
+		       up = x[i / width * 2 * width + width + i % width];
 
 		rig_near(got[i], gate / (1 + exp(-gate)) * up, 1e-6, 1e-37, "activation", i);
 	}
@@ -108,12 +123,15 @@ static void silu_is_right_from_minus_87_to_90(void **state)
 		x[i] = -87 + 0.01f * (float)i;
 		x[N + i] = 1;
 	}
-	struct afd__activation_args a = { .gate_up = rig_input(r, x, sizeof(x)), .out = rig_output(r, sizeof(got)), .n_rows = 1,
-					  .width = N };
+	struct afd__activation_args a = { .gate_up = rig_input(r, x, sizeof(x)),
+		.out = rig_output(r, sizeof(got)),
+		.n_rows = 1,
+		.width = N };
 	RIG_OK(afd__activation(&r->q, &a));
 	rig_fetch(r, got, a.out, sizeof(got));
 	for (int i = 0; i < N; i++)
-		rig_near(got[i], x[i] / (1 + exp(-(double)x[i])), 4 * 0x1p-23, 0x1p-120, "silu", (size_t)i);
+		rig_near(got[i], x[i] / (1 + exp(-(double)x[i])), 4 * 0x1p-23, 0x1p-120, "silu",
+			(size_t)i);
 }
 
 static void activation_passes_nan_and_infinity_on(void **state)
@@ -121,7 +139,10 @@ static void activation_passes_nan_and_infinity_on(void **state)
 	struct rig *r = *state;
 	float x[8] = { NAN, INFINITY, -1000, 1, 1, 1, 1, NAN }, got[4]; /* gates, then ups */
 
-	struct afd__activation_args a = { .gate_up = rig_input(r, x, sizeof(x)), .out = rig_output(r, sizeof(got)), .n_rows = 1, .width = 4 };
+	struct afd__activation_args a = { .gate_up = rig_input(r, x, sizeof(x)),
+		.out = rig_output(r, sizeof(got)),
+		.n_rows = 1,
+		.width = 4 };
 	RIG_OK(afd__activation(&r->q, &a));
 	rig_fetch(r, got, a.out, sizeof(got));
 	assert_true(isnan(got[0]));
@@ -140,16 +161,21 @@ static void angles_are_those_of_the_float_product_even_far_out(void **state)
 	for (int i = 0; i < HALF; i++)
 		inv_freq[i] = (float)pow(1e6, -2.0 * i / (2 * HALF));
 	struct afd__angles_args a = { .positions = rig_input(r, positions, sizeof(positions)),
-				      .inv_freq = rig_input(r, inv_freq, sizeof(inv_freq)), .out = rig_output(r, sizeof(got)),
-				      .n_rows = 6, .head_dim = 2 * HALF, .scale = 1.25f };
+		.inv_freq = rig_input(r, inv_freq, sizeof(inv_freq)),
+		.out = rig_output(r, sizeof(got)),
+		.n_rows = 6,
+		.head_dim = 2 * HALF,
+		.scale = 1.25f };
 	RIG_OK(afd__angles(&r->q, &a));
 	rig_fetch(r, got, a.out, sizeof(got));
 	for (int row = 0; row < 6; row++) {
 		for (int i = 0; i < HALF; i++) {
 			double angle = (float)positions[row] * inv_freq[i];
 
-			rig_near(got[row * 2 * HALF + i], 1.25 * cos(angle), 2e-7, 1e-12, "cosine", (size_t)i);
-			rig_near(got[row * 2 * HALF + HALF + i], 1.25 * sin(angle), 2e-7, 1e-12, "sine", (size_t)i);
+			rig_near(got[row * 2 * HALF + i], 1.25 * cos(angle), 2e-7, 1e-12, "cosine",
+				(size_t)i);
+			rig_near(got[row * 2 * HALF + HALF + i], 1.25 * sin(angle), 2e-7, 1e-12,
+				"sine", (size_t)i);
 		}
 	}
 }
@@ -167,12 +193,17 @@ static void check_embed(struct rig *r, int32_t dtype, bool packed)
 	RIG_OK(afd__matrix_create(r->dev, &table, VOCAB, HIDDEN, dtype, packed ? NULL : rows));
 	if (packed)
 		RIG_OK(afd__matrix_load(r->dev, &table, rows, 0, VOCAB));
-	struct afd__embed_args a = { .table = table, .ids = rig_input(r, ids, sizeof(ids)), .out = rig_output(r, sizeof(got)),
-				     .n_rows = N, .scale = 3 };
+	struct afd__embed_args a = { .table = table,
+		.ids = rig_input(r, ids, sizeof(ids)),
+		.out = rig_output(r, sizeof(got)),
+		.n_rows = N,
+		.scale = 3 };
 	RIG_OK(afd__embed(&r->q, &a));
 	rig_fetch(r, got, a.out, sizeof(got));
 	for (size_t i = 0; i < N * HIDDEN; i++) {
-		float want = (float)rig_decode(rows, (size_t)ids[i / HIDDEN] * HIDDEN + i % HIDDEN, dtype) * 3;
+		float want = (float)rig_decode(
+				     rows, (size_t)ids[i / HIDDEN] * HIDDEN + i % HIDDEN, dtype) *
+			     3;
 
 		assert_memory_equal(&got[i], &want, sizeof(want));
 	}
@@ -198,7 +229,10 @@ static void argmax_is_the_lowest_index_of_the_largest(void **state)
 	for (int i = 0; i < 1000; i++)
 		x[1][i] = -5;
 	x[2][999] = 1e30f;
-	struct afd__argmax_args a = { .x = rig_input(r, x, sizeof(x)), .ids = rig_output(r, sizeof(got)), .n_rows = 3, .width = 1000 };
+	struct afd__argmax_args a = { .x = rig_input(r, x, sizeof(x)),
+		.ids = rig_output(r, sizeof(got)),
+		.n_rows = 3,
+		.width = 1000 };
 	RIG_OK(afd__argmax(&r->q, &a));
 	rig_fetch(r, got, a.ids, sizeof(got));
 	assert_int_equal(got[0], 40);
@@ -219,7 +253,10 @@ static void argmax_names_the_first_number_that_is_not_finite(void **state)
 	x[2][21] = NAN;
 	x[3][33] = x[3][3] = -NAN;
 	x[4][5] = 3e38f;
-	struct afd__argmax_args a = { .x = rig_input(r, x, sizeof(x)), .ids = rig_output(r, sizeof(got)), .n_rows = 5, .width = 37 };
+	struct afd__argmax_args a = { .x = rig_input(r, x, sizeof(x)),
+		.ids = rig_output(r, sizeof(got)),
+		.n_rows = 5,
+		.width = 37 };
 	RIG_OK(afd__argmax(&r->q, &a));
 	rig_fetch(r, got, a.ids, sizeof(got));
 	assert_int_equal(got[0], -37);

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The seam itself: who may touch device memory, when operations are done, what waiting promises, errors that stay, and
- * modules that are refused. Runs on every device; what only an asynchronous one can show opens `deferred` by itself.
+ * The seam itself: who may touch device memory, when operations are done, what waiting promises,
+ * errors that stay, and modules that are refused. Runs on every device; what only an asynchronous
+ * one can show opens `deferred` by itself.
  */
 #include "rig.h"
 
@@ -10,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 static bool is_deferred(void)
@@ -83,9 +85,12 @@ static void memory_that_was_freed_is_given_again(void **state)
 
 	for (int round = 0; round < 50; round++) {
 		for (int i = 0; i < 20; i++)
-			RIG_OK(afd__device_alloc(r->dev, 100000u * (1 + (unsigned)(i * 7 + round) % 11), "memory", &memory[i]));
+			RIG_OK(afd__device_alloc(r->dev,
+				100000u * (1 + (unsigned)(i * 7 + round) % 11), "memory",
+				&memory[i]));
 		for (int i = 0; i < 20; i++)
-			afd__device_free(r->dev, memory[(i * 7) % 20], 100000u * (1 + (unsigned)((i * 7) % 20 * 7 + round) % 11));
+			afd__device_free(r->dev, memory[(i * 7) % 20],
+				100000u * (1 + (unsigned)((i * 7) % 20 * 7 + round) % 11));
 	}
 	assert_int_equal(atomic_load(&r->dev->bytes_held), 0);
 }
@@ -95,14 +100,23 @@ static void count_tile(void *user)
 	++*(unsigned *)user;
 }
 
+/* Of all threads of this process: a loaded machine does not make a beat late by this clock. */
+static unsigned cpu_ms(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
+	return (unsigned)(t.tv_sec * 1000 + t.tv_nsec / 1000000);
+}
+
 /* On the CPU the thread that calls beats between tiles; elsewhere while it waits. */
 static void a_long_operation_beats(void **state)
 {
-	enum { ROWS = 256, N = 1024, K = 1024 };
+	enum { ROWS = 128, N = 1024, K = 1024 };
 	struct rig *r = *state;
 	struct afd__matrix w;
-	unsigned n_tiles = 0;
-	uint64_t ticket, start;
+	unsigned n_tiles = 0, start;
+	uint64_t ticket;
 	void *x, *y;
 
 	r->q.on_tile = count_tile;
@@ -110,14 +124,17 @@ static void a_long_operation_beats(void **state)
 	RIG_OK(afd__matrix_create(r->dev, &w, N, K, AFD_DTYPE_F32, NULL));
 	RIG_OK(afd__device_alloc(r->dev, ROWS * K * 4, "x", &x));
 	RIG_OK(afd__device_alloc(r->dev, ROWS * N * 4, "y", &y));
-	struct afd__product_args a = { .x = x, .w = w, .y = y, .x_stride = K, .y_stride = N, .n_rows = ROWS };
-	start = afd__now_ms();
-	for (int i = 0; i < 200 && afd__now_ms() - start < 500; i++)
+	struct afd__product_args a = {
+		.x = x, .w = w, .y = y, .x_stride = K, .y_stride = N, .n_rows = ROWS
+	};
+	start = cpu_ms();
+	for (int i = 0; i < 200 && cpu_ms() - start < 200; i++)
 		RIG_OK(afd__product(&r->q, &a));
 	RIG_OK(afd__queue_ticket(&r->q, &ticket));
 	RIG_OK(afd__queue_wait(&r->q, ticket, 100000, "products"));
-	assert_true(afd__now_ms() - start >= 50);
-	assert_true(n_tiles >= (afd__now_ms() - start) / 50);
+	assert_true(cpu_ms() - start >= 50);
+	if (n_tiles < (cpu_ms() - start) / 50)
+		fail_msg("%u beats in %u ms of computing", n_tiles, cpu_ms() - start);
 	r->q.on_tile = NULL;
 	afd__device_free(r->dev, x, ROWS * K * 4);
 	afd__device_free(r->dev, y, ROWS * N * 4);
@@ -161,7 +178,9 @@ static void a_wait_that_fails_says_for_what_and_how_long(void **state)
 	const struct afd__device_ops ops = { .name = "slow", .reached = broken_reached };
 	struct afd__device dev = { .ops = &ops, .name = "slow" };
 	unsigned n_tiles = 0;
-	struct afd__queue q = { .dev = &dev, .fd = -1, .on_tile = count_tile, .on_tile_user = &n_tiles };
+	struct afd__queue q = {
+		.dev = &dev, .fd = -1, .on_tile = count_tile, .on_tile_user = &n_tiles
+	};
 
 	assert_int_equal(afd__queue_wait(&q, 4, -1, "layer 3"), -EAGAIN);
 	assert_int_equal(n_tiles, 0);
@@ -180,11 +199,14 @@ struct seam {
 	void *memory;
 };
 
-/* Opens `deferred` with a variable of the environment; skips the test where that device is not under test. */
+/* Opens `deferred` with a variable of the environment; skips the test where that device is not
+ * under test. */
 static void seam_open(struct seam *s, const char *variable, const char *value)
 {
-	if (!is_deferred())
+	if (!is_deferred()) {
+		print_message("a promise of the deferred device alone\n");
 		skip();
+	}
 	setenv(variable, value, 1);
 	RIG_OK(afd_context_create(&s->ctx, NULL));
 	RIG_OK(afd__device_open(&s->dev, s->ctx, "deferred"));
@@ -214,7 +236,6 @@ static void operations_run_later_and_the_descriptor_tells(void **state)
 	RIG_OK(afd__queue_download(&s.q, got, s.memory, sizeof(got)));
 	RIG_OK(afd__queue_ticket(&s.q, &ticket));
 	assert_int_equal(afd__queue_reached(&s.q, ticket), 0);
-	assert_true(got[0] == 0);
 	assert_int_equal(afd__queue_wait(&s.q, ticket, 1, "an upload"), -ETIMEDOUT);
 	while (!afd__queue_reached(&s.q, ticket))
 		assert_int_equal(poll(&watch, 1, 5000), 1);
@@ -251,7 +272,9 @@ static void an_operation_that_fails_later_breaks_the_queue_for_good(void **state
 	uint64_t ticket;
 
 	seam_open(&s, "AFD_DEFERRED_FAIL_AT", "3");
-	copy = (struct afd__copy_args){ .dst = (char *)s.memory + 4096, .src = s.memory, .bytes = 64 };
+	copy = (struct afd__copy_args){
+		.dst = (char *)s.memory + 4096, .src = s.memory, .bytes = 64
+	};
 	for (int i = 0; i < 3; i++)
 		RIG_OK(afd__copy(&s.q, &copy));
 	ticket = 3;
@@ -302,8 +325,10 @@ static void bad_values_of_its_variables_are_refused(void **state)
 	struct rig *r = *state;
 	struct afd__queue q;
 
-	if (!is_deferred())
+	if (!is_deferred()) {
+		print_message("a promise of the deferred device alone\n");
 		skip();
+	}
 	for (size_t i = 0; i < 5; i++) {
 		setenv("AFD_DEFERRED_DELAY_US", bad[i], 1);
 		assert_int_equal(afd__queue_open(&q, r->dev), -EINVAL);
@@ -314,7 +339,8 @@ static void bad_values_of_its_variables_are_refused(void **state)
 
 /* ---- modules that are refused ---- */
 
-static void check_refused(afd_context *ctx, const char *dir, const char *name, int code, const char *word)
+static void check_refused(
+	afd_context *ctx, const char *dir, const char *name, int code, const char *word)
 {
 	const char *before = getenv("AFD_MODULE_DIR");
 	char *kept = before ? strdup(before) : NULL;

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tiny checkpoints: which shape, dtype, spelling and file layout each golden case has.
 
-A case changes as little as it can from BASE, so that a failing case names the broken feature. The
-defaults are hostile on purpose: head_dim differs from hidden/heads, queries share KV heads, no
-width is a power of two.
+Dense Qwen3 is here; cases_moe.py, cases_afmoe.py and cases_fp8.py have the rest. A case changes as
+little as it can from BASE, so that a failing case names the broken feature. The defaults are
+hostile on purpose: head_dim differs from hidden/heads, queries share KV heads, no width is a power
+of two.
 """
 import dataclasses
 import typing
@@ -34,6 +35,17 @@ class Case:
     std: float = 0.2  # of matrices and biases
     n_prompt: int = 24
     n_generated: int = 9
+    # of the other families
+    base: dict = dataclasses.field(default_factory=lambda: BASE)
+    without: tuple = ()  # keys that config.json lacks
+    fused: bool = False  # experts as 3-D tensors, the way transformers 5 holds them
+    tied_experts: tuple = ()  # experts whose scores are equal for every row
+    bias_std: float = 0.3  # of expert_bias
+    bias_dtype: str = "f32"  # of expert_bias
+    scales: typing.Optional[str] = None  # FP8: dtype of the scales
+    scale_name: str = "weight_scale_inv"
+    unquantized: typing.Callable[[str], bool] = lambda name: False  # FP8: stays in dtype
+    reads_itself: bool = False  # FP8: transformers' own dequantiser must agree
 
 
 def attention_and_ffn(name):

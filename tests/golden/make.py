@@ -2,11 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Make the golden checkpoints and record what transformers computes from them.
 
-Weights come from numpy's RandomState, whose stream numpy promises never to change, and config.json
-is written by hand in the spelling that the case is about: transformers then loads the directory
-like anybody else's, so a recorded logit also proves that transformers reads that spelling. Logits
-are those of eager attention in float32, whatever the dtype of the weights. Every weight, norms and
-biases too, is random: a default norm of ones would hide a norm that nobody applies.
+config.json is written by hand in the spelling that the case is about: transformers then loads the
+directory like anybody else's, so a recorded logit also proves that transformers reads that
+spelling. Two things cannot be asked of it: FP8 whose sizes are no multiples of 128, which is
+multiplied out before it sees the weights, and route_norm and score_func of AFMoE, which its class
+does not know and patch() adds. Logits are those of eager attention and eager experts in float32,
+whatever the dtype of the weights.
 
   make.py                writes every case beside this script
   make.py CASE ...       writes these
@@ -19,120 +20,119 @@ import json
 import pathlib
 import sys
 import tempfile
-import zlib
+import types
 
 import numpy as np
 import torch
 import transformers
-from safetensors.torch import save_file
 from tokenizers import Tokenizer
+from torch.overrides import TorchFunctionMode
+from transformers.models.afmoe.modeling_afmoe import AfmoeTokenChoiceRouter
 
+import cases
+import cases_afmoe
+import cases_fp8
+import cases_moe
 import check
-from cases import BASE, CASES
+import checkpoint
 
 HERE = pathlib.Path(__file__).resolve().parent
-TRAINED = HERE.parent.parent / "models" / "tiny-qwen3"
-DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
-LONG = {"f32": "float32", "f16": "float16", "bf16": "bfloat16", "mixed": "bfloat16"}
+MODELS = HERE.parent.parent / "models"
+CASES = cases.CASES + cases_moe.CASES + cases_afmoe.CASES + cases_fp8.CASES
 SAFE_MARGIN = 0.05  # logits; far above float32 noise, so greedy ids are the same everywhere
-TRAINED_PROMPT = "And it shall come to pass in that day, that"
+SAFE_GAP = 5e-4  # scores of a router, likewise: the same experts everywhere
+TRAINED = {  # folder under models/ -> prompt
+    "tiny-qwen3": "And it shall come to pass in that day, that",
+    "tiny-qwen3-moe": "And it shall come to pass in that day, that",
+    "tiny-afmoe": "And it shall come to pass in that day, that",
+}
 
 
-# ------------------------------------------------------------------------------ the checkpoint
+# -------------------------------------------------------------------------------------- routing
 
-def config_of(case):
-    config = {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", **BASE, **case.config}
-    theta = {} if case.theta is None else {"rope_theta": case.theta}
-    if case.spelling == 4:
-        config |= {"torch_dtype": LONG[case.dtype], "transformers_version": "4.51.0",
-                   **theta, "rope_scaling": case.rope or None}
-    else:
-        config |= {"dtype": LONG[case.dtype], "transformers_version": transformers.__version__,
-                   "rope_parameters": {"rope_type": "default", **case.rope, **theta}}
-    return config
+class Routing(TorchFunctionMode):
+    """Makes torch.topk, which leaves open what a tie gives, choose the lower index.
 
+    Keeps how near a choice came to another. A tie is exact in every implementation, because the
+    scores come from rows of zeros, so it is counted and not called near.
+    """
 
-def shapes_of(config):
-    """{tensor name: shape} of a dense Qwen3 checkpoint, in the order of the forward pass."""
-    h, i, hd = config["hidden_size"], config["intermediate_size"], config["head_dim"]
-    q = config["num_attention_heads"] * hd
-    kv = (config["num_key_value_heads"] or config["num_attention_heads"]) * hd
-    shapes = {"model.embed_tokens.weight": (config["vocab_size"], h)}
-    for layer in range(config["num_hidden_layers"]):
-        at = f"model.layers.{layer}."
-        shapes[at + "input_layernorm.weight"] = (h,)
-        for name, rows, columns in (("q", q, h), ("k", kv, h), ("v", kv, h), ("o", h, q)):
-            shapes[f"{at}self_attn.{name}_proj.weight"] = (rows, columns)
-            if config["attention_bias"]:
-                shapes[f"{at}self_attn.{name}_proj.bias"] = (rows,)
-        shapes[at + "self_attn.q_norm.weight"] = shapes[at + "self_attn.k_norm.weight"] = (hd,)
-        shapes[at + "post_attention_layernorm.weight"] = (h,)
-        shapes[at + "mlp.gate_proj.weight"] = shapes[at + "mlp.up_proj.weight"] = (i, h)
-        shapes[at + "mlp.down_proj.weight"] = (h, i)
-    shapes["model.norm.weight"] = (h,)
-    shapes["lm_head.weight"] = (config["vocab_size"], h)
-    return shapes
+    def __init__(self):
+        super().__init__()
+        self.smallest_gap, self.n_ties = float("inf"), 0
 
+    def __torch_function__(self, function, kinds, args=(), kwargs=None):
+        call = self.topk if function in (torch.topk, torch.Tensor.topk) else function
+        return call(*args, **(kwargs or {}))
 
-def dtype_of(case, name):
-    if case.dtype != "mixed":
-        return DTYPES[case.dtype]
-    if name == "lm_head.weight":
-        return torch.float16
-    return torch.float32 if "norm" in name or name.endswith("bias") else torch.bfloat16
+    def topk(self, scores, k, dim=-1):
+        values, order = torch.sort(scores, dim=dim, descending=True, stable=True)
+        if k < scores.shape[-1]:
+            last, following = values[:, k - 1], values[:, k]
+            apart = (values - last[:, None]).abs()
+            apart[apart == 0] = float("inf")
+            gaps = torch.where(last == following, apart.amin(dim=1), last - following)
+            self.smallest_gap = min(self.smallest_gap, gaps.min().item())
+            self.n_ties += int((last == following).sum())
+        return values[:, :k], order[:, :k]
+
+    def record(self):
+        """For golden.json; nothing where there was nothing to choose."""
+        if self.smallest_gap == float("inf"):
+            return {}
+        return {"smallest_router_gap": round(self.smallest_gap, 6), "router_ties": self.n_ties}
 
 
-def weights_of(case, config):
-    rng = np.random.RandomState(zlib.crc32(case.name.encode()))
-    weights = {}
-    for name, shape in shapes_of(config).items():
-        if name == "lm_head.weight" and config["tie_word_embeddings"] and case.head != "own":
-            continue
-        values = rng.standard_normal(shape)
-        values = 1 + 0.2 * values if "norm" in name else case.std * values
-        weights[name] = torch.from_numpy(values).to(dtype_of(case, name))
-    if case.head == "equal":
-        weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
-    return weights
+def published_router(self, hidden_states, expert_bias):
+    """AFMoE's router with the two options of the code published beside the checkpoints."""
+    logits = self.gate(hidden_states.view(-1, hidden_states.shape[-1])).float()
+    sigmoid = self.config.score_func == "sigmoid"
+    scores = torch.sigmoid(logits) if sigmoid else torch.softmax(logits, dim=-1)
+    _, selected = torch.topk(scores + expert_bias, self.top_k, dim=1)
+    weights = scores.gather(1, selected)
+    if sigmoid and self.config.route_norm:
+        weights = weights / (weights.sum(dim=-1, keepdim=True) + 1e-20)
+    return logits, weights * self.route_scale, selected
 
 
-def write_checkpoint(case, where):
-    config = config_of(case)
-    weights = weights_of(case, config)
-    (where / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    meta = {"format": "pt"}
-    if case.shards is None:
-        save_file(weights, where / "model.safetensors", metadata=meta)
-        return
-    files = {}
-    for name, tensor in weights.items():
-        files.setdefault(case.shards(name), {})[name] = tensor
-    index = {"metadata": {"total_size": sum(t.nbytes for t in weights.values())}, "weight_map": {}}
-    for shard, tensors in sorted(files.items()):
-        path = f"model-{shard:05}-of-{len(files):05}.safetensors"
-        save_file(tensors, where / path, metadata=meta)
-        index["weight_map"] |= {name: path for name in tensors}
-    (where / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+def patch(model):
+    """Adds what transformers does not know of this config, and says so for golden.json."""
+    config = model.config
+    if (config.model_type != "afmoe" or getattr(config, "route_norm", True)
+            and getattr(config, "score_func", "sigmoid") == "sigmoid"):
+        return {}
+    for module in model.modules():
+        if isinstance(module, AfmoeTokenChoiceRouter):
+            module.forward = types.MethodType(published_router, module)
+    return {"patched": "route_norm and score_func, which transformers' router does not know"}
 
 
 # ------------------------------------------------------------------- what transformers computes
 
-def load(checkpoint):
+def load(where):
     """The model as transformers reads it, refusing a checkpoint that it reads only in part."""
+    config = json.loads((where / "config.json").read_text())
+    experts = {"experts_implementation": "eager"} if "num_experts_per_tok" in config else {}
     model, info = transformers.AutoModelForCausalLM.from_pretrained(
-        checkpoint, dtype=torch.float32, attn_implementation="eager", output_loading_info=True)
+        where, dtype=torch.float32, attn_implementation="eager", output_loading_info=True,
+        **experts)
     wrong = {key: value for key, value in info.items() if value}
     if wrong:
-        raise RuntimeError(f"{checkpoint}: {wrong}")
+        raise RuntimeError(f"{where}: {wrong}")
     return model.eval()
 
 
 @torch.no_grad()
+def forward(model, ids):
+    """Float32 logits of every position."""
+    return model(input_ids=torch.tensor([ids]), use_cache=False).logits[0]
+
+
 def decode(model, prompt, n_generated):
     """Greedy ids, and float32 logits of every position but that of the last id generated."""
     ids = list(prompt)
     for _ in range(n_generated):
-        logits = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0]
+        logits = forward(model, ids)
         ids.append(int(logits[-1].argmax()))
     return ids[len(prompt):], logits.numpy()
 
@@ -143,44 +143,75 @@ def margins_of(logits, n_generated):
     return (top[:, -1] - top[:, -2]).tolist()
 
 
-def decode_with_margin(model, case, vocab):
-    """The first random prompt whose greedy continuation does not hang on a near tie."""
-    for seed in range(100):
-        prompt = np.random.RandomState(seed).randint(0, vocab, case.n_prompt).tolist()
-        generated, logits = decode(model, prompt, case.n_generated)
-        if min(margins_of(logits, case.n_generated)) >= SAFE_MARGIN:
-            return prompt, generated, logits
+def decode_clearly(model, case):
+    """The first random prompt of which no choice, of an id or of an expert, hangs on a near tie."""
+    for seed in range(2000):
+        rng = np.random.RandomState(seed)
+        prompt = rng.randint(0, model.config.vocab_size, case.n_prompt).tolist()
+        with Routing() as routing:
+            forward(model, prompt)  # spares most of the decoding
+            if routing.smallest_gap < SAFE_GAP:
+                continue
+            generated, logits = decode(model, prompt, case.n_generated)
+        if (routing.smallest_gap >= SAFE_GAP and bool(routing.n_ties) == bool(case.tied_experts)
+                and min(margins_of(logits, case.n_generated)) >= SAFE_MARGIN):
+            return prompt, generated, logits, routing
     raise RuntimeError(f"{case.name}: every prompt has a near tie")
 
 
-def record(where, what, checkpoint, prompt, generated, logits, **more):
+def record(where, what, source, prompt, generated, logits, routing, **more):
     np.save(where / "logits.npy", logits.astype("<f4"))
     margins = margins_of(logits, len(generated))
     golden = {
-        "what": what, "checkpoint": checkpoint, **more, "prompt": prompt, "generated": generated,
+        "what": what, "checkpoint": source, **more, "prompt": prompt, "generated": generated,
         "positions": len(logits), "vocab_size": logits.shape[1],
         "margins": [round(m, 4) for m in margins], "smallest_margin": round(min(margins), 4),
+        **routing.record(),
         "transformers": transformers.__version__, "torch": torch.__version__.split("+")[0],
     }
     lines = (f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in golden.items())
     (where / "golden.json").write_text("{\n" + ",\n".join(lines) + "\n}\n")
 
 
+def require_agreement(case, model, ids, logits):
+    """transformers' own reading of the FP8 file against the weights multiplied out here.
+
+    It keeps what is not FP8 in the dtype of the file: float() of that is exact.
+    """
+    with Routing():
+        own = forward(model.float(), ids).numpy()
+    nmse = ((own - logits) ** 2).sum() / (logits ** 2).sum()
+    if not nmse <= 1e-11:
+        raise RuntimeError(f"{case.name}: transformers reads another model: NMSE {nmse:.1e}")
+
+
 def make(case, where):
     where.mkdir(parents=True, exist_ok=True)
-    write_checkpoint(case, where)
-    model = load(where)
-    record(where, case.what, ".", *decode_with_margin(model, case, model.config.vocab_size))
+    config, tensors = checkpoint.write(case, where)
+    with tempfile.TemporaryDirectory() as scratch:
+        readable = where
+        if case.scales:
+            readable = pathlib.Path(scratch)
+            checkpoint.write_plain(case, readable, config, tensors)
+        model = load(readable)
+        patched = patch(model)
+        prompt, generated, logits, routing = decode_clearly(model, case)
+    if case.reads_itself:
+        require_agreement(case, load(where), prompt + generated[:-1], logits)
+    record(where, case.what, ".", prompt, generated, logits, routing, **patched)
 
 
-def make_trained(where):
-    """The committed real model: its checkpoint stays where it is, only the outputs are here."""
+def make_trained(name, where):
+    """A committed real model: its checkpoint stays where it is, only the outputs are here."""
     where.mkdir(parents=True, exist_ok=True)
-    tokenizer = Tokenizer.from_file(str(TRAINED / "tokenizer.json"))
-    prompt = tokenizer.encode(TRAINED_PROMPT).ids
-    generated, logits = decode(load(TRAINED), prompt, 32)
-    record(where, "the trained model: bfloat16 weights, float32 math", "../../../models/tiny-qwen3",
-           prompt, generated, logits, text=TRAINED_PROMPT + tokenizer.decode(generated))
+    tokenizer = Tokenizer.from_file(str(MODELS / name / "tokenizer.json"))
+    prompt = tokenizer.encode(TRAINED[name]).ids
+    with Routing() as routing:
+        generated, logits = decode(load(MODELS / name), prompt, 32)
+    if routing.smallest_gap < SAFE_GAP or min(margins_of(logits, 32)) < SAFE_MARGIN:
+        raise RuntimeError(f"{name}: a near tie; TRAINED needs another prompt")
+    record(where, "the trained model: bfloat16 weights, float32 math", f"../../../models/{name}",
+           prompt, generated, logits, routing, text=TRAINED[name] + tokenizer.decode(generated))
 
 
 # ---------------------------------------------------------------------------------- the command
@@ -210,8 +241,9 @@ def main():
     parser.add_argument("--check", action="store_true", help="compare with the committed files")
     args = parser.parse_args()
     makers = {case.name: lambda where, case=case: make(case, where) for case in CASES}
-    if TRAINED.exists():
-        makers["tiny-qwen3"] = make_trained
+    for name in TRAINED:
+        if (MODELS / name / "model.safetensors").exists():
+            makers[name] = lambda where, name=name: make_trained(name, where)
     unknown = set(args.case) - set(makers)
     if unknown:
         parser.error(f"no such case: {', '.join(sorted(unknown))}")

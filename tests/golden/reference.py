@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""A second opinion on the goldens: Qwen3 in plain NumPy, written from its description.
+"""A second opinion on the goldens: Qwen3, Qwen3-MoE and AFMoE in plain NumPy, from descriptions.
 
 It shares no code with transformers or with libafd. It reads the safetensors files itself, computes
 in float64, recomputes the whole sequence instead of keeping a cache, and must agree with what
@@ -20,12 +20,33 @@ import sys
 import numpy as np
 
 LIMIT = 1e-10  # NMSE; transformers' float32 is what is inexact here
+BLOCK = 128  # rows and columns of an FP8 weight that share a scale
 
 
 # -------------------------------------------------------------------------------- the checkpoint
 
+def e4m3_values():
+    """What each of the 256 codes of e4m3 (FN: no infinity, one NaN per sign) stands for."""
+    code = np.arange(256)
+    sign, exponent, mantissa = 1 - 2.0 * (code >> 7), code >> 3 & 15, code & 7
+    size = np.where(exponent == 0, mantissa / 8 * 2.0**-6,
+                    (1 + mantissa / 8) * 2.0 ** (exponent - 7.0))
+    return np.where(code & 127 == 127, np.nan, sign * size)
+
+
+E4M3 = e4m3_values()
+
+
+def decode_values(raw, dtype):
+    if dtype == "F8_E4M3":
+        return E4M3[np.frombuffer(raw, "u1")]
+    if dtype == "BF16":  # the upper half of a float32
+        return (np.frombuffer(raw, "<u2").astype(np.uint32) << 16).view(np.float32)
+    return np.frombuffer(raw, {"F32": "<f4", "F16": "<f2"}[dtype])
+
+
 def read_safetensors(path):
-    """{name: float64 array} of one file: header size, JSON header, raw little-endian tensors."""
+    """{name: (float64 array, dtype)}: header size, JSON header, raw little-endian tensors."""
     data = path.read_bytes()
     size = int.from_bytes(data[:8], "little")
     header, body = json.loads(data[8:8 + size]), data[8 + size:]
@@ -33,20 +54,34 @@ def read_safetensors(path):
     tensors = {}
     for name, entry in header.items():
         begin, end = entry["data_offsets"]
-        raw = np.frombuffer(body[begin:end], {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}[
-            entry["dtype"]])
-        if entry["dtype"] == "BF16":  # the upper half of a float32
-            raw = (raw.astype(np.uint32) << 16).view(np.float32)
-        tensors[name] = raw.reshape(entry["shape"]).astype(np.float64)
+        values = decode_values(body[begin:end], entry["dtype"])
+        tensors[name] = values.reshape(entry["shape"]).astype(np.float64), entry["dtype"]
     return tensors
+
+
+def scaled(codes, scales):
+    """Row n and column k of a weight belong to scale (n / 128, k / 128), also in a short block."""
+    rows, columns = codes.shape[-2:]
+    want = (*codes.shape[:-2], -(-rows // BLOCK), -(-columns // BLOCK))
+    if scales.shape != want:
+        raise ValueError(f"scales {scales.shape} for codes {codes.shape}")
+    spread = scales.repeat(BLOCK, axis=-2).repeat(BLOCK, axis=-1)
+    return codes * spread[..., :rows, :columns]
 
 
 def read_weights(where):
     index = where / "model.safetensors.index.json"
-    if not index.exists():
-        return read_safetensors(where / "model.safetensors")
-    files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    return {name: t for f in files for name, t in read_safetensors(where / f).items()}
+    files = ["model.safetensors"]
+    if index.exists():
+        files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    tensors = {name: t for f in files for name, t in read_safetensors(where / f).items()}
+    weights = {}
+    for name, (values, dtype) in tensors.items():
+        if dtype == "F8_E4M3":
+            scale = name + ("_scale_inv" if name + "_scale_inv" in tensors else "_scale")
+            values = scaled(values, tensors[scale][0])
+        weights[name] = values
+    return weights
 
 
 # ------------------------------------------------------------------------------------------ rope
@@ -77,11 +112,15 @@ def yarn(inv_freq, rope, max_positions, theta, head_dim):
     return inv_freq / factor * ramp + inv_freq * (1 - ramp), attention_factor
 
 
+def head_dim_of(config):
+    return config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+
+
 def rope_tables(config, n):
     """cos and sin, [n][head_dim / 2], of positions 0 .. n-1."""
     rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
     theta = rope.get("rope_theta", config.get("rope_theta", 1e4))
-    head_dim = config["head_dim"]
+    head_dim = head_dim_of(config)
     inv_freq = theta ** (-np.arange(0, head_dim, 2) / head_dim)
     scale = 1.0
     kind = rope.get("rope_type", rope.get("type", "default"))
@@ -109,63 +148,144 @@ def rms_norm(x, weight, eps):
 
 def window_of(config, layer):
     """Keys that a query of this layer sees, itself included; None for all of them."""
+    types = config.get("layer_types")
+    if config["model_type"] == "afmoe":
+        every = config.get("global_attn_every_n_layers", 4)
+        sliding = types[layer] == "sliding_attention" if types else (layer + 1) % every != 0
+        return config["sliding_window"] if sliding else None
     if not config.get("use_sliding_window") or config.get("sliding_window") is None:
         return None
-    types = config.get("layer_types")
+    if config["model_type"] == "qwen3_moe":
+        return config["sliding_window"]
     sliding = (types[layer] == "sliding_attention" if types
                else layer >= config.get("max_window_layers", 28))
     return config["sliding_window"] if sliding else None
 
 
-def attention(x, w, at, config, layer, tables):
-    """x [n][hidden] normed -> [n][hidden]"""
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def softmax(x):
+    p = np.exp(x - x.max(axis=-1, keepdims=True))
+    return p / p.sum(axis=-1, keepdims=True)
+
+
+def attention(x, w, at, config, window, tables):
+    """x [n][hidden] normed -> [n][hidden]; without tables positions are not felt."""
     n, heads, eps = len(x), config["num_attention_heads"], config["rms_norm_eps"]
+    head_dim = head_dim_of(config)
 
     def linear(name, value):
         out = value @ w[f"{at}{name}_proj.weight"].T
         return out + w[f"{at}{name}_proj.bias"] if config.get("attention_bias") else out
 
-    q, k, v = (linear(p, x).reshape(n, -1, config["head_dim"]) for p in "qkv")
-    q = rotate(rms_norm(q, w[at + "q_norm.weight"], eps), *tables)
-    k = rotate(rms_norm(k, w[at + "k_norm.weight"], eps), *tables)
+    q, k, v = (linear(p, x).reshape(n, -1, head_dim) for p in "qkv")
+    q, k = rms_norm(q, w[at + "q_norm.weight"], eps), rms_norm(k, w[at + "k_norm.weight"], eps)
+    if tables:
+        q, k = rotate(q, *tables), rotate(k, *tables)
     queries_per_kv = heads // k.shape[1]
     k, v = np.repeat(k, queries_per_kv, axis=1), np.repeat(v, queries_per_kv, axis=1)
 
-    scores = np.einsum("ihd,jhd->hij", q, k) / math.sqrt(config["head_dim"])
+    scores = np.einsum("ihd,jhd->hij", q, k) / math.sqrt(head_dim)
     i, j = np.arange(n)[:, None], np.arange(n)[None, :]
     visible = j <= i
-    window = window_of(config, layer)
     if window is not None:
         visible &= j > i - window
-    scores = np.where(visible, scores, -np.inf)
-    p = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    p /= p.sum(axis=-1, keepdims=True)
-    return linear("o", np.einsum("hij,jhd->ihd", p, v).reshape(n, -1))
+    p = softmax(np.where(visible, scores, -np.inf))
+    out = np.einsum("hij,jhd->ihd", p, v).reshape(n, -1)
+    if config["model_type"] == "afmoe":
+        out = out * sigmoid(x @ w[at + "gate_proj.weight"].T)
+    return linear("o", out)
 
 
-def ffn(x, w, at):
-    """x [n][hidden] normed -> [n][hidden]; all that an FFN process computes."""
-    gate, up = x @ w[at + "gate_proj.weight"].T, x @ w[at + "up_proj.weight"].T
-    return gate / (1 + np.exp(-gate)) * up @ w[at + "down_proj.weight"].T
+# ----------------------------------------------- the FFN: all that an FFN process computes
+
+def swiglu(x, gate, up, down):
+    g = x @ gate.T
+    return g * sigmoid(g) * (x @ up.T) @ down.T
+
+
+def mlp(x, w, at):
+    return swiglu(x, *(w[f"{at}{part}_proj.weight"] for part in ("gate", "up", "down")))
+
+
+def expert(x, w, at, e):
+    """Either three matrices of its own, or its part of two tensors that all experts share."""
+    if at + "gate_up_proj" not in w:
+        return mlp(x, w, f"{at}{e}.")
+    gate_up = w[at + "gate_up_proj"][e]
+    half = len(gate_up) // 2
+    return swiglu(x, gate_up[:half], gate_up[half:], w[at + "down_proj"][e])
+
+
+def has_experts(config, layer):
+    if config["model_type"] == "afmoe":
+        return layer >= config["num_dense_layers"]
+    return (config["model_type"] == "qwen3_moe"
+            and layer not in (config.get("mlp_only_layers") or [])
+            and (layer + 1) % config.get("decoder_sparse_step", 1) == 0)
+
+
+def route(x, w, at, config):
+    """Experts [n][k] of each row and their weights; of equal scores the lower id is chosen."""
+    afmoe = config["model_type"] == "afmoe"
+    sharing = not afmoe or config.get("score_func", "sigmoid") == "softmax"
+    scores = x @ w[at + ("router.gate.weight" if afmoe else "gate.weight")].T
+    scores = softmax(scores) if sharing else sigmoid(scores)
+    biased = scores + w[at + "expert_bias"] if afmoe else scores
+    chosen = np.argsort(-biased, axis=1, kind="stable")[:, :config["num_experts_per_tok"]]
+    weights = np.take_along_axis(scores, chosen, axis=1)
+    if config.get("route_norm", True) and not sharing if afmoe else config.get("norm_topk_prob"):
+        weights = weights / weights.sum(axis=1, keepdims=True)
+    return chosen, weights * (config.get("route_scale", 1) if afmoe else 1)
+
+
+def ffn(x, w, at, config, layer):
+    """x [n][hidden] normed -> [n][hidden]"""
+    if not has_experts(config, layer):
+        return mlp(x, w, at)
+    out = mlp(x, w, at + "shared_experts.") if config["model_type"] == "afmoe" else np.zeros_like(x)
+    chosen, weights = route(x, w, at, config)
+    for e in np.unique(chosen):
+        row, slot = np.nonzero(chosen == e)
+        out[row] += weights[row, slot, None] * expert(x[row], w, at + "experts.", e)
+    return out
+
+
+# ------------------------------------------------------------------------------------ the layers
+
+def layer_of(h, w, at, config, layer, tables):
+    """One layer of the residual stream h [n][hidden]; AFMoE norms both branches once more."""
+    eps, window = config["rms_norm_eps"], window_of(config, layer)
+    afmoe = config["model_type"] == "afmoe"
+    x = rms_norm(h, w[at + "input_layernorm.weight"], eps)
+    branch = attention(x, w, at + "self_attn.", config, window,
+                       None if afmoe and window is None else tables)
+    if afmoe:
+        branch = rms_norm(branch, w[at + "post_attention_layernorm.weight"], eps)
+    h = h + branch
+    before = "pre_mlp_layernorm" if afmoe else "post_attention_layernorm"
+    branch = ffn(rms_norm(h, w[f"{at}{before}.weight"], eps), w, at + "mlp.", config, layer)
+    if afmoe:
+        branch = rms_norm(branch, w[at + "post_mlp_layernorm.weight"], eps)
+    return h + branch
 
 
 def forward(config, w, ids):
     """Logits [len(ids)][vocab]."""
-    eps = config["rms_norm_eps"]
     tables = rope_tables(config, len(ids))
     h = w["model.embed_tokens.weight"][ids]
+    if config.get("mup_enabled"):
+        h = h * math.sqrt(config["hidden_size"])
     for layer in range(config["num_hidden_layers"]):
-        at = f"model.layers.{layer}."
-        x = rms_norm(h, w[at + "input_layernorm.weight"], eps)
-        h = h + attention(x, w, at + "self_attn.", config, layer, tables)
-        x = rms_norm(h, w[at + "post_attention_layernorm.weight"], eps)
-        h = h + ffn(x, w, at + "mlp.")
+        h = layer_of(h, w, f"model.layers.{layer}.", config, layer, tables)
     head = w.get("lm_head.weight")  # a tied checkpoint that ships a head means it
     if head is None:
         if not config.get("tie_word_embeddings"):
             raise ValueError("untied config without lm_head.weight")
         head = w["model.embed_tokens.weight"]
-    return rms_norm(h, w["model.norm.weight"], eps) @ head.T
+    return rms_norm(h, w["model.norm.weight"], config["rms_norm_eps"]) @ head.T
 
 
 # ----------------------------------------------------------------------------------- the command

@@ -25,18 +25,22 @@ static uint32_t count_before(uint32_t step, uint32_t s)
 	return n;
 }
 
-uint32_t batches_step(struct rig *rig, const struct golden *golden, uint32_t step, uint32_t from, uint32_t end,
-		      float *logits, int *rc)
+uint32_t batches_step(struct rig *rig, const struct golden *golden, uint32_t step, uint32_t from,
+	uint32_t end, float *logits, int *rc)
 {
 	struct afd_entry entries[BATCHES_SEQUENCES] = { 0 };
-	struct afd_batch batch = { .size = sizeof(batch), .entries = entries, .n_entries = end - from,
-				   .entry_bytes = sizeof(*entries), .logits = logits };
+	struct afd_batch batch = { .size = sizeof(batch),
+		.entries = entries,
+		.n_entries = end - from,
+		.entry_bytes = sizeof(*entries),
+		.logits = logits };
 	uint32_t s;
 
 	for (s = from; s < end; s++) {
-		entries[s - from] = (struct afd_entry){ .sequence = s, .n_ids = COUNTS[step][s],
-							.ids = golden->ids + s + count_before(step, s),
-							.outputs = AFD_OUTPUT_ALL };
+		entries[s - from] = (struct afd_entry){ .sequence = s,
+			.n_ids = COUNTS[step][s],
+			.ids = golden->ids + s + count_before(step, s),
+			.outputs = AFD_OUTPUT_ALL };
 		batch.logits_rows += COUNTS[step][s];
 	}
 	*rc = rig_step(rig, &batch);
@@ -52,7 +56,8 @@ void batches_run_on(struct rig *rig, const struct golden *golden, bool together,
 		assert_int_equal(afd_attn_add(rig->attn, s), 0);
 	for (step = 0; step < BATCHES_STEPS; step++) {
 		for (s = 0; s < BATCHES_SEQUENCES; s += width) {
-			n += batches_step(rig, golden, step, s, s + width, logits + (size_t)n * golden->vocab, &rc);
+			n += batches_step(rig, golden, step, s, s + width,
+				logits + (size_t)n * golden->vocab, &rc);
 			if (rc)
 				fail_msg("step: %d, %s", rc, afd_last_error());
 		}

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Reads what tests/golden/make.py wrote. Everything here fails the test instead of returning an error. */
+/* Reads what tests/golden/make.py wrote. Everything here fails the test instead of returning an
+ * error. */
 #include "golden.h"
 
 #include <stdarg.h>
@@ -89,7 +90,7 @@ void golden_open(struct golden *golden, const char *name)
 	if (!json)
 		fail_msg("%s cannot be read as JSON", path);
 	snprintf(golden->checkpoint, sizeof(golden->checkpoint), "%s/golden/%s/%s", source(), name,
-		 json_string_value(json_object_get(json, "checkpoint")));
+		json_string_value(json_object_get(json, "checkpoint")));
 	golden->n_prompt = read_ids(json_object_get(json, "prompt"), NULL);
 	golden->n_generated = read_ids(json_object_get(json, "generated"), NULL);
 	golden->n_positions = golden->n_prompt + golden->n_generated - 1;
@@ -102,6 +103,29 @@ void golden_open(struct golden *golden, const char *name)
 	golden->logits = npy_read(path, shape);
 	assert_int_equal(shape[0], golden->n_positions);
 	golden->vocab = shape[1];
+}
+
+bool golden_is_supported(const char *name)
+{
+	char path[700];
+	json_t *json, *config = NULL;
+	const char *model_type = NULL, *checkpoint;
+	bool supported = false;
+
+	snprintf(path, sizeof(path), "%s/golden/%s/golden.json", source(), name);
+	json = json_load_file(path, 0, NULL);
+	checkpoint = json_string_value(json_object_get(json, "checkpoint"));
+	if (checkpoint) {
+		snprintf(path, sizeof(path), "%s/golden/%s/%s/config.json", source(), name,
+			checkpoint);
+		config = json_load_file(path, 0, NULL);
+		model_type = json_string_value(json_object_get(config, "model_type"));
+	}
+	if (model_type && !strcmp(model_type, "qwen3"))
+		supported = !json_object_get(config, "quantization_config");
+	json_decref(config);
+	json_decref(json);
+	return supported;
 }
 
 void golden_close(struct golden *golden)
@@ -146,7 +170,8 @@ static void copy_file(const char *from, const char *directory, const char *name)
 	free(data);
 }
 
-void golden_patch(const struct golden *golden, const char *tensor, uint64_t index, float value, char directory[64])
+void golden_patch(const struct golden *golden, const char *tensor, uint64_t index, float value,
+	char directory[64])
 {
 	char path[640];
 	uint64_t header_bytes;
@@ -167,7 +192,8 @@ void golden_patch(const struct golden *golden, const char *tensor, uint64_t inde
 	assert_non_null(entry);
 	assert_string_equal(json_string_value(json_object_get(entry, "dtype")), "F32");
 	begin = json_integer_value(json_array_get(json_object_get(entry, "data_offsets"), 0));
-	memcpy(data + 8 + header_bytes + (size_t)begin + index * sizeof(value), &value, sizeof(value));
+	memcpy(data + 8 + header_bytes + (size_t)begin + index * sizeof(value), &value,
+		sizeof(value));
 	snprintf(path, sizeof(path), "%s/model.safetensors", directory);
 	write_file(path, data, bytes);
 	json_decref(header);

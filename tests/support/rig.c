@@ -28,8 +28,10 @@ const char *rig_device(void)
 
 static void open_model(struct rig *rig, const struct rig_params *p)
 {
-	struct afd_context_params context = { .size = sizeof(context), .n_threads = p->n_threads, .tracer = p->tracer,
-					      .log = p->log };
+	struct afd_context_params context = { .size = sizeof(context),
+		.n_threads = p->n_threads,
+		.tracer = p->tracer,
+		.log = p->log };
 	struct afd_model_params model = { .size = sizeof(model), .weights = p->weights };
 	struct afd_model_info info = { .size = sizeof(info) };
 
@@ -42,7 +44,8 @@ static void open_model(struct rig *rig, const struct rig_params *p)
 
 static void open_nets(struct rig *rig, const struct rig_params *p)
 {
-	struct afd_transport_params params = { .size = sizeof(params), .max_rows = p->max_part_rows };
+	struct afd_transport_params params = { .size = sizeof(params),
+		.max_rows = p->max_part_rows };
 	struct afd_contract contract = { .size = sizeof(contract) };
 
 	check(afd_model_contract(rig->model, &contract), "contract");
@@ -54,15 +57,20 @@ static void open_nets(struct rig *rig, const struct rig_params *p)
 	params.connect = &p->address;
 	params.n_connect = 1;
 	params.lanes = p->lanes;
-	params.to_ffn_dtype = params.to_attention_dtype = p->wire_dtype ? p->wire_dtype : AFD_DTYPE_F32;
-	check(afd_transport_create(&rig->attn_net, rig->ctx, &contract, &params), "attention transport");
+	params.to_ffn_dtype = params.to_attention_dtype =
+		p->wire_dtype ? p->wire_dtype : AFD_DTYPE_F32;
+	check(afd_transport_create(&rig->attn_net, rig->ctx, &contract, &params),
+		"attention transport");
 }
 
 void rig_open(struct rig *rig, const struct rig_params *p)
 {
 	/* A compute function works on host memory, whatever attention runs on. */
-	struct afd_ffn_params ffn = { .size = sizeof(ffn), .device = p->compute ? "cpu" : rig_device(),
-				      .compute = p->compute, .compute_user = p->compute_user };
+	const char *device = p->device ? p->device : rig_device();
+	struct afd_ffn_params ffn = { .size = sizeof(ffn),
+		.device = p->compute ? "cpu" : device,
+		.compute = p->compute,
+		.compute_user = p->compute_user };
 	struct afd_attn_params attn = p->attn;
 
 	memset(rig, 0, sizeof(*rig));
@@ -71,12 +79,13 @@ void rig_open(struct rig *rig, const struct rig_params *p)
 		open_nets(rig, p);
 	check(afd_ffn_create(&rig->ffn, p->compute ? NULL : rig->model, rig->ffn_net, &ffn), "ffn");
 	attn.size = sizeof(attn);
-	attn.device = rig_device();
+	attn.device = device;
 	attn.kv_dtype = attn.kv_dtype ? attn.kv_dtype : AFD_DTYPE_F32;
 	if (!p->address) {
 		attn.ffn = rig->ffn;
 		attn.lanes = p->lanes;
-		attn.to_ffn_dtype = attn.to_attention_dtype = p->wire_dtype ? p->wire_dtype : AFD_DTYPE_F32;
+		attn.to_ffn_dtype = attn.to_attention_dtype =
+			p->wire_dtype ? p->wire_dtype : AFD_DTYPE_F32;
 	}
 	check(afd_attn_create(&rig->attn, rig->model, rig->attn_net, &attn), "attn");
 }
@@ -96,7 +105,8 @@ int rig_turn(struct rig *rig)
 {
 	int rc = afd_attn_poll(rig->attn);
 
-	/* As with two processes: the FFN gets the rows of one lane while attention goes on with another. */
+	/* As with two processes: the FFN gets the rows of one lane while attention goes on with
+	 * another. */
 	if (!rc && rig->ffn_net && afd_attn_timeout_ms(rig->attn))
 		check(afd_ffn_poll(rig->ffn), "ffn poll");
 	return rc;
@@ -116,9 +126,15 @@ int rig_step(struct rig *rig, const struct afd_batch *batch)
 
 void rig_append(struct rig *rig, uint64_t sequence, const int32_t *ids, uint32_t n, float *logits)
 {
-	struct afd_entry entry = { .sequence = sequence, .ids = ids, .n_ids = n, .outputs = AFD_OUTPUT_ALL };
-	struct afd_batch batch = { .size = sizeof(batch), .entries = &entry, .n_entries = 1, .entry_bytes = sizeof(entry),
-				   .logits = logits, .logits_rows = n };
+	struct afd_entry entry = {
+		.sequence = sequence, .ids = ids, .n_ids = n, .outputs = AFD_OUTPUT_ALL
+	};
+	struct afd_batch batch = { .size = sizeof(batch),
+		.entries = &entry,
+		.n_entries = 1,
+		.entry_bytes = sizeof(entry),
+		.logits = logits,
+		.logits_rows = n };
 
 	check(rig_step(rig, &batch), "step");
 }

@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A whole decoder for tests: attention and FFN of one checkpoint, in one process or with a transport between them. Both
- * ends of a transport are driven from one thread, turn by turn, so that a failure comes again.
+ * A whole decoder for tests: attention and FFN of one checkpoint, in one process or with a
+ * transport between them. Both ends of a transport are driven from one thread, turn by turn, so
+ * that a failure comes again.
  *
- * The device is "cpu", or what AFD_TEST_DEVICE says. Everything fails the test instead of returning an error, but for
- * rig_step, whose result a test may want.
+ * The device is "cpu", or what AFD_TEST_DEVICE says. Everything fails the test instead of returning
+ * an error, but for rig_step, whose result a test may want.
  */
 #ifndef AFD_TEST_RIG_H
 #define AFD_TEST_RIG_H
@@ -14,14 +15,16 @@
 #include "golden.h"
 
 struct rig_params {
-	const char *checkpoint;   /* a directory */
-	const char *address;      /* "loop:x", "shm:x"; NULL: an FFN of this process */
+	const char *checkpoint; /* a directory */
+	const char *device;     /* NULL: the one under test */
+	const char *address;    /* "loop:x", "shm:x"; NULL: an FFN of this process */
 	uint32_t n_threads;
 	uint32_t lanes, max_part_rows;
-	int32_t wire_dtype;       /* both ways; 0: f32 */
-	int32_t weights;          /* enum afd_weights */
-	struct afd_attn_params attn; /* ffn, device and what a transport says are filled in; kv_dtype 0: f32 */
-	afd_ffn_compute compute;  /* instead of the checkpoint's FFN; with an address */
+	int32_t wire_dtype; /* both ways; 0: f32 */
+	int32_t weights;    /* enum afd_weights */
+	struct afd_attn_params
+		attn; /* ffn, device and what a transport says are filled in; kv_dtype 0: f32 */
+	afd_ffn_compute compute; /* instead of the checkpoint's FFN; with an address */
 	void *compute_user;
 	struct afd_tracer tracer;
 	struct afd_log log;
@@ -40,16 +43,18 @@ const char *rig_device(void);
 void rig_open(struct rig *rig, const struct rig_params *params);
 void rig_close(struct rig *rig);
 
-/* One turn of attention, and of the FFN when attention has nothing to do. 1: the step is done; 0: not yet; or its error. */
+/* One turn of attention, and of the FFN when attention has nothing to do. 1: the step is done; 0:
+ * not yet; or its error. */
 int rig_turn(struct rig *rig);
 /* The step, to its end: 0 or its error. Fails the test after 60 s. */
 int rig_step(struct rig *rig, const struct afd_batch *batch);
 
-/* Appends ids to a sequence. logits [n][vocab]: of every id, or NULL. Fails the test on an error. */
+/* Appends ids to a sequence. logits [n][vocab]: of every id, or NULL. Fails the test on an error.
+ */
 void rig_append(struct rig *rig, uint64_t sequence, const int32_t *ids, uint32_t n, float *logits);
 
-/* Decodes a case as sequence 1: the prompt in chunks of at most `chunk` ids (0: at once), then the generated ids one by one.
- * logits [n_positions][vocab]. */
+/* Decodes a case as sequence 1: the prompt in chunks of at most `chunk` ids (0: at once), then the
+ * generated ids one by one. logits [n_positions][vocab]. */
 void rig_decode(struct rig *rig, const struct golden *golden, uint32_t chunk, float *logits);
 
 #endif

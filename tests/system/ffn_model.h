@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A model of FFN tensors in the test's memory, and its layers computed plainly in double precision. Weights and rows are
- * drawn from a seed, so every number can be had again. The tensors of attention are missing: an FFN stage needs none.
+ * A model of FFN tensors in the test's memory, and its layers computed plainly in double precision.
+ * Weights and rows are drawn from a seed, so every number can be had again. The tensors of
+ * attention are missing: an FFN stage needs none.
  */
 #ifndef AFD_TEST_FFN_MODEL_H
 #define AFD_TEST_FFN_MODEL_H
@@ -72,39 +73,58 @@ static inline void draw_number(uint64_t *seed, void *data, size_t index, int32_t
 	else if (dtype == AFD_DTYPE_BF16)
 		((uint16_t *)data)[index] = bf16_of(x);
 	else
-		((uint16_t *)data)[index] = (uint16_t)(x == 0 ? 0 : (x < 0) << 15 | (exponent + 14) << 10 |
-		                                       ((int)(fraction * 2048) & 1023));
+		((uint16_t *)data)[index] =
+			(uint16_t)(x == 0 ? 0
+					  : (x < 0) << 15 | (exponent + 14) << 10 |
+						    ((int)(fraction * 2048) & 1023));
 }
 
 /* ---- the model ---- */
 
+static inline void ffn_model_config(const struct ffn_model *m, char *json, size_t capacity)
+{
+	snprintf(json, capacity,
+		"{\"architectures\": [\"Qwen3ForCausalLM\"], \"model_type\": \"qwen3\", "
+		"\"hidden_size\": %u, "
+		"\"intermediate_size\": %u, \"num_hidden_layers\": %u, \"num_attention_heads\": 2, "
+		"\"num_key_value_heads\": 1, \"head_dim\": 8, \"vocab_size\": 32, "
+		"\"rms_norm_eps\": 1e-6, "
+		"\"rope_theta\": 10000.0, \"hidden_act\": \"silu\", \"torch_dtype\": \"float32\", "
+		"\"tie_word_embeddings\": true}",
+		m->hidden, m->width, m->n_layers);
+}
+
 static inline void ffn_model_open(struct ffn_model *m, afd_context *ctx, int32_t weights)
 {
 	static const char *const kinds[3] = { "gate_proj", "up_proj", "down_proj" };
+	const uint64_t shapes[3][2] = { { m->width, m->hidden }, { m->width, m->hidden },
+		{ m->hidden, m->width } };
 	char json[512], names[FFN_MODEL_MAX_LAYERS * 3][80];
-	uint64_t shapes[3][2] = { { m->width, m->hidden }, { m->width, m->hidden }, { m->hidden, m->width } };
 	struct afd_tensor tensors[FFN_MODEL_MAX_LAYERS * 3];
-	struct afd_model_params params = { .size = sizeof(params), .weights = weights, .config_json = json, .tensors = tensors,
-	                                   .tensor_bytes = sizeof(tensors[0]) };
+	struct afd_model_params params = { .size = sizeof(params),
+		.weights = weights,
+		.config_json = json,
+		.tensors = tensors,
+		.tensor_bytes = sizeof(tensors[0]) };
 	uint64_t seed = 11;
-	uint32_t i, n = 0;
 
-	snprintf(json, sizeof(json), "{\"architectures\": [\"Qwen3ForCausalLM\"], \"model_type\": \"qwen3\", \"hidden_size\": %u, "
-	         "\"intermediate_size\": %u, \"num_hidden_layers\": %u, \"num_attention_heads\": 2, \"num_key_value_heads\": 1, "
-	         "\"head_dim\": 8, \"vocab_size\": 32, \"rms_norm_eps\": 1e-6, \"rope_theta\": 10000.0, \"hidden_act\": \"silu\", "
-	         "\"torch_dtype\": \"float32\", \"tie_word_embeddings\": true}", m->hidden, m->width, m->n_layers);
-	for (uint32_t layer = 0; layer < m->n_layers; layer++) {
-		for (int k = 0; k < 3; k++, n++) {
-			m->data[layer][k] = malloc((size_t)m->hidden * m->width * 4);
-			assert_non_null(m->data[layer][k]);
-			for (i = 0; i < m->hidden * m->width; i++)
-				draw_number(&seed, m->data[layer][k], i, m->dtype[k]);
-			snprintf(names[n], sizeof(names[n]), "model.layers.%u.mlp.%s.weight", layer, kinds[k]);
-			tensors[n] = (struct afd_tensor){ .name = names[n], .shape = shapes[k], .data = m->data[layer][k], .n_dims = 2,
-			                                  .dtype = m->dtype[k] };
-		}
+	ffn_model_config(m, json, sizeof(json));
+	for (uint32_t n = 0; n < 3 * m->n_layers; n++) {
+		uint32_t layer = n / 3, kind = n % 3;
+
+		m->data[layer][kind] = malloc((size_t)m->hidden * m->width * 4);
+		assert_non_null(m->data[layer][kind]);
+		for (uint32_t i = 0; i < m->hidden * m->width; i++)
+			draw_number(&seed, m->data[layer][kind], i, m->dtype[kind]);
+		snprintf(names[n], sizeof(names[n]), "model.layers.%u.mlp.%s.weight", layer,
+			kinds[kind]);
+		tensors[n] = (struct afd_tensor){ .name = names[n],
+			.shape = shapes[kind],
+			.data = m->data[layer][kind],
+			.n_dims = 2,
+			.dtype = m->dtype[kind] };
 	}
-	params.n_tensors = n;
+	params.n_tensors = 3 * m->n_layers;
 	if (afd_model_open(&m->model, ctx, NULL, &params))
 		fail_msg("model: %s", afd_last_error());
 }
@@ -119,7 +139,8 @@ static inline void ffn_model_close(struct ffn_model *m)
 }
 
 /* y[hidden] of one row, in double. */
-static inline void ffn_model_row(const struct ffn_model *m, uint32_t layer, const float *x, double *y)
+static inline void ffn_model_row(
+	const struct ffn_model *m, uint32_t layer, const float *x, double *y)
 {
 	double *a = calloc(m->width, sizeof(*a));
 
@@ -128,15 +149,18 @@ static inline void ffn_model_row(const struct ffn_model *m, uint32_t layer, cons
 		double gate = 0, up = 0;
 
 		for (uint32_t k = 0; k < m->hidden; k++) {
-			gate += x[k] * number_at(m->data[layer][0], (size_t)i * m->hidden + k, m->dtype[0]);
-			up += x[k] * number_at(m->data[layer][1], (size_t)i * m->hidden + k, m->dtype[1]);
+			gate += x[k] * number_at(m->data[layer][0], (size_t)i * m->hidden + k,
+					       m->dtype[0]);
+			up += x[k] *
+			      number_at(m->data[layer][1], (size_t)i * m->hidden + k, m->dtype[1]);
 		}
 		a[i] = gate / (1 + exp(-gate)) * up;
 	}
 	for (uint32_t i = 0; i < m->hidden; i++) {
 		y[i] = 0;
 		for (uint32_t k = 0; k < m->width; k++)
-			y[i] += a[k] * number_at(m->data[layer][2], (size_t)i * m->width + k, m->dtype[2]);
+			y[i] += a[k] *
+				number_at(m->data[layer][2], (size_t)i * m->width + k, m->dtype[2]);
 	}
 	free(a);
 }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A server in a thread of its own and attention peers that are plain hosts: they dispatch rows that they have drawn, and
- * know what must come back, since afd_ffn_forward of a second stage says it.
+ * A server in a thread of its own and attention peers that are plain hosts: they dispatch rows that
+ * they have drawn, and know what must come back, since afd_ffn_forward of a second stage says it.
  */
 #ifndef AFD_TEST_SERVING_H
 #define AFD_TEST_SERVING_H
@@ -24,7 +24,7 @@ struct serving {
 	afd_ffn *ffn;
 	afd_ffn *local; /* the same layers, for what must come back */
 	pthread_t thread;
-	int served;     /* what afd_ffn_serve returned */
+	int served; /* what afd_ffn_serve returned */
 	bool runs;
 };
 
@@ -45,14 +45,17 @@ static inline void serving_prepare(struct serving *s, const char *scheme)
 	struct afd_transport_params tp = { .size = sizeof(tp), .n_listen = 1 };
 	const char *listen[1] = { s->address };
 
-	*s = (struct serving){ .model = { .hidden = SERVING_HIDDEN, .width = SERVING_WIDTH, .n_layers = SERVING_LAYERS } };
+	*s = (struct serving){ .model = { .hidden = SERVING_HIDDEN,
+				       .width = SERVING_WIDTH,
+				       .n_layers = SERVING_LAYERS } };
 	for (int k = 0; k < 3; k++)
 		s->model.dtype[k] = AFD_DTYPE_BF16;
 	assert_int_equal(afd_context_create(&s->ctx, NULL), 0);
 	ffn_model_open(&s->model, s->ctx, AFD_WEIGHTS_PACKED);
 	s->contract.size = sizeof(s->contract);
 	assert_int_equal(afd_model_contract(s->model.model, &s->contract), 0);
-	snprintf(s->address, sizeof(s->address), "%s:serve-%d-%d", scheme, (int)getpid(), n_servers++);
+	snprintf(s->address, sizeof(s->address), "%s:serve-%d-%d", scheme, (int)getpid(),
+		n_servers++);
 	tp.listen = listen;
 	if (afd_transport_create(&s->net, s->ctx, &s->contract, &tp))
 		fail_msg("%s", afd_last_error());
@@ -76,7 +79,8 @@ static inline void serving_stage(struct serving *s, const struct afd_ffn_params 
 	assert_int_equal(afd_ffn_create(&s->local, s->model.model, NULL, &local), 0);
 }
 
-static inline void serving_create(struct serving *s, const char *scheme, const struct afd_ffn_params *like)
+static inline void serving_create(
+	struct serving *s, const char *scheme, const struct afd_ffn_params *like)
 {
 	serving_prepare(s, scheme);
 	serving_stage(s, like);
@@ -106,11 +110,17 @@ static inline void serving_destroy(struct serving *s)
 
 /* ---- an attention peer ---- */
 
-static inline afd_transport *peer_create(struct serving *s, uint32_t lanes, uint32_t max_rows, int32_t dtype)
+static inline afd_transport *peer_create(
+	struct serving *s, uint32_t lanes, uint32_t max_rows, int32_t dtype)
 {
 	const char *connect[1] = { s->address };
-	struct afd_transport_params tp = { .size = sizeof(tp), .connect = connect, .n_connect = 1, .lanes = lanes,
-	                                   .max_rows = max_rows, .to_ffn_dtype = dtype, .to_attention_dtype = dtype };
+	struct afd_transport_params tp = { .size = sizeof(tp),
+		.connect = connect,
+		.n_connect = 1,
+		.lanes = lanes,
+		.max_rows = max_rows,
+		.to_ffn_dtype = dtype,
+		.to_attention_dtype = dtype };
 	afd_transport *net;
 
 	if (afd_transport_create(&net, s->ctx, &s->contract, &tp))
@@ -133,12 +143,19 @@ static inline int peer_begin(afd_transport *net, uint32_t n_lanes, uint32_t n_ro
 	return afd_transport_begin(net, &step);
 }
 
-static inline struct afd_frame frame_of(int32_t layer, int32_t lane, uint32_t n_rows, const float *x, float *y)
+static inline struct afd_frame frame_of(
+	int32_t layer, int32_t lane, uint32_t n_rows, const float *x, float *y)
 {
-	return (struct afd_frame){ .size = sizeof(struct afd_frame), .layer = layer, .lane = lane, .n_rows = n_rows, .x = x, .y = y };
+	return (struct afd_frame){ .size = sizeof(struct afd_frame),
+		.layer = layer,
+		.lane = lane,
+		.n_rows = n_rows,
+		.x = x,
+		.y = y };
 }
 
-static inline int peer_exchange(afd_transport *net, int32_t layer, uint32_t n_rows, const float *x, float *y)
+static inline int peer_exchange(
+	afd_transport *net, int32_t layer, uint32_t n_rows, const float *x, float *y)
 {
 	struct afd_frame frame = frame_of(layer, 0, n_rows, x, y);
 
@@ -146,9 +163,12 @@ static inline int peer_exchange(afd_transport *net, int32_t layer, uint32_t n_ro
 }
 
 /* What must come back of f32 rows. */
-static inline void expect_rows(struct serving *s, int32_t layer, uint32_t n_rows, const float *x, float *y)
+static inline void expect_rows(
+	struct serving *s, int32_t layer, uint32_t n_rows, const float *x, float *y)
 {
-	struct afd_ffn_rows rows = { .size = sizeof(rows), .layer = layer, .n_rows = n_rows, .x = x, .y = y };
+	struct afd_ffn_rows rows = {
+		.size = sizeof(rows), .layer = layer, .n_rows = n_rows, .x = x, .y = y
+	};
 
 	if (afd_ffn_forward(s->local, &rows))
 		fail_msg("%s", afd_last_error());

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The law that a row does not know its neighbours: the same bits whatever the chunk, the page size, the threads, the lanes,
- * and the other sequences of the batch; also on forks and after truncation. Held with bf16 KV and wire, where rounding
- * would show a value that was used before it was rounded.
+ * The law that a row does not know its neighbours: the same bits whatever the chunk, the page size,
+ * the threads, the lanes, and the other sequences of the batch; also on forks and after truncation.
+ * Held with bf16 KV and wire, where rounding would show a value that was used before it was
+ * rounded.
  */
 #include <stdarg.h>
 #include <setjmp.h>
@@ -17,7 +18,8 @@
 #include "../support/batches.h"
 
 /* Odd shapes, a window smaller than the prompt, rotation by YaRN, three dtypes. */
-static const char *const CASES[] = { "bf16-tied", "odd-f32", "odd-f16", "window-layer-types", "yarn-v5", "mixed-dtypes" };
+static const char *const CASES[] = { "bf16-tied", "odd-f32", "odd-f16", "window-layer-types",
+	"yarn-v5", "mixed-dtypes" };
 enum { N_CASES = sizeof(CASES) / sizeof(*CASES) };
 
 static void set_narrow(struct rig_params *params)
@@ -91,7 +93,8 @@ static void page_sizes_do_not_change_bits(void **state)
 
 static void threads_do_not_change_bits(void **state)
 {
-	const struct rig_params one = { .n_threads = 1 }, two = { .n_threads = 2 }, three = { .n_threads = 3 };
+	const struct rig_params one = { .n_threads = 1 }, two = { .n_threads = 2 },
+				three = { .n_threads = 3 };
 
 	compare(one, two, 0);
 	compare(one, three, 7);
@@ -183,7 +186,8 @@ static void a_fork_goes_on_with_the_bits_of_its_source(void **state)
 	rig_append(&rig, 1, golden.ids + 10, 6, a + 10 * (size_t)golden.vocab);
 	assert_int_equal(afd_attn_truncate(rig.attn, 2, 6), 0);
 	rig_append(&rig, 2, golden.ids + 6, 10, b + 6 * (size_t)golden.vocab);
-	expect_same_bits(a + 6 * (size_t)golden.vocab, b + 6 * (size_t)golden.vocab, 10 * (size_t)golden.vocab, "fork");
+	expect_same_bits(a + 6 * (size_t)golden.vocab, b + 6 * (size_t)golden.vocab,
+		10 * (size_t)golden.vocab, "fork");
 	rig_close(&rig);
 	free(a);
 	free(b);

@@ -1,20 +1,22 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Logits against transformers' float32 ones, for every recorded case: prefill and decode, and greedily the same ids. With
- * f32 wire and KV nothing but the order of sums may differ.
+ * Logits against transformers' float32 ones, for every recorded case: prefill and decode, and
+ * greedily the same ids. With f32 wire and KV nothing but the order of sums may differ.
  */
 #include <stdarg.h>
 #include <setjmp.h>
 #include <stddef.h>
 #include <cmocka.h>
 
+#include <errno.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "../support/rig.h"
 
-enum { MAX_CASES = 100 };
+enum { MAX_CASES = 200 };
 static const double LIMIT = 1e-9;
 
 static int32_t argmax(const float *row, uint32_t n)
@@ -62,17 +64,42 @@ static void logits_agree_with_transformers(void **state)
 	golden_close(&golden);
 }
 
+/* Recorded for later work. */
+static void a_family_that_is_not_supported_is_refused(void **state)
+{
+	struct golden golden;
+	afd_context *ctx;
+	afd_model *model = NULL;
+
+	golden_open(&golden, *state);
+	assert_int_equal(afd_context_create(&ctx, NULL), 0);
+	assert_int_equal(afd_model_open(&model, ctx, golden.checkpoint, NULL), -ENOTSUP);
+	assert_non_null(strstr(afd_last_error(), "config.json"));
+	assert_null(model);
+	afd_context_destroy(ctx);
+	golden_close(&golden);
+}
+
 int main(void)
 {
 	static char names[MAX_CASES][64], titles[MAX_CASES][128];
 	static struct CMUnitTest tests[MAX_CASES];
-	uint32_t n = golden_names(names, MAX_CASES), i;
+	uint32_t n = golden_names(names, MAX_CASES), n_supported = 0, i;
 
 	for (i = 0; i < n; i++) {
-		snprintf(titles[i], sizeof(titles[i]), "logits_agree_with_transformers: %.63s", names[i]);
-		tests[i] = (struct CMUnitTest){ titles[i], logits_agree_with_transformers, NULL, NULL, names[i] };
+		bool supported = golden_is_supported(names[i]);
+
+		snprintf(titles[i], sizeof(titles[i]), "%s: %.63s",
+			supported ? "logits_agree_with_transformers"
+				  : "a_family_that_is_not_supported_is_refused",
+			names[i]);
+		tests[i] = (struct CMUnitTest){ .name = titles[i], .initial_state = names[i] };
+		tests[i].test_func = supported ? logits_agree_with_transformers
+					       : a_family_that_is_not_supported_is_refused;
+		n_supported += supported;
 	}
-	if (!n)
+	/* A folder that was not found must not pass. */
+	if (n_supported < 37)
 		return 1;
-	return _cmocka_run_group_tests("logits_agree_with_transformers", tests, n, NULL, NULL);
+	return _cmocka_run_group_tests("goldens", tests, n, NULL, NULL);
 }

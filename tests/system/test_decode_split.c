@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Split equals whole: attention and FFN with a transport between them give the bits of one process, for every transport,
- * wire dtype and number of lanes, and when frames cross in several parts.
+ * Split equals whole: attention and FFN with a transport between them give the bits of one process,
+ * for every transport, wire dtype and number of lanes, and when frames cross in several parts.
  */
 #include <stdarg.h>
 #include <setjmp.h>
@@ -31,8 +31,8 @@ static void expect_split_is_whole(const struct golden *golden, struct rig_params
 	a = batches_run(golden, &whole, true);
 	b = batches_run(golden, &split, true);
 	if (memcmp(a, b, n * sizeof(*a)))
-		fail_msg("%s, %u lanes, %s: other bits than in one process", split.address, split.lanes,
-			 afd_dtype_name(split.wire_dtype));
+		fail_msg("%s, %u lanes, %s: other bits than in one process", split.address,
+			split.lanes, afd_dtype_name(split.wire_dtype));
 	free(a);
 	free(b);
 }
@@ -47,9 +47,11 @@ static void compare_all(const char *address, uint32_t max_part_rows)
 		golden_open(&golden, CASES[c]);
 		for (d = 0; d < N_DTYPES; d++) {
 			for (lanes = 1; lanes <= AFD_MAX_LANES; lanes++) {
-				const struct rig_params params = { .address = address, .lanes = lanes,
-								   .wire_dtype = DTYPES[d], .max_part_rows = max_part_rows,
-								   .attn.max_outputs = MAX_OUTPUTS };
+				const struct rig_params params = { .address = address,
+					.lanes = lanes,
+					.wire_dtype = DTYPES[d],
+					.max_part_rows = max_part_rows,
+					.attn.max_outputs = MAX_OUTPUTS };
 
 				expect_split_is_whole(&golden, params);
 			}
@@ -109,7 +111,9 @@ static void wire_dtypes_differ_in_bits(void **state)
 
 static void a_prompt_over_the_wire_agrees_with_transformers(void **state)
 {
-	struct rig_params params = { .address = "loop:golden", .lanes = 2, .max_part_rows = 7, .attn.max_outputs = 2048 };
+	struct rig_params params = {
+		.address = "loop:golden", .lanes = 2, .max_part_rows = 7, .attn.max_outputs = 2048
+	};
 	struct golden golden;
 	struct rig rig;
 	float *logits;
@@ -119,7 +123,8 @@ static void a_prompt_over_the_wire_agrees_with_transformers(void **state)
 	rig_open(&rig, &params);
 	logits = calloc((size_t)golden.n_positions * golden.vocab, sizeof(*logits));
 	rig_decode(&rig, &golden, 0, logits);
-	assert_true(nmse(logits, golden.logits, (uint64_t)golden.n_positions * golden.vocab) <= 1e-9);
+	assert_true(
+		nmse(logits, golden.logits, (uint64_t)golden.n_positions * golden.vocab) <= 1e-9);
 	free(logits);
 	rig_close(&rig);
 	golden_close(&golden);

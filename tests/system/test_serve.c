@@ -1,15 +1,26 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The FFN server over loop: and shm:, with attention peers that keep their own attention: the bits are those of
- * afd_ffn_forward, whatever the parts, the lanes and the neighbours; it idles without a core and ends when it is told to.
+ * The FFN server over loop: and shm:, with attention peers that keep their own attention: the bits
+ * are those of afd_ffn_forward, whatever the parts, the lanes and the neighbours; it idles without
+ * a core and ends when it is told to.
  */
 #include "serving.h"
 
 #include <poll.h>
 #include <signal.h>
+#include <sys/wait.h>
 
 static const char *const schemes[] = { "loop", "shm" };
 enum { N_SCHEMES = 2, H = SERVING_HIDDEN };
+
+static int collect(afd_transport *net, int32_t lane)
+{
+	int rc = 0;
+
+	while (!rc)
+		rc = afd_transport_collect(net, lane);
+	return rc;
+}
 
 static void layers_of_a_step_have_the_bits_of_forward(void **state)
 {
@@ -43,7 +54,11 @@ static void a_wire_of_16_bits_rounds_y_and_nothing_else(void **state)
 	for (int i = 0; i < 2; i++) {
 		float x[3 * H], y[3 * H];
 		uint16_t expected[3 * H];
-		struct afd_ffn_rows rows = { .size = sizeof(rows), .n_rows = 3, .x = x, .y = expected, .y_dtype = dtypes[i] };
+		struct afd_ffn_rows rows = { .size = sizeof(rows),
+			.n_rows = 3,
+			.x = x,
+			.y = expected,
+			.y_dtype = dtypes[i] };
 		struct serving s;
 		afd_transport *net;
 
@@ -122,11 +137,7 @@ static void lanes_of_two_peers_have_the_bits_of_forward(void **state)
 	}
 	for (int p = 0; p < 2; p++) {
 		for (int32_t lane = 0; lane < LANES; lane++) {
-			int rc = 0;
-
-			while (!rc)
-				rc = afd_transport_collect(net[p], lane);
-			assert_int_equal(rc, 1);
+			assert_int_equal(collect(net[p], lane), 1);
 			expect_rows(&s, 2, ROWS, x[p][lane], expected);
 			assert_memory_equal(y[p][lane], expected, sizeof(expected));
 		}
@@ -153,13 +164,8 @@ static void a_row_of_nan_leaves_another_peer_alone(void **state)
 		assert_int_equal(peer_begin(net[p], 1, 1), 0);
 		assert_int_equal(afd_transport_dispatch(net[p], &frame), 0);
 	}
-	for (int p = 0; p < 2; p++) {
-		int rc = 0;
-
-		while (!rc)
-			rc = afd_transport_collect(net[p], 0);
-		assert_int_equal(rc, 1);
-	}
+	for (int p = 0; p < 2; p++)
+		assert_int_equal(collect(net[p], 0), 1);
 	expect_rows(&s, 0, 1, x, expected);
 	assert_memory_equal(y[1], expected, sizeof(expected));
 	assert_true(isnan(y[0][0]));
@@ -190,6 +196,96 @@ static void a_peer_that_leaves_in_a_step_leaves_another_alone(void **state)
 		assert_memory_equal(y, expected, sizeof(expected));
 	}
 	afd_transport_destroy(net[1]);
+	serving_destroy(&s);
+}
+
+static void a_stage_that_lacks_layers_of_its_transport_is_refused(void **state)
+{
+	struct afd_ffn_params params = { .size = sizeof(params), .first_layer = 1 };
+	struct serving s;
+	afd_ffn *ffn = NULL;
+
+	serving_prepare(&s, "shm");
+	assert_int_equal(afd_ffn_create(&ffn, s.model.model, s.net, &params), -EINVAL);
+	assert_non_null(
+		strstr(afd_last_error(), "holds layers 1 .. 2, but net was made for 0 .. 2"));
+	assert_null(ffn);
+	/* The transport is free for a stage that fits. */
+	serving_stage(&s, NULL);
+	serving_destroy(&s);
+}
+
+static void a_stage_for_another_model_is_refused_by_the_field(void **state)
+{
+	struct ffn_model other = { .hidden = H + 1,
+		.width = 8,
+		.n_layers = SERVING_LAYERS,
+		.dtype = { AFD_DTYPE_F32, AFD_DTYPE_F32, AFD_DTYPE_F32 } };
+	struct serving s;
+	afd_ffn *ffn = NULL;
+
+	serving_prepare(&s, "shm");
+	ffn_model_open(&other, s.ctx, AFD_WEIGHTS_PACKED);
+	assert_int_equal(afd_ffn_create(&ffn, other.model, s.net, NULL), -EINVAL);
+	assert_non_null(strstr(afd_last_error(), "hidden_size 24, the model has 25"));
+	ffn_model_close(&other);
+	serving_destroy(&s);
+}
+
+static void a_transport_serves_one_stage_at_a_time(void **state)
+{
+	struct serving s;
+	afd_ffn *second = NULL;
+
+	serving_prepare(&s, "loop");
+	serving_stage(&s, NULL);
+	assert_int_equal(afd_ffn_create(&second, s.model.model, s.net, NULL), -EBUSY);
+	assert_null(second);
+	assert_true(afd_ffn_poll(s.ffn) >= 0);
+	serving_destroy(&s);
+}
+
+/* In a child: 0 when every call says that the handle is the parent's. */
+static int use_in_child(struct serving *s)
+{
+	struct afd_ffn_rows rows = { .size = sizeof(rows) };
+	struct afd_ffn_stats stats = { .size = sizeof(stats) };
+	int wrong = afd_ffn_poll(s->ffn) != -EINVAL || afd_ffn_serve(s->ffn) != -EINVAL ||
+		    afd_ffn_forward(s->local, &rows) != -EINVAL || afd_ffn_fd(s->ffn) != -EINVAL ||
+		    afd_ffn_complete(s->ffn, 1, 0) != -EINVAL ||
+		    afd_ffn_stats(s->ffn, &stats) != -EINVAL;
+
+	afd_ffn_stop(s->ffn);
+	afd_ffn_destroy(s->ffn);
+	afd_ffn_destroy(s->local);
+	afd_transport_destroy(s->net);
+	return wrong;
+}
+
+static void a_child_of_fork_is_refused_and_disturbs_nobody(void **state)
+{
+	float x[H] = { 0.5f }, y[H], expected[H];
+	struct serving s;
+	afd_transport *net;
+	int status;
+	pid_t pid;
+
+	serving_prepare(&s, "shm");
+	serving_stage(&s, NULL);
+	pid = fork();
+	assert_true(pid >= 0);
+	if (!pid)
+		_exit(use_in_child(&s));
+	assert_int_equal(waitpid(pid, &status, 0), pid);
+	assert_int_equal(status, 0);
+	serving_start(&s);
+	net = peer_create(&s, 1, 0, AFD_DTYPE_F32);
+	peer_join(net);
+	assert_int_equal(peer_begin(net, 1, 1), 0);
+	assert_int_equal(peer_exchange(net, 0, 1, x, y), 0);
+	expect_rows(&s, 0, 1, x, expected);
+	assert_memory_equal(y, expected, sizeof(y));
+	afd_transport_destroy(net);
 	serving_destroy(&s);
 }
 
@@ -256,39 +352,41 @@ static void peers_of_a_stopped_server_are_told(void **state)
 
 /* ---- a host's loop, rest, and steadiness ---- */
 
+/* One turn of a host's loop over a server and a peer of it: sleeps as both say, then polls the
+ * server. */
+static void loop_once(afd_ffn *ffn, afd_transport *net)
+{
+	struct pollfd fds[2] = {
+		{ .fd = afd_ffn_fd(ffn), .events = POLLIN },
+		{ .fd = afd_transport_fd(net), .events = POLLIN },
+	};
+	int32_t ours = afd_ffn_timeout_ms(ffn), theirs = afd_transport_timeout_ms(net);
+	int32_t timeout_ms = ours < 0 || (theirs >= 0 && theirs < ours) ? theirs : ours;
+
+	poll(fds, 2, timeout_ms < 0 || timeout_ms > 1000 ? 1000 : timeout_ms);
+	assert_true(afd_ffn_poll(ffn) >= 0);
+}
+
 static void a_hosts_event_loop_serves_by_descriptor_and_timeout(void **state)
 {
 	for (int i = 0; i < N_SCHEMES; i++) {
-		float x[H], y[H], expected[H];
+		float x[H] = { 0.5f }, y[H], expected[H];
 		struct afd_frame frame = frame_of(0, 0, 1, x, y);
 		struct serving s;
 		afd_transport *net;
-		struct pollfd fds[2];
-		int collected = 0, joined = 0;
+		int rc;
 
 		serving_prepare(&s, schemes[i]);
 		serving_stage(&s, NULL);
 		net = peer_create(&s, 1, 0, AFD_DTYPE_F32);
-		draw_rows(x, H, 3);
-		fds[0] = (struct pollfd){ .fd = afd_ffn_fd(s.ffn), .events = POLLIN };
-		fds[1] = (struct pollfd){ .fd = afd_transport_fd(net), .events = POLLIN };
-		for (int n = 0; !collected && n < 10000; n++) {
-			int32_t ours = afd_ffn_timeout_ms(s.ffn), theirs = afd_transport_timeout_ms(net);
-			int32_t timeout = ours < 0 || (theirs >= 0 && theirs < ours) ? theirs : ours;
-
-			poll(fds, 2, timeout < 0 || timeout > 1000 ? 1000 : timeout);
-			assert_true(afd_ffn_poll(s.ffn) >= 0);
-			if (joined) {
-				collected = afd_transport_collect(net, 0);
-				continue;
-			}
-			joined = afd_transport_poll(net);
-			if (joined) {
-				assert_int_equal(peer_begin(net, 1, 1), 0);
-				assert_int_equal(afd_transport_dispatch(net, &frame), 0);
-			}
-		}
-		assert_int_equal(collected, 1);
+		while (!(rc = afd_transport_poll(net)))
+			loop_once(s.ffn, net);
+		assert_int_equal(rc, 1);
+		assert_int_equal(peer_begin(net, 1, 1), 0);
+		assert_int_equal(afd_transport_dispatch(net, &frame), 0);
+		while (!(rc = afd_transport_collect(net, 0)))
+			loop_once(s.ffn, net);
+		assert_int_equal(rc, 1);
 		expect_rows(&s, 0, 1, x, expected);
 		assert_memory_equal(y, expected, sizeof(y));
 		afd_transport_destroy(net);
@@ -363,6 +461,10 @@ int main(void)
 		cmocka_unit_test(lanes_of_two_peers_have_the_bits_of_forward),
 		cmocka_unit_test(a_row_of_nan_leaves_another_peer_alone),
 		cmocka_unit_test(a_peer_that_leaves_in_a_step_leaves_another_alone),
+		cmocka_unit_test(a_stage_that_lacks_layers_of_its_transport_is_refused),
+		cmocka_unit_test(a_stage_for_another_model_is_refused_by_the_field),
+		cmocka_unit_test(a_transport_serves_one_stage_at_a_time),
+		cmocka_unit_test(a_child_of_fork_is_refused_and_disturbs_nobody),
 		cmocka_unit_test(a_server_that_is_stopped_twice_returns_0),
 		cmocka_unit_test(a_server_is_stopped_from_a_signal_handler),
 		cmocka_unit_test(peers_of_a_stopped_server_are_told),

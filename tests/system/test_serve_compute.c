@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A server around a host's compute function: what the function is given, how it may answer, and what the attention peers
- * see of its errors. The function doubles its rows and adds the layer, which no FFN does by accident.
+ * A server around a host's compute function: what the function is given, how it may answer, and
+ * what the attention peers see of its errors. The function doubles its rows and adds the layer,
+ * which no FFN does by accident.
  */
 #include "serving.h"
 
@@ -9,7 +10,16 @@
 
 enum { H = SERVING_HIDDEN };
 
-enum manner { AT_ONCE, LATER, FAILS, FAILS_LATER, FAILS_ONCE, RETURNS_7, REPORTS_FIRST, NEVER_REPORTS };
+enum manner {
+	AT_ONCE,
+	LATER,
+	FAILS,
+	FAILS_LATER,
+	FAILS_ONCE,
+	RETURNS_7,
+	REPORTS_FIRST,
+	NEVER_REPORTS
+};
 
 struct host {
 	struct serving *serving;
@@ -36,7 +46,8 @@ static void *compute_later(void *arg)
 	sleep_ms(host->delay_ms);
 	if (host->manner != FAILS_LATER)
 		compute(&host->pass);
-	if (afd_ffn_complete(host->serving->ffn, host->pass.id, host->manner == FAILS_LATER ? host->status : 0))
+	if (afd_ffn_complete(host->serving->ffn, host->pass.id,
+		    host->manner == FAILS_LATER ? host->status : 0))
 		abort();
 	/* A second report of a pass is not taken. */
 	if (afd_ffn_complete(host->serving->ffn, host->pass.id, 0) == -ENOENT)
@@ -83,8 +94,10 @@ static int compute_function(void *user, const struct afd_ffn_pass *pass)
 
 static void host_create(struct serving *s, struct host *host, const char *scheme, uint32_t max_rows)
 {
-	struct afd_ffn_params params = { .compute = compute_function, .compute_user = host, .max_rows = max_rows,
-	                                 .weights = { 1, 2 } };
+	struct afd_ffn_params params = { .compute = compute_function,
+		.compute_user = host,
+		.max_rows = max_rows,
+		.weights = { 1, 2 } };
 
 	host->serving = s;
 	serving_create(s, scheme, &params);
@@ -196,8 +209,11 @@ static void a_pass_that_failed_is_nobody_elses(void **state)
 static void a_long_pass_beats_so_that_no_deadline_passes(void **state)
 {
 	struct host host = { .manner = LATER, .delay_ms = 700 };
-	struct afd_transport_params tp = { .size = sizeof(tp), .n_connect = 1, .deadline_ms = 300,
-	                                   .to_ffn_dtype = AFD_DTYPE_F32, .to_attention_dtype = AFD_DTYPE_F32 };
+	struct afd_transport_params tp = { .size = sizeof(tp),
+		.n_connect = 1,
+		.deadline_ms = 300,
+		.to_ffn_dtype = AFD_DTYPE_F32,
+		.to_attention_dtype = AFD_DTYPE_F32 };
 	const char *connect[1];
 	float x[H], y[H];
 	struct serving s;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A step as a resumable object, with the FFN in the same process: it can be stopped anywhere and leaves no trace, refuses
- * what it must, and tells what was not finite.
+ * A step as a resumable object, with the FFN in the same process: it can be stopped anywhere and
+ * leaves no trace, refuses what it must, and tells what was not finite.
  */
 #include <stdarg.h>
 #include <setjmp.h>
@@ -39,8 +39,12 @@ static int set_up_with(void **state, const char *name, struct rig_params params)
 /* Three pages of four positions for two sequences: little enough to run out of. */
 static int set_up(void **state)
 {
-	const struct rig_params params = { .lanes = 2, .attn = { .page_size = 4, .kv_pages = 6, .max_sequences = 3,
-								 .max_rows = 24, .max_outputs = 24 } };
+	const struct rig_params params = { .lanes = 2,
+		.attn = { .page_size = 4,
+			.kv_pages = 6,
+			.max_sequences = 3,
+			.max_rows = 24,
+			.max_outputs = 24 } };
 
 	return set_up_with(state, "window-layer-types", params);
 }
@@ -79,8 +83,12 @@ static int begin(struct bench *b, float *logits)
 		{ .sequence = 1, .ids = b->golden.ids + 6, .n_ids = 3, .outputs = AFD_OUTPUT_ALL },
 		{ .sequence = 2, .ids = b->golden.ids + 5, .n_ids = 2, .outputs = AFD_OUTPUT_ALL },
 	};
-	const struct afd_batch batch = { .size = sizeof(batch), .entries = entries, .n_entries = 2,
-					 .entry_bytes = sizeof(*entries), .logits = logits, .logits_rows = 5 };
+	const struct afd_batch batch = { .size = sizeof(batch),
+		.entries = entries,
+		.n_entries = 2,
+		.entry_bytes = sizeof(*entries),
+		.logits = logits,
+		.logits_rows = 5 };
 
 	return afd_attn_begin(b->rig.attn, &batch);
 }
@@ -125,9 +133,11 @@ static void a_step_cancelled_after_any_poll_leaves_no_trace(void **state)
 	assert_int_equal(afd_attn_wait(b->rig.attn, 0), 0);
 	assert_memory_equal(cancelled, whole, n * sizeof(float));
 	/* The rows of both sequences are those of the recorded one. */
-	assert_true(nmse(whole, b->golden.logits + 6 * (size_t)b->rig.vocab, 3 * (size_t)b->rig.vocab) < 1e-9);
-	assert_true(nmse(whole + 3 * (size_t)b->rig.vocab, b->golden.logits + 5 * (size_t)b->rig.vocab,
-			 2 * (size_t)b->rig.vocab) < 1e-9);
+	assert_true(nmse(whole, b->golden.logits + 6 * (size_t)b->rig.vocab,
+			    3 * (size_t)b->rig.vocab) < 1e-9);
+	assert_true(
+		nmse(whole + 3 * (size_t)b->rig.vocab, b->golden.logits + 5 * (size_t)b->rig.vocab,
+			2 * (size_t)b->rig.vocab) < 1e-9);
 	free(cancelled);
 	free(whole);
 }
@@ -150,6 +160,7 @@ static void a_step_under_way_refuses_what_would_disturb_it(void **state)
 	struct bench *b = *state;
 	afd_attn *attn = b->rig.attn;
 	float *logits = calloc(5 * (size_t)b->rig.vocab, sizeof(float));
+	int32_t page;
 
 	prepare(b);
 	assert_int_equal(begin(b, logits), 0);
@@ -159,6 +170,7 @@ static void a_step_under_way_refuses_what_would_disturb_it(void **state)
 	assert_int_equal(afd_attn_drop(attn, 1), -EBUSY);
 	assert_int_equal(afd_attn_fork(attn, 1, 3, 1), -EBUSY);
 	assert_int_equal(afd_attn_truncate(attn, 1, 1), -EBUSY);
+	assert_int_equal(afd_attn_pages(attn, 1, 0, &page, 1), -EBUSY);
 	assert_int_equal(afd_attn_length(attn, 1), 6);
 	assert_int_equal(afd_attn_wait(attn, 0), 0);
 	assert_int_equal(afd_attn_length(attn, 1), 9);
@@ -188,8 +200,10 @@ static void a_step_that_takes_too_long_is_cancelled(void **state)
 {
 	struct bench *b = *state;
 	const struct afd_entry entry = { .sequence = 1, .ids = b->golden.ids + 6, .n_ids = 3 };
-	const struct afd_batch batch = { .size = sizeof(batch), .entries = &entry, .n_entries = 1,
-					 .entry_bytes = sizeof(entry) };
+	const struct afd_batch batch = { .size = sizeof(batch),
+		.entries = &entry,
+		.n_entries = 1,
+		.entry_bytes = sizeof(entry) };
 
 	prepare(b);
 	/* -1: only look. One look is not enough for a step of several layers. */
@@ -209,11 +223,14 @@ static void a_batch_that_finds_too_few_pages_changes_nothing(void **state)
 		{ .sequence = 1, .ids = b->golden.ids, .n_ids = 3 },
 		{ .sequence = 2, .ids = b->golden.ids, .n_ids = 17 },
 	};
-	struct afd_batch batch = { .size = sizeof(batch), .entries = entries, .n_entries = 2,
-				   .entry_bytes = sizeof(*entries) };
+	struct afd_batch batch = { .size = sizeof(batch),
+		.entries = entries,
+		.n_entries = 2,
+		.entry_bytes = sizeof(*entries) };
 
 	prepare(b);
-	/* Two pages are shared, four free: the first needs one more and a copy, the second four more and a copy. */
+	/* Two pages are shared, four free: the first needs one more and a copy, the second four
+	 * more and a copy. */
 	assert_int_equal(pages_free(b), 4);
 	assert_int_equal(afd_attn_step(b->rig.attn, &batch, 0), -ENOSPC);
 	assert_non_null(strstr(afd_last_error(), "sequence 2"));
@@ -278,9 +295,14 @@ static void outputs_come_in_the_order_of_entries_and_ids(void **state)
 	};
 	float *logits = calloc(3 * vocab, sizeof(float));
 	int32_t greedy[3];
-	const struct afd_batch batch = { .size = sizeof(batch), .entries = entries, .n_entries = 3,
-					 .entry_bytes = sizeof(*entries), .logits = logits, .logits_rows = 3,
-					 .greedy_ids = greedy, .greedy_rows = 3 };
+	const struct afd_batch batch = { .size = sizeof(batch),
+		.entries = entries,
+		.n_entries = 3,
+		.entry_bytes = sizeof(*entries),
+		.logits = logits,
+		.logits_rows = 3,
+		.greedy_ids = greedy,
+		.greedy_rows = 3 };
 	static const uint32_t positions[3] = { 3, 0, 1 };
 	uint32_t i;
 
@@ -288,7 +310,8 @@ static void outputs_come_in_the_order_of_entries_and_ids(void **state)
 		assert_int_equal(afd_attn_add(b->rig.attn, i), 0);
 	assert_int_equal(rig_step(&b->rig, &batch), 0);
 	for (i = 0; i < 3; i++) {
-		assert_true(nmse(logits + i * vocab, b->golden.logits + positions[i] * vocab, vocab) < 1e-9);
+		assert_true(nmse(logits + i * vocab, b->golden.logits + positions[i] * vocab,
+				    vocab) < 1e-9);
 		assert_int_equal(greedy[i], argmax(logits + i * vocab, (uint32_t)vocab));
 	}
 	free(logits);
@@ -301,13 +324,19 @@ static void a_logit_that_is_not_finite_is_an_error_that_names_sequence_and_posit
 	char directory[64];
 	struct rig rig;
 	float *logits;
-	struct afd_entry entry = { .sequence = 77, .n_ids = 6, .outputs = AFD_OUTPUT_ALL, .user_id = 5 };
-	struct afd_batch batch = { .size = sizeof(batch), .entries = &entry, .n_entries = 1,
-				   .entry_bytes = sizeof(entry), .logits_rows = 6 };
+	struct afd_entry entry = {
+		.sequence = 77, .n_ids = 6, .outputs = AFD_OUTPUT_ALL, .user_id = 5
+	};
+	struct afd_batch batch = { .size = sizeof(batch),
+		.entries = &entry,
+		.n_entries = 1,
+		.entry_bytes = sizeof(entry),
+		.logits_rows = 6 };
 
 	golden_open(&golden, "f32-untied");
 	/* One number of one token's embedding: positions before it are sound. */
-	golden_patch(&golden, "model.embed_tokens.weight", (uint64_t)golden.ids[4] * 48 + 3, NAN, directory);
+	golden_patch(&golden, "model.embed_tokens.weight", (uint64_t)golden.ids[4] * 48 + 3, NAN,
+		directory);
 	params.checkpoint = directory;
 	rig_open(&rig, &params);
 	batch.logits = logits = calloc(6 * (size_t)rig.vocab, sizeof(float));
@@ -401,7 +430,8 @@ int main(void)
 		WITH_BENCH(sequences_are_added_dropped_forked_and_truncated_by_id),
 		WITH_BENCH(an_empty_batch_is_done_at_once),
 		WITH_BENCH(outputs_come_in_the_order_of_entries_and_ids),
-		cmocka_unit_test(a_logit_that_is_not_finite_is_an_error_that_names_sequence_and_position),
+		cmocka_unit_test(
+			a_logit_that_is_not_finite_is_an_error_that_names_sequence_and_position),
 		cmocka_unit_test(positions_beyond_the_config_are_computed_with_one_warning),
 		WITH_BENCH(a_child_of_fork_is_refused_and_may_destroy),
 	};

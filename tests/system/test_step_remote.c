@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A step whose FFN is a peer: lanes overlap, parts are counted, an FFN that fails or is lost leaves the sequences intact, and
- * a host's event loop can drive both ends by their descriptors alone.
+ * A step whose FFN is a peer: lanes overlap, parts are counted, an FFN that fails or is lost leaves
+ * the sequences intact, and a host's event loop can drive both ends by their descriptors alone.
  */
 #include <stdarg.h>
 #include <setjmp.h>
@@ -72,12 +72,18 @@ static int tear_down(void **state)
 static int step_equal(struct bench *b, uint32_t n_ids, int32_t *greedy)
 {
 	struct afd_entry entries[N_EQUAL] = { 0 };
-	const struct afd_batch batch = { .size = sizeof(batch), .entries = entries, .n_entries = N_EQUAL,
-					 .entry_bytes = sizeof(*entries), .greedy_ids = greedy, .greedy_rows = N_EQUAL };
+	const struct afd_batch batch = { .size = sizeof(batch),
+		.entries = entries,
+		.n_entries = N_EQUAL,
+		.entry_bytes = sizeof(*entries),
+		.greedy_ids = greedy,
+		.greedy_rows = N_EQUAL };
 	uint32_t i;
 
 	for (i = 0; i < N_EQUAL; i++)
-		entries[i] = (struct afd_entry){ .sequence = i, .ids = b->golden.ids + i, .n_ids = n_ids };
+		entries[i] = (struct afd_entry){
+			.sequence = i, .ids = b->golden.ids + i, .n_ids = n_ids
+		};
 	return rig_step(&b->rig, &batch);
 }
 
@@ -120,7 +126,8 @@ static void a_lane_without_rows_sends_no_part(void **state)
 	assert_int_equal(parts_sent(b), b->rig.n_layers);
 }
 
-static const struct afd_span *find_span(const struct bench *b, const char *name, int32_t layer, int32_t lane)
+static const struct afd_span *find_span(
+	const struct bench *b, const char *name, int32_t layer, int32_t lane)
 {
 	uint32_t i;
 
@@ -136,7 +143,8 @@ static const struct afd_span *find_span(const struct bench *b, const char *name,
 
 static bool overlap(const struct afd_span *a, const struct afd_span *b)
 {
-	return a->start_ns < b->start_ns + b->duration_ns && b->start_ns < a->start_ns + a->duration_ns;
+	return a->start_ns < b->start_ns + b->duration_ns &&
+	       b->start_ns < a->start_ns + a->duration_ns;
 }
 
 static void one_lane_attends_while_the_other_is_at_the_ffn(void **state)
@@ -147,8 +155,10 @@ static void one_lane_attends_while_the_other_is_at_the_ffn(void **state)
 	add_equal(b);
 	assert_int_equal(step_equal(b, 3, greedy), 0);
 	for (layer = 0; layer < (int32_t)b->rig.n_layers; layer++) {
-		const struct afd_span *a0 = find_span(b, "attention", layer, 0), *a1 = find_span(b, "attention", layer, 1);
-		const struct afd_span *f0 = find_span(b, "ffn", layer, 0), *f1 = find_span(b, "ffn", layer, 1);
+		const struct afd_span *a0 = find_span(b, "attention", layer, 0),
+				      *a1 = find_span(b, "attention", layer, 1);
+		const struct afd_span *f0 = find_span(b, "ffn", layer, 0),
+				      *f1 = find_span(b, "ffn", layer, 1);
 
 		assert_int_equal(a1->n_rows, 6);
 		assert_false(overlap(a0, a1));
@@ -194,8 +204,10 @@ static void a_wait_for_peers_that_do_not_come_ends_in_time(void **state)
 	struct bench *b = *state;
 	const int32_t id = 1;
 	const struct afd_entry entry = { .sequence = 1, .ids = &id, .n_ids = 1 };
-	const struct afd_batch batch = { .size = sizeof(batch), .entries = &entry, .n_entries = 1,
-					 .entry_bytes = sizeof(entry) };
+	const struct afd_batch batch = { .size = sizeof(batch),
+		.entries = &entry,
+		.n_entries = 1,
+		.entry_bytes = sizeof(entry) };
 
 	/* The server exists, but nobody polls it. */
 	assert_int_equal(afd_attn_add(b->rig.attn, 1), 0);
@@ -211,14 +223,19 @@ static void a_step_whose_ffn_stalls_is_cancelled_in_time_and_can_be_repeated(voi
 	struct bench *b = *state;
 	int32_t first[N_EQUAL], second[N_EQUAL];
 	struct afd_entry entries[N_EQUAL] = { 0 };
-	const struct afd_batch batch = { .size = sizeof(batch), .entries = entries, .n_entries = N_EQUAL,
-					 .entry_bytes = sizeof(*entries), .greedy_ids = second, .greedy_rows = N_EQUAL };
+	const struct afd_batch batch = { .size = sizeof(batch),
+		.entries = entries,
+		.n_entries = N_EQUAL,
+		.entry_bytes = sizeof(*entries),
+		.greedy_ids = second,
+		.greedy_rows = N_EQUAL };
 	uint32_t i;
 
 	add_equal(b);
 	assert_int_equal(step_equal(b, 5, first), 0);
 	for (i = 0; i < N_EQUAL; i++) {
-		entries[i] = (struct afd_entry){ .sequence = i, .ids = b->golden.ids + i, .n_ids = 5 };
+		entries[i] =
+			(struct afd_entry){ .sequence = i, .ids = b->golden.ids + i, .n_ids = 5 };
 		assert_int_equal(afd_attn_truncate(b->rig.attn, i, 0), 0);
 	}
 	assert_int_equal(afd_attn_step(b->rig.attn, &batch, 50), -ETIMEDOUT);
@@ -235,8 +252,10 @@ static void a_step_cancelled_after_any_poll_can_be_repeated_with_the_same_bits(v
 	float *whole = calloc(n, sizeof(float)), *repeated = calloc(n, sizeof(float));
 	const struct rig_params params = { .attn.max_outputs = 64 };
 	struct afd_entry entry = { .sequence = 99, .ids = b->golden.ids, .n_ids = 5 };
-	const struct afd_batch batch = { .size = sizeof(batch), .entries = &entry, .n_entries = 1,
-					 .entry_bytes = sizeof(entry) };
+	const struct afd_batch batch = { .size = sizeof(batch),
+		.entries = &entry,
+		.n_entries = 1,
+		.entry_bytes = sizeof(entry) };
 	float *reference = batches_run(&b->golden, &params, true);
 	uint32_t polls, i;
 
@@ -261,8 +280,10 @@ static void an_ffn_that_is_lost_ends_the_step_and_leaves_sequences_intact(void *
 {
 	struct bench *b = *state;
 	const struct afd_entry entry = { .sequence = 1, .ids = b->golden.ids + 5, .n_ids = 2 };
-	const struct afd_batch batch = { .size = sizeof(batch), .entries = &entry, .n_entries = 1,
-					 .entry_bytes = sizeof(entry) };
+	const struct afd_batch batch = { .size = sizeof(batch),
+		.entries = &entry,
+		.n_entries = 1,
+		.entry_bytes = sizeof(entry) };
 	struct afd_attn_stats before = { .size = sizeof(before) }, after = before;
 	int rc = 0, i;
 
@@ -304,7 +325,9 @@ static int compute(void *user, const struct afd_ffn_pass *pass)
 
 static void a_compute_function_that_fails_ends_the_step_which_can_be_repeated(void **state)
 {
-	const struct rig_params params = { .address = "loop:compute", .lanes = 2, .compute = compute };
+	const struct rig_params params = {
+		.address = "loop:compute", .lanes = 2, .compute = compute
+	};
 	int32_t undisturbed[N_EQUAL], repeated[N_EQUAL];
 	struct bench *b;
 	uint64_t i;
@@ -333,10 +356,12 @@ static int sooner(int a, int b)
 	return a < b ? a : b;
 }
 
-/* Sleeps until a descriptor or a timeout asks for a poll; returns what the attention side's poll says. */
+/* Sleeps until a descriptor or a timeout asks for a poll; returns what the attention side's poll
+ * says. */
 static int turn_of_loop(struct bench *b)
 {
-	struct pollfd fds[2] = { { afd_attn_fd(b->rig.attn), POLLIN, 0 }, { afd_ffn_fd(b->rig.ffn), POLLIN, 0 } };
+	struct pollfd fds[2] = { { afd_attn_fd(b->rig.attn), POLLIN, 0 },
+		{ afd_ffn_fd(b->rig.ffn), POLLIN, 0 } };
 	int timeout_ms = sooner(afd_attn_timeout_ms(b->rig.attn), afd_ffn_timeout_ms(b->rig.ffn));
 
 	/* A signal that got lost would make it sleep. */
@@ -349,8 +374,10 @@ static void an_event_loop_needs_only_descriptors_and_timeouts(void **state)
 {
 	struct bench *b = *state;
 	const struct afd_entry entry = { .sequence = 1, .ids = b->golden.ids, .n_ids = 4 };
-	const struct afd_batch batch = { .size = sizeof(batch), .entries = &entry, .n_entries = 1,
-					 .entry_bytes = sizeof(entry) };
+	const struct afd_batch batch = { .size = sizeof(batch),
+		.entries = &entry,
+		.n_entries = 1,
+		.entry_bytes = sizeof(entry) };
 	int step, rc, n_turns = 0;
 
 	assert_int_equal(afd_attn_add(b->rig.attn, 1), 0);
@@ -371,7 +398,8 @@ static void an_idle_stage_does_not_wake_its_loop(void **state)
 	time_t end = time(NULL) + 1;
 	int n_turns = 0;
 
-	rig_append(&b->rig, (assert_int_equal(afd_attn_add(b->rig.attn, 1), 0), 1), b->golden.ids, 4, NULL);
+	rig_append(&b->rig, (assert_int_equal(afd_attn_add(b->rig.attn, 1), 0), 1), b->golden.ids,
+		4, NULL);
 	while (time(NULL) <= end) {
 		struct pollfd fd = { afd_attn_fd(b->rig.attn), POLLIN, 0 };
 		int timeout_ms = afd_attn_timeout_ms(b->rig.attn);

@@ -71,7 +71,7 @@ class Operations(unittest.TestCase):
 
     def test_every_environment_variable_is_listed(self):
         self.expect(name for path in sources("lib", "kernels", "modules", "examples")
-                    for name in re.findall(r'getenv\("(\w+)"\)', path.read_text()))
+                    for name in re.findall(r'"(AFD_[A-Z_]+)"', path.read_text()))
 
     def test_every_metric_is_listed(self):
         self.expect(name for path in sources("lib", "modules")

@@ -45,11 +45,12 @@ def report(label, test):
         else:
             n_seen += 1
             if case[2] == "# SKIP":
-                say("skipped", label, case[3], before)
+                say("skipped", label, case[3], before.removeprefix("skipped: ") or "it gives no reason")
             elif case[1] == "ok":
                 say("passed", label, case[3])
             else:
                 pending, n_failed = [case[3], ""], n_failed + 1
+            before = ""
     if pending:
         say("failed", label, *pending)
     why = f"{test['result']}, exit {test['returncode']}: {last_words(test.get('stderr') or output)}"

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The plan of a batch, without a device: what is refused, how rows are laid out for the upload, how entries spread over lanes.
+ * The plan of a batch, without a device: what is refused, how rows are laid out for the upload, how
+ * entries spread over lanes.
  */
 #include <stdarg.h>
 #include <setjmp.h>
@@ -53,8 +54,12 @@ static float logits[1];
 
 static int plan(struct bench *b, const struct afd_entry *entries, uint32_t n)
 {
-	struct afd_batch batch = { .size = sizeof(batch), .entries = entries, .n_entries = n,
-				   .entry_bytes = sizeof(*entries), .logits = logits, .logits_rows = 100 };
+	struct afd_batch batch = { .size = sizeof(batch),
+		.entries = entries,
+		.n_entries = n,
+		.entry_bytes = sizeof(*entries),
+		.logits = logits,
+		.logits_rows = 100 };
 
 	return afd__batch_plan(&b->batch, &batch);
 }
@@ -67,10 +72,30 @@ static void rows_are_laid_out_in_the_order_of_entries_and_ids(void **state)
 		{ .sequence = 10, .ids = ids + 5, .n_ids = 2, .outputs = AFD_OUTPUT_ALL },
 	};
 	static const int32_t first[] = {
-		7, 8, 9, 10, 11, 12, 13, /* ids */
-		0, 1, 2, 3, 4, 0, 1,     /* positions */
-		0, 0, 0, 0, 0, 1, 1,     /* rows of the page table */
-		4, 5, 6,                 /* rows with an output */
+		7,
+		8,
+		9,
+		10,
+		11,
+		12,
+		13, /* ids */
+		0,
+		1,
+		2,
+		3,
+		4,
+		0,
+		1, /* positions */
+		0,
+		0,
+		0,
+		0,
+		0,
+		1,
+		1, /* rows of the page table */
+		4,
+		5,
+		6, /* rows with an output */
 	};
 	/* The first group: slots, and page tables of two pages each. */
 	static const int32_t group[] = { 0, 1, 2, 3, 4, 8, 9, /* pages */ 0, 1, 2, 0 };
@@ -78,8 +103,10 @@ static void rows_are_laid_out_in_the_order_of_entries_and_ids(void **state)
 	assert_int_equal(plan(b, entries, 2), 0);
 	assert_int_equal(b->batch.n_words, 24 + 2 * 11);
 	assert_memory_equal(b->batch.words, first, sizeof(first));
-	assert_memory_equal(b->batch.words + afd__batch_slots_at(&b->batch, 0), group, sizeof(group));
-	assert_memory_equal(b->batch.words + afd__batch_slots_at(&b->batch, 1), group, sizeof(group));
+	assert_memory_equal(
+		b->batch.words + afd__batch_slots_at(&b->batch, 0), group, sizeof(group));
+	assert_memory_equal(
+		b->batch.words + afd__batch_slots_at(&b->batch, 1), group, sizeof(group));
 	assert_int_equal(afd__batch_entry_of(&b->batch, 4)->id, 11);
 	assert_int_equal(afd__batch_entry_of(&b->batch, 5)->id, 10);
 }
@@ -104,17 +131,25 @@ static void a_bad_batch_is_refused_by_name_and_changes_nothing(void **state)
 {
 	const struct afd_entry good = { .sequence = 10, .ids = ids, .n_ids = 4 };
 	static const int32_t high[] = { 1, VOCAB }, low[] = { -1 };
-	const struct { struct afd_entry second; int rc; const char *text; } cases[] = {
-		{ { .sequence = 10, .ids = ids, .n_ids = 1 }, -EINVAL, "sequence 10: it stands in the batch twice" },
+	const struct {
+		struct afd_entry second;
+		int rc;
+		const char *text;
+	} cases[] = {
+		{ { .sequence = 10, .ids = ids, .n_ids = 1 }, -EINVAL,
+			"sequence 10: it stands in the batch twice" },
 		{ { .sequence = 99, .ids = ids, .n_ids = 1 }, -ENOENT, "sequence 99" },
 		{ { .sequence = 11, .ids = ids, .n_ids = 0 }, -EINVAL, "n_ids is 0" },
 		{ { .sequence = 11, .ids = NULL, .n_ids = 1 }, -EINVAL, "ids is NULL" },
-		{ { .sequence = 11, .ids = high, .n_ids = 2 }, -EINVAL, "id 1 is 100, the vocabulary has 100" },
+		{ { .sequence = 11, .ids = high, .n_ids = 2 }, -EINVAL,
+			"id 1 is 100, the vocabulary has 100" },
 		{ { .sequence = 11, .ids = low, .n_ids = 1 }, -EINVAL, "id 0 is -1" },
 		{ { .sequence = 11, .ids = ids, .n_ids = 7 }, -ENOSPC, "max_rows = 10" },
 		{ { .sequence = 11, .ids = ids, .n_ids = UINT32_MAX }, -ENOSPC, "max_rows = 10" },
-		{ { .sequence = 11, .ids = ids, .n_ids = 1, .outputs = 4 }, -EINVAL, "outputs is 4" },
-		{ { .sequence = 11, .ids = ids, .n_ids = 3, .outputs = AFD_OUTPUT_ALL }, -ENOSPC, "max_outputs is 3" },
+		{ { .sequence = 11, .ids = ids, .n_ids = 1, .outputs = 4 }, -EINVAL,
+			"outputs is 4" },
+		{ { .sequence = 11, .ids = ids, .n_ids = 3, .outputs = AFD_OUTPUT_ALL }, -ENOSPC,
+			"max_outputs is 3" },
 	};
 	struct bench *b = *state;
 	size_t i;
@@ -154,9 +189,15 @@ static void pages_that_do_not_reach_for_the_second_entry_are_given_back(void **s
 static void a_room_that_is_too_small_for_outputs_is_refused(void **state)
 {
 	struct bench *b = *state;
-	const struct afd_entry entry = { .sequence = 10, .ids = ids, .n_ids = 3, .outputs = AFD_OUTPUT_ALL };
-	struct afd_batch batch = { .size = sizeof(batch), .entries = &entry, .n_entries = 1,
-				   .entry_bytes = sizeof(entry), .logits = logits, .logits_rows = 2 };
+	const struct afd_entry entry = {
+		.sequence = 10, .ids = ids, .n_ids = 3, .outputs = AFD_OUTPUT_ALL
+	};
+	struct afd_batch batch = { .size = sizeof(batch),
+		.entries = &entry,
+		.n_entries = 1,
+		.entry_bytes = sizeof(entry),
+		.logits = logits,
+		.logits_rows = 2 };
 	int32_t greedy[3];
 
 	assert_int_equal(afd__batch_plan(&b->batch, &batch), -EINVAL);
@@ -174,12 +215,17 @@ static void a_room_that_is_too_small_for_outputs_is_refused(void **state)
 static void entries_of_a_newer_host_are_read_by_their_stride(void **state)
 {
 	struct bench *b = *state;
-	struct { struct afd_entry known; uint64_t unknown; } entries[2] = {
+	struct {
+		struct afd_entry known;
+		uint64_t unknown;
+	} entries[2] = {
 		{ { .sequence = 10, .ids = ids, .n_ids = 1 }, 0 },
 		{ { .sequence = 11, .ids = ids, .n_ids = 2 }, 0 },
 	};
-	struct afd_batch batch = { .size = sizeof(batch), .entries = &entries[0].known, .n_entries = 2,
-				   .entry_bytes = sizeof(entries[0]) };
+	struct afd_batch batch = { .size = sizeof(batch),
+		.entries = &entries[0].known,
+		.n_entries = 2,
+		.entry_bytes = sizeof(entries[0]) };
 
 	assert_int_equal(afd__batch_plan(&b->batch, &batch), 0);
 	assert_int_equal(b->batch.n_rows, 3);
@@ -195,7 +241,9 @@ static void entries_of_a_newer_host_are_read_by_their_stride(void **state)
 
 static void entries_spread_evenly_over_lanes(void **state)
 {
-	static const struct { uint32_t n_lanes, n_entries, rows[6], expected[4]; } cases[] = {
+	static const struct {
+		uint32_t n_lanes, n_entries, rows[6], expected[4];
+	} cases[] = {
 		{ 1, 3, { 5, 1, 1 }, { 7 } },
 		{ 2, 4, { 1, 1, 1, 1 }, { 2, 2 } },
 		{ 2, 4, { 100, 1, 1, 1 }, { 100, 3 } },

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The compute threads: every task once, whatever the number of threads and callers; nobody waits for somebody who
- * sleeps; idle threads cost nothing.
+ * The compute threads: every task once, whatever the number of threads and callers; nobody waits
+ * for somebody who sleeps; idle threads cost nothing.
  */
 #include <pthread.h>
 #include <setjmp.h>
@@ -45,7 +45,8 @@ static void sleep_ms(long ms)
 
 static void every_task_runs_once(void **state)
 {
-	static const uint32_t all_threads[] = { 1, 2, 3, 9 }, all_tasks[] = { 0, 1, 2, 7, TASKS_MAX };
+	static const uint32_t all_threads[] = { 1, 2, 3, 9 },
+			      all_tasks[] = { 0, 1, 2, 7, TASKS_MAX };
 
 	for (int i = 0; i < 4; i++) {
 		struct afd__pool *pool = afd__pool_create(NULL, all_threads[i]);
@@ -185,7 +186,8 @@ static void idle_threads_use_no_cpu(void **state)
 	clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &before);
 	sleep_ms(300);
 	clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &after);
-	assert_true((after.tv_sec - before.tv_sec) * 1000000000L + after.tv_nsec - before.tv_nsec < 3000000);
+	assert_true((after.tv_sec - before.tv_sec) * 1000000000L + after.tv_nsec - before.tv_nsec <
+		    3000000);
 	afd__pool_destroy(pool);
 }
 

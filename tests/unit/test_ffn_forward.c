@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * afd_ffn_forward against the plain double computation of a layer: shapes that fit no block, every dtype of weights and rows,
- * strides, and what it refuses. The laws of the bits (a row does not know its neighbours) stand beside it.
+ * afd_ffn_forward against the plain double computation of a layer: shapes that fit no block, every
+ * dtype of weights and rows, strides, and what it refuses. The laws of the bits (a row does not
+ * know its neighbours) stand beside it.
  */
 #include "../system/ffn_model.h"
 
@@ -12,9 +13,9 @@ struct forward_case {
 	double nmse;
 };
 
-#define F32 AFD_DTYPE_F32
-#define BF16 AFD_DTYPE_BF16
-#define F16 AFD_DTYPE_F16
+#define F32        AFD_DTYPE_F32
+#define BF16       AFD_DTYPE_BF16
+#define F16        AFD_DTYPE_F16
 #define ALL(dtype) { dtype, dtype, dtype }
 
 static const struct forward_case cases[] = {
@@ -45,9 +46,13 @@ struct stage {
 
 static void stage_create(struct stage *s, const struct forward_case *c)
 {
-	struct afd_ffn_params params = { .size = sizeof(params), .max_rows = c->max_rows, .device = test_device() };
+	struct afd_ffn_params params = {
+		.size = sizeof(params), .max_rows = c->max_rows, .device = test_device()
+	};
 
-	*s = (struct stage){ .model = { .hidden = c->hidden, .width = c->width, .n_layers = N_LAYERS } };
+	*s = (struct stage){
+		.model = { .hidden = c->hidden, .width = c->width, .n_layers = N_LAYERS }
+	};
 	memcpy(s->model.dtype, c->dtype, sizeof(c->dtype));
 	assert_int_equal(afd_context_create(&s->ctx, NULL), 0);
 	ffn_model_open(&s->model, s->ctx, c->weights);
@@ -87,7 +92,8 @@ static struct rows rows_create(uint32_t n_rows, uint32_t hidden, int32_t dtype, 
 			if (dtype == F16 && x != 0) {
 				float fraction = frexpf(fabsf(x), &exponent);
 
-				half = (uint16_t)((x < 0) << 15 | (exponent + 14) << 10 | ((int)(fraction * 2048) & 1023));
+				half = (uint16_t)((x < 0) << 15 | (exponent + 14) << 10 |
+						  ((int)(fraction * 2048) & 1023));
 			}
 			if (dtype == F32)
 				memcpy(r.memory + i * r.row_bytes + 4 * k, &x, 4);
@@ -98,7 +104,8 @@ static struct rows rows_create(uint32_t n_rows, uint32_t hidden, int32_t dtype, 
 	return r;
 }
 
-static void check_rows(const struct stage *s, const struct forward_case *c, uint32_t layer, const float *x, const struct rows *y)
+static void check_rows(const struct stage *s, const struct forward_case *c, uint32_t layer,
+	const float *x, const struct rows *y)
 {
 	double expected[512], error = 0, size = 0;
 
@@ -119,29 +126,39 @@ static void check_rows(const struct stage *s, const struct forward_case *c, uint
 		fail_msg("%s: layer %u: NMSE %g, limit %g", c->name, layer, error / size, c->nmse);
 }
 
+static void run_layer(struct stage *s, const struct forward_case *c, uint32_t layer, const float *x)
+{
+	struct rows xs = rows_create(c->n_rows, c->hidden, c->x_dtype, x);
+	struct rows ys = rows_create(c->n_rows, c->hidden, c->y_dtype, NULL);
+	struct afd_ffn_rows rows = {
+		.size = sizeof(rows),
+		.layer = (int32_t)layer,
+		.n_rows = c->n_rows,
+		.x = xs.memory,
+		.y = ys.memory,
+		.x_dtype = c->x_dtype,
+		.y_dtype = c->y_dtype,
+		.x_row_bytes = xs.row_bytes,
+		.y_row_bytes = ys.row_bytes,
+	};
+
+	if (afd_ffn_forward(s->ffn, &rows))
+		fail_msg("%s: %s", c->name, afd_last_error());
+	check_rows(s, c, layer, x, &ys);
+	free(xs.memory);
+	free(ys.memory);
+}
+
 static void every_shape_and_dtype_agrees_with_double_precision(void **state)
 {
 	for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
-		const struct forward_case *c = &cases[i];
 		float x[16 * 64];
 		struct stage s;
 
-		stage_create(&s, c);
-		draw_rows(x, (size_t)c->n_rows * c->hidden, 5);
-		for (int32_t layer = 0; layer < N_LAYERS; layer++) {
-			struct rows xs = rows_create(c->n_rows, c->hidden, c->x_dtype, x);
-			struct rows ys = rows_create(c->n_rows, c->hidden, c->y_dtype, NULL);
-			struct afd_ffn_rows rows = {
-				.size = sizeof(rows), .layer = layer, .n_rows = c->n_rows, .x = xs.memory, .y = ys.memory,
-				.x_dtype = c->x_dtype, .y_dtype = c->y_dtype, .x_row_bytes = xs.row_bytes, .y_row_bytes = ys.row_bytes,
-			};
-
-			if (afd_ffn_forward(s.ffn, &rows))
-				fail_msg("%s: %s", c->name, afd_last_error());
-			check_rows(&s, c, (uint32_t)layer, x, &ys);
-			free(xs.memory);
-			free(ys.memory);
-		}
+		stage_create(&s, &cases[i]);
+		draw_rows(x, (size_t)cases[i].n_rows * cases[i].hidden, 5);
+		for (uint32_t layer = 0; layer < N_LAYERS; layer++)
+			run_layer(&s, &cases[i], layer, x);
 		stage_destroy(&s);
 	}
 }
@@ -158,7 +175,8 @@ static void forward(struct stage *s, uint32_t n_rows, const float *x, float *y)
 
 static void a_row_does_not_know_its_neighbours(void **state)
 {
-	const struct forward_case c = { "bits", 37, 53, 9, 4, AFD_WEIGHTS_PACKED, ALL(BF16), F32, F32, 0 };
+	const struct forward_case c = { "bits", 37, 53, 9, 4, AFD_WEIGHTS_PACKED, ALL(BF16), F32,
+		F32, 0 };
 	float x[9 * 37], together[9 * 37], alone[37];
 	struct stage s;
 
@@ -174,7 +192,8 @@ static void a_row_does_not_know_its_neighbours(void **state)
 
 static void a_row_of_nan_leaves_the_others_alone(void **state)
 {
-	const struct forward_case c = { "nan", 37, 53, 3, 0, AFD_WEIGHTS_PACKED, ALL(F32), F32, F32, 0 };
+	const struct forward_case c = { "nan", 37, 53, 3, 0, AFD_WEIGHTS_PACKED, ALL(F32), F32, F32,
+		0 };
 	float x[3 * 37], clean[3 * 37], y[3 * 37];
 	struct stage s;
 
@@ -191,7 +210,8 @@ static void a_row_of_nan_leaves_the_others_alone(void **state)
 
 static void y_may_be_x(void **state)
 {
-	const struct forward_case c = { "in place", 37, 53, 5, 2, AFD_WEIGHTS_PACKED, ALL(BF16), F32, F32, 0 };
+	const struct forward_case c = { "in place", 37, 53, 5, 2, AFD_WEIGHTS_PACKED, ALL(BF16),
+		F32, F32, 0 };
 	float x[5 * 37], y[5 * 37];
 	struct stage s;
 
@@ -218,7 +238,8 @@ static void no_rows_are_fine(void **state)
 
 static void rows_and_passes_are_counted(void **state)
 {
-	const struct forward_case c = { "counts", 8, 16, 5, 2, AFD_WEIGHTS_PACKED, ALL(BF16), F32, F32, 0 };
+	const struct forward_case c = { "counts", 8, 16, 5, 2, AFD_WEIGHTS_PACKED, ALL(BF16), F32,
+		F32, 0 };
 	struct afd_ffn_stats stats = { .size = sizeof(stats) };
 	float x[5 * 8] = { 0 };
 	struct stage s;
@@ -235,8 +256,10 @@ static void rows_and_passes_are_counted(void **state)
 
 static void packed_and_in_place_weights_have_one_fingerprint(void **state)
 {
-	struct forward_case c = { "fingerprint", 38, 54, 1, 0, AFD_WEIGHTS_PACKED, ALL(BF16), F32, F32, 0 };
-	struct afd_ffn_stats packed = { .size = sizeof(packed) }, in_place = { .size = sizeof(in_place) };
+	struct forward_case c = { "fingerprint", 38, 54, 1, 0, AFD_WEIGHTS_PACKED, ALL(BF16), F32,
+		F32, 0 };
+	struct afd_ffn_stats packed = { .size = sizeof(packed) },
+			     in_place = { .size = sizeof(in_place) };
 	struct stage s;
 
 	stage_create(&s, &c);
@@ -263,14 +286,20 @@ static void bad_rows_are_refused_and_y_is_as_before(void **state)
 {
 	float x[32] = { 0 }, y[32];
 	const struct refusal refusals[] = {
-		{ "layer below", { .layer = -1, .n_rows = 1, .x = x, .y = y }, -EINVAL, "layer -1 is not held, it holds 0 .. 1" },
-		{ "layer above", { .layer = 2, .n_rows = 1, .x = x, .y = y }, -EINVAL, "layer 2 is not held, it holds 0 .. 1" },
+		{ "layer below", { .layer = -1, .n_rows = 1, .x = x, .y = y }, -EINVAL,
+			"layer -1 is not held, it holds 0 .. 1" },
+		{ "layer above", { .layer = 2, .n_rows = 1, .x = x, .y = y }, -EINVAL,
+			"layer 2 is not held, it holds 0 .. 1" },
 		{ "no x", { .n_rows = 1, .y = y }, -EINVAL, "x is NULL" },
 		{ "no y", { .n_rows = 1, .x = x }, -EINVAL, "y is NULL" },
-		{ "x_dtype", { .n_rows = 1, .x = x, .y = y, .x_dtype = 9 }, -EINVAL, "x_dtype is 9" },
-		{ "y_dtype", { .n_rows = 1, .x = x, .y = y, .y_dtype = -1 }, -EINVAL, "y_dtype is -1" },
-		{ "fp8", { .n_rows = 1, .x = x, .y = y, .x_dtype = AFD_DTYPE_FP8 }, -ENOTSUP, "x_dtype is fp8" },
-		{ "x_row_bytes", { .n_rows = 1, .x = x, .y = y, .x_row_bytes = 127 }, -EINVAL, "x_row_bytes is 127, a row has 128" },
+		{ "x_dtype", { .n_rows = 1, .x = x, .y = y, .x_dtype = 9 }, -EINVAL,
+			"x_dtype is 9" },
+		{ "y_dtype", { .n_rows = 1, .x = x, .y = y, .y_dtype = -1 }, -EINVAL,
+			"y_dtype is -1" },
+		{ "fp8", { .n_rows = 1, .x = x, .y = y, .x_dtype = AFD_DTYPE_FP8 }, -ENOTSUP,
+			"x_dtype is fp8" },
+		{ "x_row_bytes", { .n_rows = 1, .x = x, .y = y, .x_row_bytes = 127 }, -EINVAL,
+			"x_row_bytes is 127, a row has 128" },
 	};
 	struct stage s;
 
@@ -306,8 +335,10 @@ static void bad_params_are_refused_by_name(void **state)
 	static const struct bad_params bad[] = {
 		{ "max_rows", { .max_rows = 65537 }, -EINVAL, "max_rows is 65537, limit 65536" },
 		{ "first_layer", { .first_layer = 2 }, -EINVAL, "first_layer 2" },
-		{ "n_layers", { .first_layer = 1, .n_layers = 2 }, -EINVAL, "n_layers 2, the model has 2" },
-		{ "n_layers that overflows", { .first_layer = 1, .n_layers = UINT32_MAX }, -EINVAL, "the model has 2" },
+		{ "n_layers", { .first_layer = 1, .n_layers = 2 }, -EINVAL,
+			"n_layers 2, the model has 2" },
+		{ "n_layers that overflows", { .first_layer = 1, .n_layers = UINT32_MAX }, -EINVAL,
+			"the model has 2" },
 		{ "device", { .device = "abacus" }, -EINVAL, "abacus" },
 		{ "both", { .compute = compute_nothing }, -EINVAL, "both of model and compute" },
 		{ "weights", { .weights = { 1, 2 } }, -EINVAL, "weights" },
@@ -330,7 +361,9 @@ static void bad_params_are_refused_by_name(void **state)
 
 static void a_stage_of_some_layers_computes_those_only(void **state)
 {
-	struct afd_ffn_params params = { .size = sizeof(params), .first_layer = 1, .n_layers = 1, .device = test_device() };
+	struct afd_ffn_params params = {
+		.size = sizeof(params), .first_layer = 1, .n_layers = 1, .device = test_device()
+	};
 	struct afd_ffn_rows rows = { .size = sizeof(rows), .n_rows = 1 };
 	float x[32], whole[32], part[32];
 	struct stage s;
@@ -352,7 +385,9 @@ static void a_stage_of_some_layers_computes_those_only(void **state)
 	stage_destroy(&s);
 }
 
-struct seen { uint64_t done, total, n; };
+struct seen {
+	uint64_t done, total, n;
+};
 
 static void keep_progress(void *user, uint64_t done, uint64_t total)
 {
@@ -365,7 +400,9 @@ static void keep_progress(void *user, uint64_t done, uint64_t total)
 static void progress_ends_at_all_bytes(void **state)
 {
 	struct seen seen = { 0 };
-	struct afd_ffn_params params = { .size = sizeof(params), .progress = keep_progress, .progress_user = &seen };
+	struct afd_ffn_params params = {
+		.size = sizeof(params), .progress = keep_progress, .progress_user = &seen
+	};
 	struct stage s;
 	afd_ffn *ffn;
 

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The gather in a flow: peers that answer each reply with the next layer's rows after a while, a server that takes 100 us
- * for a pass, and a clock that the test moves. What is looked at is what users see: rows of a pass, and what a peer loses.
+ * The gather in a flow: peers that answer each reply with the next layer's rows after a while, a
+ * server that takes 100 us for a pass, and a clock that the test moves. What is looked at is what
+ * users see: rows of a pass, and what a peer loses.
  */
 #include "../../lib/ffn/gather.h"
 
@@ -43,17 +44,34 @@ static bool has_ended(const struct flow_peer *p)
 	return p->end_us && p->next_us >= p->end_us;
 }
 
+static struct afd__gather_rule rule_of(const struct flow *f)
+{
+	return (struct afd__gather_rule){
+		.cap_ns = f->cap_us * US,
+		.step_cap_ns = 10 * f->cap_us * US,
+		.pass_ns = PASS_US * US,
+		.n_layers = f->n_layers,
+		.full_rows = 64,
+	};
+}
+
 static void take(struct flow *f)
 {
+	struct afd__gather_rule rule = rule_of(f);
+
 	for (uint32_t i = 0; i < f->n_peers; i++) {
 		struct flow_peer *p = &f->peers[i];
 		struct afd__held *h = &f->held[f->n_held];
 
 		if (p->waits || p->next_us > f->now_us || has_ended(p))
 			continue;
-		*h = (struct afd__held){ .part = { .peer = i, .layer = p->layer, .n_rows = 1, .n_parts = 1,
-		                                   .arrived_ns = p->next_us * US }, .turn_ns = f->now_us * US };
-		afd__arrivals_came(&f->arrivals, &h->part, 2 * f->cap_us * US);
+		*h = (struct afd__held){ .part = { .peer = i,
+						 .layer = p->layer,
+						 .n_rows = 1,
+						 .n_parts = 1,
+						 .arrived_ns = p->next_us * US },
+			.turn_ns = f->now_us * US };
+		afd__arrivals_came(&f->arrivals, &h->part, &rule);
 		p->waits = true;
 		f->n_held++;
 	}
@@ -61,7 +79,7 @@ static void take(struct flow *f)
 
 static void choose(struct flow *f, struct afd__gather_choice *choice)
 {
-	struct afd__gather_rule rule = { .cap_ns = f->cap_us * US, .pass_ns = PASS_US * US, .n_layers = f->n_layers, .full_rows = 64 };
+	struct afd__gather_rule rule = rule_of(f);
 	struct afd__source joined[MAX_PEERS];
 	struct afd__gather_source sources[2 * MAX_PEERS];
 	uint32_t n;
@@ -69,9 +87,12 @@ static void choose(struct flow *f, struct afd__gather_choice *choice)
 	for (uint32_t i = 0; i < f->n_peers; i++) {
 		const struct flow_peer *p = &f->peers[i];
 
-		joined[i] = (struct afd__source){ .peer = i, .next_layer = p->layer ? p->layer : f->n_layers, .n_rows = 1 };
+		joined[i] = (struct afd__source){
+			.peer = i, .next_layer = p->layer ? p->layer : f->n_layers, .n_rows = 1
+		};
 	}
-	n = afd__arrivals_sources(&f->arrivals, joined, f->n_peers, f->held, f->n_held, &rule, sources);
+	n = afd__arrivals_sources(
+		&f->arrivals, joined, f->n_peers, f->held, f->n_held, &rule, sources);
 	afd__gather_choose(&rule, sources, n, f->now_us * US, choice);
 }
 
@@ -83,7 +104,8 @@ static void answer(struct flow *f, const struct afd__held *h)
 	p->waits = false;
 	p->n_passes++;
 	p->layer = (p->layer + 1) % f->n_layers;
-	p->next_us = f->now_us + p->think_us + draw(f, p->spread_us) + (p->layer ? 0 : p->between_us);
+	p->next_us =
+		f->now_us + p->think_us + draw(f, p->spread_us) + (p->layer ? 0 : p->between_us);
 }
 
 static void run(struct flow *f, uint32_t layer)
@@ -140,7 +162,8 @@ static void flow_until(struct flow *f, uint64_t settled_us, uint64_t end_us)
 		if (choice.layer >= 0) {
 			run(f, (uint32_t)choice.layer);
 		} else {
-			uint64_t next_us = next_arrival_us(f), until_us = choice.until_ns / US + (choice.until_ns % US != 0);
+			uint64_t next_us = next_arrival_us(f),
+				 until_us = choice.until_ns / US + (choice.until_ns % US != 0);
 
 			f->now_us = next_us < until_us ? next_us : until_us;
 		}
@@ -151,7 +174,9 @@ static struct flow *flow_create(uint32_t n_peers, uint32_t n_layers, const struc
 {
 	static struct flow flow;
 
-	flow = (struct flow){ .n_peers = n_peers, .n_layers = n_layers, .cap_us = 2000, .seed = 7, .now_us = 1000 };
+	flow = (struct flow){
+		.n_peers = n_peers, .n_layers = n_layers, .cap_us = 2000, .seed = 7, .now_us = 1000
+	};
 	assert_int_equal(afd__arrivals_create(&flow.arrivals, &flow.ctx, n_peers, 0, n_layers), 0);
 	for (uint32_t i = 0; i < n_peers; i++) {
 		flow.peers[i] = *like;
@@ -181,8 +206,9 @@ static void peers_of_one_rhythm_meet_in_one_pass(void **state)
 			struct flow *f = flow_create(4, n_layers[i], &likes[k]);
 
 			flow_until(f, 1000000, 3000000);
-			print_message("%u layers, think %u + %u us: %.2f rows per pass\n", n_layers[i], likes[k].think_us,
-			              likes[k].spread_us, rows_per_pass(f));
+			print_message("%u layers, think %u + %u us: %.2f rows per pass\n",
+				n_layers[i], likes[k].think_us, likes[k].spread_us,
+				rows_per_pass(f));
 			assert_true(rows_per_pass(f) > 3.5);
 			afd__arrivals_destroy(&f->arrivals);
 		}
@@ -191,7 +217,8 @@ static void peers_of_one_rhythm_meet_in_one_pass(void **state)
 
 static void no_rows_wait_longer_than_the_cap_for_others(void **state)
 {
-	struct flow *f = flow_create(8, 4, &(struct flow_peer){ .think_us = 50, .spread_us = 3000, .between_us = 3000 });
+	struct flow *f = flow_create(
+		8, 4, &(struct flow_peer){ .think_us = 50, .spread_us = 3000, .between_us = 3000 });
 
 	flow_until(f, 0, 3000000);
 	assert_true(f->longest_wait_us > 0);
@@ -202,7 +229,8 @@ static void no_rows_wait_longer_than_the_cap_for_others(void **state)
 
 static void a_slow_peer_does_not_set_the_pace_of_a_quick_one(void **state)
 {
-	struct flow *f = flow_create(2, 8, &(struct flow_peer){ .think_us = 50, .spread_us = 20, .between_us = 50 });
+	struct flow *f = flow_create(
+		2, 8, &(struct flow_peer){ .think_us = 50, .spread_us = 20, .between_us = 50 });
 	double cycle_us;
 
 	f->peers[1].think_us = 1900;
@@ -215,7 +243,8 @@ static void a_slow_peer_does_not_set_the_pace_of_a_quick_one(void **state)
 
 static void a_peer_that_stops_costs_the_others_one_wait(void **state)
 {
-	struct flow *f = flow_create(2, 8, &(struct flow_peer){ .think_us = 50, .spread_us = 20, .between_us = 50 });
+	struct flow *f = flow_create(
+		2, 8, &(struct flow_peer){ .think_us = 50, .spread_us = 20, .between_us = 50 });
 	double cycle_us;
 
 	f->peers[1].end_us = 1000000;
@@ -228,7 +257,8 @@ static void a_peer_that_stops_costs_the_others_one_wait(void **state)
 
 static void a_peer_that_joins_late_is_met(void **state)
 {
-	struct flow *f = flow_create(4, 28, &(struct flow_peer){ .think_us = 100, .spread_us = 50, .between_us = 300 });
+	struct flow *f = flow_create(
+		4, 28, &(struct flow_peer){ .think_us = 100, .spread_us = 50, .between_us = 300 });
 
 	f->peers[3].next_us = 1003000;
 	flow_until(f, 1200000, 2000000);

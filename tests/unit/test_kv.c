@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The books of the KV cache, without a device: page lists, counts, copies, and going back. The random walk holds every
- * count against what the lists themselves say after each operation.
+ * The books of the KV cache, without a device: page lists, counts, copies, and going back. The
+ * random walk holds every count against what the lists themselves say after each operation.
  */
 #include <stdarg.h>
 #include <setjmp.h>
@@ -13,9 +13,11 @@
 
 #include "../../lib/attn/kv.h"
 
-static struct afd__kv make(uint32_t n_groups, uint32_t n_pages, uint32_t page_size, uint32_t n_sequences)
+static struct afd__kv make(
+	uint32_t n_groups, uint32_t n_pages, uint32_t page_size, uint32_t n_sequences)
 {
-	struct afd__kv_shape shape = { n_groups, n_pages, page_size, n_sequences, n_pages * page_size };
+	struct afd__kv_shape shape = { n_groups, n_pages, page_size, n_sequences,
+		n_pages * page_size };
 	struct afd_context *ctx;
 	struct afd__kv kv;
 
@@ -144,9 +146,11 @@ static void a_restored_reservation_leaves_the_books_byte_for_byte(void **state)
 	afd__kv_restore(&kv, 2);
 	afd__kv_restore(&kv, 1);
 	afd__kv_restore(&kv, 0);
-	/* Entries behind the end of a list are nobody's, so compare all before the lists, and the lists by length. */
+	/* Entries behind the end of a list are nobody's, so compare all before the lists, and the
+	 * lists by length. */
 	assert_memory_equal(before, kv.memory, (size_t)((char *)kv.lists - (char *)kv.memory));
-	assert_memory_equal(before + ((char *)kv.lists - (char *)kv.memory), afd__kv_list(&kv, 0, 0), 2 * sizeof(int32_t));
+	assert_memory_equal(before + ((char *)kv.lists - (char *)kv.memory),
+		afd__kv_list(&kv, 0, 0), 2 * sizeof(int32_t));
 	end(&kv);
 }
 
@@ -202,7 +206,8 @@ static void check_counts(const struct afd__kv *kv)
 	for (g = 0; g < kv->shape.n_groups; g++) {
 		memset(counts, 0, sizeof(counts));
 		for (s = 0; s < WALK_SEQUENCES; s++) {
-			uint32_t n = afd__kv_pages(kv, kv->sequences[s].length + kv->sequences[s].reserved);
+			uint32_t n = afd__kv_pages(
+				kv, kv->sequences[s].length + kv->sequences[s].reserved);
 			int32_t kept = kv->kept[s * kv->shape.n_groups + g];
 
 			for (i = 0; i < n; i++)
@@ -224,7 +229,8 @@ static void check_written_pages_are_private(const struct afd__kv *kv, uint32_t s
 	uint32_t i = kv->sequences[s].length / WALK_PAGE, g;
 
 	for (g = 0; g < kv->shape.n_groups; g++) {
-		for (; i < afd__kv_pages(kv, kv->sequences[s].length + kv->sequences[s].reserved); i++)
+		for (; i < afd__kv_pages(kv, kv->sequences[s].length + kv->sequences[s].reserved);
+			i++)
 			assert_int_equal(kv->groups[g].references[afd__kv_list(kv, s, g)[i]], 1);
 	}
 }
@@ -256,7 +262,8 @@ static void counts_stay_exact_over_a_random_walk(void **state)
 
 	srand(7);
 	for (i = 0; i < 20000; i++) {
-		uint32_t a = (uint32_t)rand() % WALK_SEQUENCES, b = (uint32_t)rand() % WALK_SEQUENCES;
+		uint32_t a = (uint32_t)rand() % WALK_SEQUENCES,
+			 b = (uint32_t)rand() % WALK_SEQUENCES;
 
 		switch (rand() % 4) {
 		case 0:
@@ -264,7 +271,8 @@ static void counts_stay_exact_over_a_random_walk(void **state)
 			break;
 		case 1:
 			if (a != b && !kv.sequences[b].length)
-				afd__kv_fork(&kv, a, b, (uint32_t)rand() % (kv.sequences[a].length + 1));
+				afd__kv_fork(
+					&kv, a, b, (uint32_t)rand() % (kv.sequences[a].length + 1));
 			break;
 		default:
 			step(&kv);

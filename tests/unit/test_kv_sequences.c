@@ -62,7 +62,8 @@ static void the_table_agrees_with_an_array_over_a_random_walk(void **state)
 			assert_in_range(index_of[id], 0, CAPACITY - 1);
 		}
 		id = rand() % IDS;
-		assert_int_equal(afd__sequences_find(&table, (uint64_t)id), index_of[id] >= 0 ? index_of[id] : -ENOENT);
+		assert_int_equal(afd__sequences_find(&table, (uint64_t)id),
+			index_of[id] >= 0 ? index_of[id] : -ENOENT);
 	}
 	afd__sequences_destroy(&table);
 }

@@ -11,6 +11,7 @@
 #include <dirent.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <unistd.h>
 
 #include "../../lib/model/model.h"
@@ -48,6 +49,26 @@ static void check_checkpoint(void **state)
 	afd_model_close(model);
 }
 
+/* Recorded for later versions. */
+static void check_refusal(void **state)
+{
+	afd_model *model = NULL;
+
+	assert_int_equal(afd_model_open(&model, ctx, *state, NULL), -ENOTSUP);
+	assert_null(model);
+}
+
+static bool is_for_later(const char *name)
+{
+	static const char *const families[] = { "afmoe", "moe", "fp8" };
+
+	for (size_t i = 0; i < sizeof(families) / sizeof(*families); i++) {
+		if (!strncmp(name, families[i], strlen(families[i])))
+			return true;
+	}
+	return false;
+}
+
 static int find_cases(void)
 {
 	const char *source = getenv("AFD_TEST_SOURCE");
@@ -63,8 +84,10 @@ static int find_cases(void)
 		snprintf(config, sizeof(config), "%.599s/config.json", dirs[n]);
 		if (entry->d_name[0] == '.' || access(config, R_OK))
 			continue;
-		snprintf(names[n], sizeof(names[n]), "golden_%.100s_opens", entry->d_name);
-		tests[n] = (struct CMUnitTest){ names[n], check_checkpoint, NULL, NULL, dirs[n] };
+		snprintf(names[n], sizeof(names[n]), "golden_%.100s_%s", entry->d_name,
+			 is_for_later(entry->d_name) ? "is_refused" : "opens");
+		tests[n] = (struct CMUnitTest){ names[n], is_for_later(entry->d_name) ? check_refusal : check_checkpoint,
+						NULL, NULL, dirs[n] };
 		n++;
 	}
 	if (d)

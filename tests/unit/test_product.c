@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The product: every variant against double precision and against plain C, bit by bit. Outputs are poisoned and stand
- * between canaries, paddings of x are NaN, weights in place lie at an odd address. A variant that this CPU lacks is
- * skipped, and says so.
+ * The product: every variant against double precision and against plain C, bit by bit. Outputs are
+ * poisoned and stand between canaries, paddings of x are NaN, weights in place lie at an odd
+ * address. A variant that this CPU lacks is skipped, and says so.
  */
 #include <math.h>
 #include <setjmp.h>
@@ -17,28 +17,30 @@
 #include "../../kernels/cpu/kernels.h"
 #include "../../kernels/cpu/number.h"
 
-#define ROWS 40
-#define PAD 5 /* floats between rows of x and y */
+#define ROWS   40
+#define PAD    5 /* floats between rows of x and y */
 #define POISON 0x7fc0deadu
 
 static const uint32_t all_n[] = { 1, 31, 33, 100, 251 };
 static const uint32_t all_k[] = { 1, 7, 72, 1000 };
 static const int32_t all_dtypes[] = { AFD_DTYPE_F32, AFD_DTYPE_BF16, AFD_DTYPE_F16 };
 
-/* How large inputs are: products that underflow, products near the end of the range, ordinary ones. */
+/* How large inputs are: products that underflow, products near the end of the range, ordinary ones.
+ */
 struct kind {
 	const char *name;
 	int x_exponent, w_exponent; /* powers of two; f16 keeps its own */
 };
-static const struct kind all_kinds[] = { { "tiny", -80, -60 }, { "huge", 60, 55 }, { "ordinary", 0, 0 } };
+static const struct kind all_kinds[] = { { "tiny", -80, -60 }, { "huge", 60, 55 },
+	{ "ordinary", 0, 0 } };
 
 struct matrices {
 	uint32_t n, k;
 	int32_t dtype;
-	float *x;      /* [ROWS][k + PAD] */
-	float *bias;   /* [n] */
-	char *rows;    /* [n][k] at an odd address */
-	char *memory;  /* of rows */
+	float *x;     /* [ROWS][k + PAD] */
+	float *bias;  /* [n] */
+	char *rows;   /* [n][k] at an odd address */
+	char *memory; /* of rows */
 	void *packed;
 	size_t packed_bytes;
 };
@@ -69,8 +71,11 @@ static void random_weight(char *at, int32_t dtype, int exponent)
 		memcpy(at, &bits, 4);
 		return;
 	}
-	/* f16: any finite number, subnormals too, shifted by the kind through its exponent bits only. */
-	half = dtype == AFD_DTYPE_BF16 ? (uint16_t)(bits >> 16) : (uint16_t)(random_bits() & (exponent < 0 ? 0x87ff : 0xbbff));
+	/* f16: any finite number, subnormals too, shifted by the kind through its exponent bits
+	 * only. */
+	half = dtype == AFD_DTYPE_BF16
+		       ? (uint16_t)(bits >> 16)
+		       : (uint16_t)(random_bits() & (exponent < 0 ? 0x87ff : 0xbbff));
 	memcpy(at, &half, 2);
 }
 
@@ -92,8 +97,11 @@ static void *aligned(size_t bytes)
 
 static struct afd__matrix matrix_of(const struct matrices *m, int32_t layout)
 {
-	return (struct afd__matrix){ .data = layout == AFD__LAYOUT_PACKED ? m->packed : m->rows, .n = m->n, .k = m->k,
-				     .dtype = m->dtype, .layout = layout };
+	return (struct afd__matrix){ .data = layout == AFD__LAYOUT_PACKED ? m->packed : m->rows,
+		.n = m->n,
+		.k = m->k,
+		.dtype = m->dtype,
+		.layout = layout };
 }
 
 static void pack_all(const struct matrices *m)
@@ -101,7 +109,8 @@ static void pack_all(const struct matrices *m)
 	struct afd__matrix w = matrix_of(m, AFD__LAYOUT_PACKED);
 
 	memset(m->packed, 0xff, m->packed_bytes);
-	afd__cpu_kernels(AFD__ISA_C)->pack(&w, m->rows, 0, m->n, 0, (m->n + AFD_K_PANEL - 1) / AFD_K_PANEL);
+	afd__cpu_kernels(AFD__ISA_C)
+		->pack(&w, m->rows, 0, m->n, 0, (m->n + AFD_K_PANEL - 1) / AFD_K_PANEL);
 }
 
 static struct matrices make_matrices(uint32_t n, uint32_t k, int32_t dtype, const struct kind *kind)
@@ -153,13 +162,18 @@ static const struct afd_cpu_kernels *kernels_or_skip(void *state)
 }
 
 /* y of rows row0 .. row0+n_rows-1, one row of canaries before and after; caller frees. */
-static float *run(const struct afd_cpu_kernels *kernels, const struct matrices *m, int32_t layout, uint32_t row0, uint32_t n_rows,
-		  uint32_t n_split)
+static float *run(const struct afd_cpu_kernels *kernels, const struct matrices *m, int32_t layout,
+	uint32_t row0, uint32_t n_rows, uint32_t n_split)
 {
 	size_t y_stride = m->n + PAD;
 	float *y = aligned((n_rows + 2) * y_stride * sizeof(float));
-	struct afd__product_args a = { .x = m->x + row0 * (m->k + PAD), .w = matrix_of(m, layout), .bias = m->bias,
-				       .y = y + y_stride, .x_stride = m->k + PAD, .y_stride = y_stride, .n_rows = n_rows };
+	struct afd__product_args a = { .x = m->x + row0 * (m->k + PAD),
+		.w = matrix_of(m, layout),
+		.bias = m->bias,
+		.y = y + y_stride,
+		.x_stride = m->k + PAD,
+		.y_stride = y_stride,
+		.n_rows = n_rows };
 	void (*product)(const struct afd__product_args *, uint32_t, uint32_t) =
 		layout == AFD__LAYOUT_PACKED ? kernels->product : kernels->product_in_place;
 
@@ -182,7 +196,8 @@ static bool is_poison(float f)
 }
 
 /* Canaries stand, and rows have the bits of expected[row0 ..] (as run() gave it). */
-static void assert_same(const float *y, const float *expected, uint32_t n, uint32_t row0, uint32_t n_rows)
+static void assert_same(
+	const float *y, const float *expected, uint32_t n, uint32_t row0, uint32_t n_rows)
 {
 	size_t stride = n + PAD;
 
@@ -197,7 +212,8 @@ static void assert_same(const float *y, const float *expected, uint32_t n, uint3
 	}
 }
 
-/* |error| <= (k + 1) eps sum|x w| + (k + 1) of the smallest subnormal: the bound of a sum in any order. */
+/* |error| <= (k + 1) eps sum|x w| + (k + 1) of the smallest subnormal: the bound of a sum in any
+ * order. */
 static void assert_near_double(const float *y, const struct matrices *m)
 {
 	for (uint32_t r = 0; r < ROWS; r++) {
@@ -205,8 +221,9 @@ static void assert_near_double(const float *y, const struct matrices *m)
 			double sum = m->bias[n], magnitude = fabs(m->bias[n]), limit;
 
 			for (uint32_t k = 0; k < m->k; k++) {
-				double product = (double)m->x[r * (m->k + PAD) + k] *
-						 afd_k_float_at(m->rows, (size_t)n * m->k + k, m->dtype);
+				double product =
+					(double)m->x[r * (m->k + PAD) + k] *
+					afd_k_float_at(m->rows, (size_t)n * m->k + k, m->dtype);
 
 				sum += product;
 				magnitude += fabs(product);
@@ -219,17 +236,20 @@ static void assert_near_double(const float *y, const struct matrices *m)
 
 /* Calls check for every shape, dtype and kind. */
 static void for_all(const struct afd_cpu_kernels *kernels, int32_t layout,
-		    void (*check)(const struct afd_cpu_kernels *, const struct matrices *, int32_t))
+	void (*check)(const struct afd_cpu_kernels *, const struct matrices *, int32_t))
 {
-	for (size_t i = 0; i < sizeof(all_n) / sizeof(*all_n) * sizeof(all_k) / sizeof(*all_k) * 9; i++) {
-		struct matrices m = make_matrices(all_n[i % 5], all_k[i / 5 % 4], all_dtypes[i / 20 % 3], &all_kinds[i / 60]);
+	for (size_t i = 0; i < sizeof(all_n) / sizeof(*all_n) * sizeof(all_k) / sizeof(*all_k) * 9;
+		i++) {
+		struct matrices m = make_matrices(
+			all_n[i % 5], all_k[i / 5 % 4], all_dtypes[i / 20 % 3], &all_kinds[i / 60]);
 
 		check(kernels, &m, layout);
 		free_matrices(&m);
 	}
 }
 
-static void check_double(const struct afd_cpu_kernels *kernels, const struct matrices *m, int32_t layout)
+static void check_double(
+	const struct afd_cpu_kernels *kernels, const struct matrices *m, int32_t layout)
 {
 	float *y = run(kernels, m, layout, 0, ROWS, 0);
 
@@ -248,7 +268,8 @@ static void product_in_place_agrees_with_double_precision(void **state)
 }
 
 /* Every number of rows; so also that a row does not know its neighbours. */
-static void check_bits(const struct afd_cpu_kernels *kernels, const struct matrices *m, int32_t layout)
+static void check_bits(
+	const struct afd_cpu_kernels *kernels, const struct matrices *m, int32_t layout)
 {
 	float *expected = run(afd__cpu_kernels(AFD__ISA_C), m, layout, 0, ROWS, 0);
 
@@ -283,7 +304,8 @@ static void range_of_columns_has_the_bits_of_the_whole(void **state)
 
 		for (uint32_t n = AFD_K_PANEL; n < m.n; n += AFD_K_PANEL) {
 			for (uint32_t n_rows = 1; n_rows <= ROWS; n_rows += 3) {
-				float *y = run(kernels, &m, layout, 1, n_rows < ROWS ? n_rows : ROWS - 1, n);
+				float *y = run(kernels, &m, layout, 1,
+					n_rows < ROWS ? n_rows : ROWS - 1, n);
 
 				assert_same(y, whole, m.n, 1, n_rows < ROWS ? n_rows : ROWS - 1);
 				free(y);
@@ -298,8 +320,11 @@ static void product_of_many_rows_has_the_bits_of_its_rows_alone(void **state)
 {
 	const struct afd_cpu_kernels *kernels = kernels_or_skip(*state);
 	struct matrices m = make_matrices(70, 600, AFD_DTYPE_F16, &all_kinds[2]);
-	struct afd__product_args a = { .w = matrix_of(&m, AFD__LAYOUT_PACKED), .x_stride = 600, .y_stride = 70 };
-	float *x = aligned(200 * 600 * sizeof(float)), *y = aligned(200 * 70 * sizeof(float)), alone[70];
+	struct afd__product_args a = {
+		.w = matrix_of(&m, AFD__LAYOUT_PACKED), .x_stride = 600, .y_stride = 70
+	};
+	float *x = aligned(200 * 600 * sizeof(float)), *y = aligned(200 * 70 * sizeof(float)),
+	      alone[70];
 
 	for (size_t i = 0; i < 200 * 600; i++)
 		x[i] = random_float(0);
@@ -354,7 +379,8 @@ static void matrix_packed_in_pieces_has_the_bytes_of_one_packed_whole(void **sta
 		for (uint32_t row = 0, n; row < 251; row += n) {
 			n = pieces[i / 3] < 251 - row ? pieces[i / 3] : 251 - row;
 			for (uint32_t p = row / AFD_K_PANEL; p <= (row + n - 1) / AFD_K_PANEL; p++)
-				afd__cpu_kernels(AFD__ISA_C)->pack(&w, m.rows + row * row_bytes, row, n, p, p + 1);
+				afd__cpu_kernels(AFD__ISA_C)
+					->pack(&w, m.rows + row * row_bytes, row, n, p, p + 1);
 		}
 		assert_memory_equal(w.data, m.packed, m.packed_bytes);
 		free(w.data);
@@ -380,13 +406,17 @@ static void every_f16_converts_as_its_definition_says(void **state)
 			assert_true(isnan(f));
 			continue;
 		}
-		expected = exponent == 31 ? INFINITY : exponent ? ldexpf((float)(1024 + fraction), exponent - 25) : ldexpf((float)fraction, -24);
-		assert_true(f == (h & 0x8000 ? -expected : expected) && !signbit(f) == !(h & 0x8000));
+		expected = exponent == 31 ? INFINITY
+			   : exponent     ? ldexpf((float)(1024 + fraction), exponent - 25)
+					  : ldexpf((float)fraction, -24);
+		assert_true(
+			f == (h & 0x8000 ? -expected : expected) && !signbit(f) == !(h & 0x8000));
 	}
 }
 
 #define FOR_VARIANT(variant, test) { variant ": " #test, test, NULL, NULL, (void *)variant }
-#define FOR_VARIANTS(test) FOR_VARIANT("c", test), FOR_VARIANT("avx2", test), FOR_VARIANT("avx512", test)
+#define FOR_VARIANTS(test) \
+	FOR_VARIANT("c", test), FOR_VARIANT("avx2", test), FOR_VARIANT("avx512", test)
 
 int main(void)
 {

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Sampling: the filters by their exact sets, the draw by its frequencies, and that seed and position decide alone.
+ * Sampling: the filters by their exact sets, the draw by its frequencies, and that seed and
+ * position decide alone.
  */
 #include <stdarg.h>
 #include <setjmp.h>
@@ -48,7 +49,8 @@ static double chi_square(const int counts[VOCAB], const char *allowed, double te
 	for (i = 0; i < VOCAB; i++)
 		sum += strchr(allowed, '0' + i) ? exp(logits[i] / temperature) : 0;
 	for (i = 0; i < VOCAB; i++) {
-		double expected = strchr(allowed, '0' + i) ? DRAWS * exp(logits[i] / temperature) / sum : 0;
+		double expected =
+			strchr(allowed, '0' + i) ? DRAWS * exp(logits[i] / temperature) / sum : 0;
 
 		if (expected == 0)
 			assert_int_equal(counts[i], 0);
@@ -70,7 +72,8 @@ static void temperature_zero_takes_the_largest_and_the_lowest_id_among_equals(vo
 
 static void frequencies_follow_the_softmax(void **state)
 {
-	/* 0.999 quantile of chi-square: 7 degrees of freedom 24.3, fixed seeds make the outcome the same each time. */
+	/* 0.999 quantile of chi-square: 7 degrees of freedom 24.3, fixed seeds make the outcome the
+	 * same each time. */
 	int counts[VOCAB];
 
 	count_draws((struct afd_sample_params){ .temperature = 1, .seed = 1 }, counts);
@@ -95,9 +98,11 @@ static void top_p_keeps_the_smallest_set_that_reaches_it(void **state)
 	int counts[VOCAB];
 
 	/* Shares: 0.475, 0.175, 0.175, 0.064, 0.039 … */
-	count_draws((struct afd_sample_params){ .temperature = 1, .top_p = 0.4f, .seed = 4 }, counts);
+	count_draws(
+		(struct afd_sample_params){ .temperature = 1, .top_p = 0.4f, .seed = 4 }, counts);
 	assert_true(chi_square(counts, "5", 1) < 1e-9);
-	count_draws((struct afd_sample_params){ .temperature = 1, .top_p = 0.7f, .seed = 4 }, counts);
+	count_draws(
+		(struct afd_sample_params){ .temperature = 1, .top_p = 0.7f, .seed = 4 }, counts);
 	assert_true(chi_square(counts, "516", 1) < 13.8);
 }
 
@@ -106,9 +111,15 @@ static void top_p_works_on_what_top_k_left(void **state)
 	int counts[VOCAB];
 
 	/* Of 5 and 1 alone, 5 has 0.731. */
-	count_draws((struct afd_sample_params){ .temperature = 1, .top_k = 2, .top_p = 0.73f, .seed = 5 }, counts);
+	count_draws(
+		(struct afd_sample_params){
+			.temperature = 1, .top_k = 2, .top_p = 0.73f, .seed = 5 },
+		counts);
 	assert_true(chi_square(counts, "5", 1) < 1e-9);
-	count_draws((struct afd_sample_params){ .temperature = 1, .top_k = 2, .top_p = 0.74f, .seed = 5 }, counts);
+	count_draws(
+		(struct afd_sample_params){
+			.temperature = 1, .top_k = 2, .top_p = 0.74f, .seed = 5 },
+		counts);
 	assert_true(chi_square(counts, "15", 1) < 10.8);
 }
 
@@ -125,7 +136,8 @@ static void filters_that_keep_all_draw_as_without_them(void **state)
 
 static void seed_and_position_decide_alone(void **state)
 {
-	struct afd_sample_params a = { .temperature = 1, .seed = 8 }, b = { .temperature = 1, .seed = 9 };
+	struct afd_sample_params a = { .temperature = 1, .seed = 8 },
+				 b = { .temperature = 1, .seed = 9 };
 	int i, by_seed = 0, by_position = 0;
 
 	for (i = 0; i < 1000; i++) {
@@ -142,7 +154,9 @@ static void seed_and_position_decide_alone(void **state)
 /* The draws are part of what hosts record: another id here breaks their runs. */
 static void recorded_draws_come_again(void **state)
 {
-	struct afd_sample_params params = { .size = sizeof(params), .temperature = 0.8f, .top_k = 40, .top_p = 0.95f, .seed = 42 };
+	struct afd_sample_params params = {
+		.size = sizeof(params), .temperature = 0.8f, .top_k = 40, .top_p = 0.95f, .seed = 42
+	};
 	static const int32_t recorded[8] = { 2295, 1075, 2051, 2783, 554, 2783, 2539, 2572 };
 	float large[LARGE];
 	int i;
@@ -150,7 +164,8 @@ static void recorded_draws_come_again(void **state)
 	for (i = 0; i < LARGE; i++)
 		large[i] = (float)((i * 7919) % 1009) / 64.0f;
 	for (i = 0; i < 8; i++)
-		assert_int_equal(afd_sample(large, LARGE, (uint64_t)i, &params, scratch), recorded[i]);
+		assert_int_equal(
+			afd_sample(large, LARGE, (uint64_t)i, &params, scratch), recorded[i]);
 }
 
 static void a_logit_that_is_not_finite_is_refused_by_its_index(void **state)
@@ -168,7 +183,10 @@ static void a_logit_that_is_not_finite_is_refused_by_its_index(void **state)
 
 static void params_out_of_range_are_refused_by_name(void **state)
 {
-	const struct { struct afd_sample_params params; const char *name; } cases[] = {
+	const struct {
+		struct afd_sample_params params;
+		const char *name;
+	} cases[] = {
 		{ { .temperature = -1 }, "temperature" },
 		{ { .temperature = NAN }, "temperature" },
 		{ { .temperature = INFINITY }, "temperature" },

@@ -1,0 +1,365 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* See transport_rig.h. */
+#include "transport_rig.h"
+
+#include <dirent.h>
+#include <stdio.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "lossy.h"
+
+afd_context *server_ctx, *client_ctx;
+struct afd_contract rig_contract;
+
+static const char *backend = "loop";
+static int n_addresses;
+static struct server *running; /* what a test that failed has left */
+
+/* ---- the log ---- */
+
+static pthread_mutex_t log_lock = PTHREAD_MUTEX_INITIALIZER;
+static char log_text[1 << 16];
+static size_t log_bytes;
+
+static void keep_line(void *user, int32_t level, const char *text)
+{
+	pthread_mutex_lock(&log_lock);
+	if (log_bytes + strlen(text) + 2 < sizeof(log_text))
+		log_bytes += (size_t)sprintf(log_text + log_bytes, "%s\n", text);
+	pthread_mutex_unlock(&log_lock);
+}
+
+bool rig_logged(const char *text)
+{
+	bool found;
+
+	pthread_mutex_lock(&log_lock);
+	found = strstr(log_text, text);
+	pthread_mutex_unlock(&log_lock);
+	return found;
+}
+
+void rig_wait_logged(const char *text)
+{
+	for (int i = 0; i < 400 && !rig_logged(text); i++)
+		sleep_ms(5);
+	if (!rig_logged(text))
+		fail_msg("not logged: \"%s\"; the log is:\n%s", text, log_text);
+}
+
+/* ---- contexts ---- */
+
+static bool has_one_context(void)
+{
+	return strcmp(backend, "shm");
+}
+
+static afd_context *make_context(void)
+{
+	struct afd_context_params params = { .size = sizeof(params), .log = { .write = keep_line, .max_level = AFD_LOG_INFO } };
+	afd_context *ctx;
+
+	if (afd_context_create(&ctx, &params))
+		fail_msg("%s", afd_last_error());
+	lossy_add(ctx);
+	return ctx;
+}
+
+int rig_begin(void **state)
+{
+	log_bytes = 0;
+	log_text[0] = '\0';
+	memset(&lossy_plan, 0, sizeof(lossy_plan));
+	rig_contract = (struct afd_contract){ .size = sizeof(rig_contract), .hidden_size = HIDDEN, .n_layers = LAYERS };
+	server_ctx = make_context();
+	client_ctx = has_one_context() ? server_ctx : make_context();
+	return 0;
+}
+
+int rig_end(void **state)
+{
+	while (running)
+		server_stop(running);
+	if (client_ctx != server_ctx)
+		afd_context_destroy(client_ctx);
+	afd_context_destroy(server_ctx);
+	return 0;
+}
+
+int rig_run(int argc, char **argv, const char *name, const struct CMUnitTest *tests, size_t n_tests)
+{
+	if (argc > 1)
+		backend = argv[1];
+	return _cmocka_run_group_tests(name, tests, n_tests, NULL, NULL);
+}
+
+const char *rig_scheme(void)
+{
+	return strcmp(backend, "shm-one") ? backend : "shm";
+}
+
+void rig_address(char address[96])
+{
+	snprintf(address, 96, "%s:test-%d-%d", rig_scheme(), (int)getpid(), n_addresses++);
+}
+
+/* ---- numbers of the wire ---- */
+
+float number(const void *rows, size_t i, int32_t dtype)
+{
+	const uint16_t *half = rows;
+	uint32_t bits;
+	float value;
+
+	if (dtype == AFD_DTYPE_F32)
+		return ((const float *)rows)[i];
+	bits = (uint32_t)half[i] << 16;
+	/* Whole numbers of f16 are normal: the exponent moves from bias 15 to 127. */
+	if (dtype == AFD_DTYPE_F16)
+		bits = half[i] & 0x7fff ? (half[i] & 0x8000u) << 16 | (((half[i] & 0x7fffu) << 13) + (112u << 23)) : 0;
+	memcpy(&value, &bits, 4);
+	return value;
+}
+
+void put_number(void *rows, size_t i, int32_t dtype, float value)
+{
+	uint16_t *half = rows;
+	uint32_t bits;
+
+	memcpy(&bits, &value, 4);
+	if (dtype == AFD_DTYPE_F32)
+		((float *)rows)[i] = value;
+	else if (dtype == AFD_DTYPE_BF16)
+		half[i] = (uint16_t)(bits >> 16);
+	else
+		half[i] = value ? (uint16_t)((bits >> 16 & 0x8000) | (((bits & 0x7fffffff) - (112u << 23)) >> 13)) : 0;
+}
+
+void fill_rows(float *x, uint32_t n_rows, int seed)
+{
+	for (uint32_t i = 0; i < n_rows * HIDDEN; i++)
+		x[i] = (float)((i * 7 + (uint32_t)seed * 13) % 100);
+}
+
+void expect_rows(const float *x, const float *y, uint32_t n_rows, int32_t layer)
+{
+	for (uint32_t i = 0; i < n_rows * HIDDEN; i++) {
+		if (y[i] != x[i] + (float)layer + 1)
+			fail_msg("row %u, number %u of layer %d: %g, should be %g", i / HIDDEN, i % HIDDEN, layer, (double)y[i],
+			         (double)x[i] + layer + 1);
+	}
+}
+
+/* ---- the server ---- */
+
+static void answer(struct server *server, const struct afd__part *part)
+{
+	int status = server->status;
+
+	for (size_t i = 0; i < (size_t)part->n_rows * HIDDEN; i++)
+		put_number(part->y, i, part->y_dtype, number(part->x, i, part->x_dtype) + (float)part->layer + 1);
+	if (status)
+		afd__error(status, "on purpose");
+	afd__exchange_reply(server->net, part, status, 0, 0);
+	server->n_answered++;
+}
+
+static void turn(struct server *server)
+{
+	struct afd__part part;
+
+	if (afd_transport_poll(server->net) < 0)
+		abort();
+	server->n_joined = (int)afd__exchange_n_joined(server->net);
+	while (afd__exchange_take(server->net, &part) > 0) {
+		if (server->hold && server->n_held < MANY)
+			server->held[server->n_held++] = part;
+		else
+			answer(server, &part);
+	}
+	while (!server->hold && server->n_held)
+		answer(server, &server->held[--server->n_held]);
+	afd__transport_beat(server->net);
+}
+
+static void *serve(void *user)
+{
+	struct server *server = user;
+
+	while (!server->stop) {
+		while (server->silent && !server->stop) {
+			server->parked = 1;
+			sleep_ms(1);
+		}
+		server->parked = 0;
+		turn(server);
+		if (afd__transport_sleep(server->net, -1, 20) < 0)
+			abort();
+	}
+	server->hold = 0;
+	turn(server);
+	return NULL;
+}
+
+afd_transport *make_server(const char *address, const struct afd_transport_params *params)
+{
+	struct afd_transport_params p = params ? *params : (struct afd_transport_params){ 0 };
+	afd_transport *net;
+
+	p.size = sizeof(p);
+	p.listen = &address;
+	p.n_listen = 1;
+	if (afd_transport_create(&net, server_ctx, &rig_contract, &p))
+		return NULL;
+	return net;
+}
+
+void server_start_at(struct server *server, const char *address, const struct afd_transport_params *params)
+{
+	memset(server, 0, sizeof(*server));
+	snprintf(server->address, sizeof(server->address), "%s", address);
+	server->net = make_server(address, params);
+	if (!server->net)
+		fail_msg("%s", afd_last_error());
+	server->runs = true;
+	server->next = running;
+	running = server;
+	assert_int_equal(pthread_create(&server->thread, NULL, serve, server), 0);
+}
+
+void server_start(struct server *server, const struct afd_transport_params *params)
+{
+	char address[96];
+
+	rig_address(address);
+	server_start_at(server, address, params);
+}
+
+void server_stop(struct server *server)
+{
+	struct server **link = &running;
+
+	if (!server->runs)
+		return;
+	while (*link != server)
+		link = &(*link)->next;
+	*link = server->next;
+	server->stop = 1;
+	pthread_join(server->thread, NULL);
+	afd_transport_destroy(server->net);
+	server->runs = false;
+}
+
+/* ---- clients ---- */
+
+afd_transport *make_client(const char *address, const struct afd_transport_params *params)
+{
+	struct afd_transport_params p = params ? *params : (struct afd_transport_params){ 0 };
+	afd_transport *net;
+
+	p.size = sizeof(p);
+	p.connect = &address;
+	p.n_connect = 1;
+	if (afd_transport_create(&net, client_ctx, &rig_contract, &p))
+		fail_msg("%s", afd_last_error());
+	return net;
+}
+
+afd_transport *join(const struct server *server, const struct afd_transport_params *params)
+{
+	afd_transport *net = make_client(server->address, params);
+
+	if (afd_transport_wait(net, 0) != 1)
+		fail_msg("%s", afd_last_error());
+	return net;
+}
+
+void expect_error(int rc, int code, const char *text)
+{
+	if (rc != code || !strstr(afd_last_error(), text))
+		fail_msg("%d \"%s\", should be %d \"%s\"", rc, afd_last_error(), code, text);
+}
+
+int begin_step(afd_transport *net, uint32_t n_rows)
+{
+	struct afd_step_params step = { .size = sizeof(step) };
+	struct afd__exchange_info info;
+
+	afd__transport_info(net, &info);
+	for (uint32_t lane = 0; lane < info.lanes; lane++)
+		step.n_rows[lane] = n_rows;
+	return afd_transport_begin(net, &step);
+}
+
+struct afd_frame frame_of(int32_t layer, int32_t lane, uint32_t n_rows, const float *x, float *y)
+{
+	return (struct afd_frame){ .size = sizeof(struct afd_frame), .layer = layer, .lane = lane, .n_rows = n_rows, .x = x, .y = y };
+}
+
+void run_step(afd_transport *net, uint32_t n_rows, int seed)
+{
+	float *x = calloc((size_t)n_rows * HIDDEN, sizeof(float)), *y = calloc((size_t)n_rows * HIDDEN, sizeof(float));
+
+	assert_int_equal(begin_step(net, n_rows), 0);
+	for (int32_t layer = 0; layer < LAYERS; layer++) {
+		struct afd_frame frame = frame_of(layer, 0, n_rows, x, y);
+
+		fill_rows(x, n_rows, seed + layer);
+		if (afd_transport_exchange(net, &frame))
+			fail_msg("layer %d: %s", layer, afd_last_error());
+		expect_rows(x, y, n_rows, layer);
+	}
+	free(x);
+	free(y);
+}
+
+int collect_within(afd_transport *net, int32_t lane, int timeout_ms)
+{
+	uint64_t until = now_ms() + (uint64_t)timeout_ms;
+	int rc;
+
+	while (!(rc = afd_transport_collect(net, lane))) {
+		if (now_ms() > until)
+			fail_msg("lane %d is not done after %d ms", lane, timeout_ms);
+		afd__transport_sleep(net, -1, 10);
+	}
+	return rc;
+}
+
+void wait_for(const _Atomic int *counter, int n)
+{
+	for (int i = 0; i < 2000 && *counter != n; i++)
+		sleep_ms(1);
+	if (*counter != n)
+		fail_msg("counter is %d after 2 s, should be %d", *counter, n);
+}
+
+void park(struct server *server)
+{
+	server->silent = 1;
+	wait_for(&server->parked, 1);
+}
+
+void sleep_ms(int ms)
+{
+	struct timespec time = { .tv_sec = ms / 1000, .tv_nsec = ms % 1000 * 1000000L };
+
+	nanosleep(&time, NULL);
+}
+
+uint64_t now_ms(void)
+{
+	return afd__now_ms();
+}
+
+int count_descriptors(void)
+{
+	DIR *dir = opendir("/proc/self/fd");
+	int n = 0;
+
+	while (readdir(dir))
+		n++;
+	closedir(dir);
+	return n;
+}
