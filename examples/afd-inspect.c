@@ -5,6 +5,7 @@
  */
 #include <inttypes.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include <afd/afd.h>
@@ -18,7 +19,8 @@ struct layout {
 };
 
 /* Called for each shard of each role, in order. 0, or a status that ends the walk. */
-typedef int visit(void *into, const char *role, const char *shard, const struct afd_role_info *info);
+typedef int visit(
+	void *into, const char *role, const char *shard, const struct afd_role_info *info);
 
 static int visit_shard(const afd_model *model, struct afd_shard_params *p, visit *visit, void *into)
 {
@@ -86,15 +88,15 @@ static void print_ffn(const struct afd_model_info *info)
 	printf("\n");
 }
 
-static int print_row(void *into, const char *role, const char *shard, const struct afd_role_info *info)
+static int print_row(
+	void *into, const char *role, const char *shard, const struct afd_role_info *info)
 {
-	(void)into;
-	printf("%-10s %-14s %8" PRIu64 " %16" PRIu64 "\n", role, shard, info->n_tensors, info->bytes);
+	fprintf(into, "%-10s %-14s %8" PRIu64 " %16" PRIu64 "\n", role, shard, info->n_tensors,
+		info->bytes);
 	return TOOL_DONE;
 }
 
-static int print_text(
-	const afd_model *model, const struct afd_model_info *info, const struct layout *layout)
+static void print_info(const struct afd_model_info *info)
 {
 	printf("architecture        %s%s\n", info->architecture,
 		info->ffn_only ? " (only its FFN is computed)" : "");
@@ -109,18 +111,41 @@ static int print_text(
 	printf("dtype               %s\n", afd_dtype_name(info->dtype));
 	if (!info->ffn_only)
 		printf("kv bytes per token  %" PRIu64 "\n", info->kv_bytes_per_token);
-	printf("\n%-10s %-14s %8s %16s\n", "role", "shard", "tensors", "bytes");
-	return visit_shards(model, info, layout, print_row, NULL);
+}
+
+/* Nothing is printed before everything is known, so that a failure leaves stdout empty. */
+static int print_text(
+	const afd_model *model, const struct afd_model_info *info, const struct layout *layout)
+{
+	char *rows = NULL;
+	size_t n_bytes;
+	FILE *into = open_memstream(&rows, &n_bytes);
+	int status;
+
+	if (!into)
+		return tool_fail(TOOL_FAILED, "out of memory");
+	status = visit_shards(model, info, layout, print_row, into);
+	if (fclose(into) && !status)
+		status = tool_fail(TOOL_FAILED, "out of memory");
+	if (!status) {
+		print_info(info);
+		printf("\n%-10s %-14s %8s %16s\n%s", "role", "shard", "tensors", "bytes", rows);
+	}
+	free(rows);
+	return status;
 }
 
 /* ---- JSON ---- */
 
-static int append_entry(void *into, const char *role, const char *shard, const struct afd_role_info *info)
+static int append_entry(
+	void *into, const char *role, const char *shard, const struct afd_role_info *info)
 {
-	return json_array_append_new(into, json_pack("{s:s, s:s, s:I, s:I}", "role", role, "shard", shard,
-		"tensors", (json_int_t)info->n_tensors, "bytes", (json_int_t)info->bytes))
-		? tool_fail(TOOL_FAILED, "out of memory")
-		: TOOL_DONE;
+	json_t *entry = json_pack("{s:s, s:s, s:I, s:I}", "role", role, "shard", shard, "tensors",
+		(json_int_t)info->n_tensors, "bytes", (json_int_t)info->bytes);
+
+	if (json_array_append_new(into, entry))
+		return tool_fail(TOOL_FAILED, "out of memory");
+	return TOOL_DONE;
 }
 
 static void add(json_t *object, const char *key, uint64_t value)

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The families: a table of what a config.json of theirs leaves unsaid, and for each the keys that it
- * alone has. What they share is read in config.c; after arch.c nobody asks for the family again.
+ * The families: a table of what a config.json of theirs leaves unsaid, and for each the keys that
+ * it alone has. What they share is read in config.c; after arch.c nobody asks for the family again.
  * Where a default of a class describes no published model, the key is required. Called by arch.c.
  */
 #include <math.h>
@@ -31,8 +31,10 @@ static void read_experts(struct afd__config *c, struct afd__json *j, uint32_t le
 				   least, AFD__MAX_EXPERTS, AFD__JSON_REQUIRED);
 	if (!e->n_experts || j->error)
 		return;
-	e->top_k = read_one_of(j, KEYS("num_experts_per_tok"), 1, AFD__MAX_TOP_K, AFD__JSON_REQUIRED);
-	e->expert_size = read_one_of(j, KEYS(width_key), 1, AFD__MAX_INTERMEDIATE, AFD__JSON_REQUIRED);
+	e->top_k =
+		read_one_of(j, KEYS("num_experts_per_tok"), 1, AFD__MAX_TOP_K, AFD__JSON_REQUIRED);
+	e->expert_size =
+		read_one_of(j, KEYS(width_key), 1, AFD__MAX_INTERMEDIATE, AFD__JSON_REQUIRED);
 	if (e->top_k > e->n_experts) {
 		snprintf(why, sizeof(why), "the number of experts is %u", e->n_experts);
 		afd__json_refuse_key(j, -EBADMSG, "num_experts_per_tok", why);
@@ -70,8 +72,9 @@ static void read_score(struct afd__router *r, struct afd__json *j, const char *k
 
 	r->score = strcmp(score, "softmax") ? AFD_ROUTER_SIGMOID : AFD_ROUTER_SOFTMAX;
 	if (strcmp(score, "sigmoid") && (!softmax || r->score != AFD_ROUTER_SOFTMAX))
-		afd__json_refuse_key(j, -ENOTSUP, key, softmax ? "supported: \"sigmoid\", \"softmax\""
-							       : "supported: \"sigmoid\"");
+		afd__json_refuse_key(j, -ENOTSUP, key,
+				     softmax ? "supported: \"sigmoid\", \"softmax\""
+					     : "supported: \"sigmoid\"");
 }
 
 static void must_be_1(struct afd__json *j, const char *key)
@@ -84,7 +87,8 @@ static void must_be_1(struct afd__json *j, const char *key)
 
 static void read_qwen3(struct afd__config *c, struct afd__json *j)
 {
-	c->window.first_sliding = (uint32_t)afd__json_integer(j, "max_window_layers", 0, INT32_MAX, 28);
+	c->window.first_sliding =
+		(uint32_t)afd__json_integer(j, "max_window_layers", 0, INT32_MAX, 28);
 	afd__config_read_window(c, j);
 }
 
@@ -133,8 +137,8 @@ static void read_qwen3_moe(struct afd__config *c, struct afd__json *j)
 /* ---- AFMoE ---- */
 
 static const char *const afmoe_required[] = {
-	"head_dim", "rms_norm_eps", "mup_enabled", "num_dense_layers", "num_shared_experts", "route_scale",
-	NULL,
+	"head_dim", "rms_norm_eps", "mup_enabled",
+	"num_dense_layers", "num_shared_experts", "route_scale", NULL,
 };
 
 static void read_afmoe_window(struct afd__config *c, struct afd__json *j)
@@ -155,6 +159,7 @@ static void read_afmoe_window(struct afd__config *c, struct afd__json *j)
 static void read_afmoe(struct afd__config *c, struct afd__json *j)
 {
 	struct afd__router *r = &c->experts.router;
+	const char *norm_key;
 
 	read_afmoe_window(c, j);
 	if (afd__json_bool(j, "mup_enabled", false))
@@ -168,8 +173,8 @@ static void read_afmoe(struct afd__config *c, struct afd__json *j)
 	read_score(r, j, afd__json_spelling(j, KEYS("score_func", "scoring_func")), true);
 	r->bias = true;
 	/* Shares of all experts are never divided by the sum of the chosen. */
-	r->normalize = afd__json_bool(j, afd__json_spelling(j, KEYS("route_norm", "norm_topk_prob")),
-				      true) && r->score == AFD_ROUTER_SIGMOID;
+	norm_key = afd__json_spelling(j, KEYS("route_norm", "norm_topk_prob"));
+	r->normalize = afd__json_bool(j, norm_key, true) && r->score == AFD_ROUTER_SIGMOID;
 	r->epsilon = 1e-20f;
 	read_scale(r, j, "route_scale");
 }
@@ -177,7 +182,8 @@ static void read_afmoe(struct afd__config *c, struct afd__json *j)
 /* ---- the DeepSeek-V3 family: FFN only ---- */
 
 static const char *const deepseek_required[] = {
-	"first_k_dense_replace", "n_shared_experts", "routed_scaling_factor", "norm_topk_prob", NULL,
+	"first_k_dense_replace", "n_shared_experts",
+	"routed_scaling_factor", "norm_topk_prob", NULL,
 };
 
 static void read_groups(struct afd__config *c, struct afd__json *j)

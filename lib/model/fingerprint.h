@@ -34,15 +34,18 @@ struct afd__fingerprint *afd__fingerprint_create(struct afd_context *ctx);
 void afd__fingerprint_destroy(struct afd__fingerprint *fp); /* NULL is fine */
 
 /* begin and end are [n_dims] of the slice, or both NULL for the whole tensor. */
-void afd__fingerprint_begin(struct afd__fingerprint *fp, const struct afd__tensor *tensor, const uint64_t *begin, const uint64_t *end);
+void afd__fingerprint_begin(struct afd__fingerprint *fp, const struct afd__tensor *tensor, const uint64_t *begin,
+			    const uint64_t *end);
 void afd__fingerprint_add(struct afd__fingerprint *fp, const void *bytes, size_t n_bytes);
 void afd__fingerprint_end(struct afd__fingerprint *fp);
 
 /* Of an e4m3 matrix with its data; of any other tensor nothing happens. begin and end are those of the matrix. */
-void afd__fingerprint_scales(struct afd__fingerprint *fp, const struct afd__tensor *tensor, const uint64_t *begin, const uint64_t *end);
+void afd__fingerprint_scales(struct afd__fingerprint *fp, const struct afd__tensor *tensor, const uint64_t *begin,
+			     const uint64_t *end);
 
 /* A slice of a matrix at once, with its scales, from where it lies. */
-void afd__fingerprint_slice(struct afd__fingerprint *fp, const struct afd__tensor *tensor, const uint64_t begin[2], const uint64_t end[2]);
+void afd__fingerprint_slice(struct afd__fingerprint *fp, const struct afd__tensor *tensor, const uint64_t begin[2],
+			    const uint64_t end[2]);
 
 /* A whole tensor at once, with its scales. */
 void afd__fingerprint_tensor(struct afd__fingerprint *fp, const struct afd__tensor *tensor);

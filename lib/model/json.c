@@ -27,7 +27,7 @@ enum {
 struct feed {
 	const char *text;
 	size_t n_bytes, padding; /* zeros of the number */
-	size_t at;               /* bytes given so far, of before + zeros + between + text + after */
+	size_t at; /* bytes given so far, of before + zeros + between + text + after */
 };
 
 struct part {

@@ -18,7 +18,8 @@ struct afd__json {
 
 #define AFD__JSON_REQUIRED INT64_MIN
 
-/* NULL on an error: -EBADMSG with line and column, or -ENOMEM. Duplicate keys, NaN, NUL and bad UTF-8 are refused. The caller ends it with json_decref. */
+/* NULL on an error: -EBADMSG with line and column, or -ENOMEM. Duplicate keys, NaN, NUL and bad UTF-8 are refused. The caller
+ * ends it with json_decref. */
 json_t *afd__json_parse(const char *text, size_t n_bytes, const char *where, int *error);
 
 /* NULL when the key is absent or null. */

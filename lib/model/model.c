@@ -123,8 +123,10 @@ int afd__model_check_role(const struct afd_model *model, int32_t role)
 	if (role != AFD_ROLE_ATTENTION && role != AFD_ROLE_FFN)
 		return afd__error(-EINVAL, "model: role is %d, no enum afd_role", role);
 	if (role == AFD_ROLE_ATTENTION && model->arch.ffn_only)
-		return afd__error(-ENOTSUP, "model: the attention of model_type \"%s\" is not supported, "
-				  "only its FFN", model->arch.model_type);
+		return afd__error(-ENOTSUP,
+				  "model: the attention of model_type \"%s\" is not supported, "
+				  "only its FFN",
+				  model->arch.model_type);
 	return 0;
 }
 

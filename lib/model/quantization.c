@@ -2,7 +2,8 @@
 /*
  * quantization_config: block FP8 is let through, in the two dialects that are published, and
  * everything else is refused by the name of its key. Nothing is taken from here: which tensors are
- * FP8 stands in the headers of their files, so lists of exclusions do not matter. Called by config.c.
+ * FP8 stands in the headers of their files, so lists of exclusions do not matter. Called by
+ * config.c.
  */
 #include <stdio.h>
 #include <string.h>
@@ -146,19 +147,19 @@ void afd__quantization_check(struct afd__json *j)
 {
 	struct afd__json q = { .object = afd__json_object(j, "quantization_config"),
 			       .where = "config.json: quantization_config" };
+	const json_t *given;
 	const char *method;
 
 	if (!q.object || j->error)
 		return;
+	given = afd__json_member(&q, "quant_method");
 	method = afd__json_string(&q, "quant_method", "");
 	if (!strcmp(method, "fp8"))
 		check_fp8(&q);
 	else if (!strcmp(method, "compressed-tensors"))
 		check_compressed(&q);
 	else
-		afd__json_refuse(&q, -ENOTSUP, "quant_method",
-				 afd__json_member(&q, "quant_method") ? afd__json_member(&q, "quant_method")
-								      : json_null(),
+		afd__json_refuse(&q, -ENOTSUP, "quant_method", given ? given : json_null(),
 				 "supported: \"fp8\", \"compressed-tensors\"");
 	j->error = q.error;
 }

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * From a slot to its tensor: found, its shape and dtype checked, its scales beside it, and cut out of
- * a fused one. What a slot gives is the same however the checkpoint stores it. Called by model.c and
- * shards.c.
+ * From a slot to its tensor: found, its shape and dtype checked, its scales beside it, and cut out
+ * of a fused one. What a slot gives is the same however the checkpoint stores it. Called by model.c
+ * and shards.c.
  */
 #include <assert.h>
 #include <inttypes.h>
@@ -51,7 +51,8 @@ static void expect_scales(struct expected *e)
 
 	for (i = e->n_dims - 2; i < e->n_dims; i++)
 		e->shape[i] = in_blocks(e->shape[i]);
-	snprintf(e->names, sizeof(e->names), "blocks of %d x %d", AFD__SCALE_BLOCK, AFD__SCALE_BLOCK);
+	snprintf(e->names, sizeof(e->names), "blocks of %d x %d", AFD__SCALE_BLOCK,
+		 AFD__SCALE_BLOCK);
 }
 
 static void print_shape(char *text, size_t capacity, const uint64_t *shape, uint32_t n_dims)
@@ -75,8 +76,8 @@ static int check_shape(const struct expected *e, const struct afd__tensor *t, co
 		return 0;
 	print_shape(has, sizeof(has), t->shape, t->n_dims);
 	print_shape(wants, sizeof(wants), e->shape, e->n_dims);
-	return afd__error(-EBADMSG, "tensor %.200s: shape is [%s], %s [%s] (%s)", t->name, has, whose,
-			  wants, e->names);
+	return afd__error(-EBADMSG, "tensor %.200s: shape is [%s], %s [%s] (%s)", t->name, has,
+			  whose, wants, e->names);
 }
 
 /* ---- scales ---- */
@@ -100,21 +101,28 @@ static int find_scales(const struct afd_model *model, const struct afd__slot *sl
 	int rc;
 
 	if (!slot->scales)
-		return afd__error(-ENOENT, "tensor %.200s: dtype is F8_E4M3, but its scales "
-				  "%.200s_scale_inv (or _scale) are not there", out->name, out->name);
+		return afd__error(-ENOENT,
+				  "tensor %.200s: dtype is F8_E4M3, but its scales "
+				  "%.200s_scale_inv (or _scale) are not there",
+				  out->name, out->name);
 	rc = afd__checkpoint_tensor(model->checkpoint, slot->scales, with_data, &t);
 	if (rc)
 		return rc;
 	if (t.dtype == AFD_DTYPE_FP8)
-		return afd__error(-ENOTSUP, "tensor %.200s: dtype F8_E4M3 is not supported for scales, "
-				  "only F32, F16 and BF16", slot->scales);
+		return afd__error(-ENOTSUP,
+				  "tensor %.200s: dtype F8_E4M3 is not supported for scales, "
+				  "only F32, F16 and BF16",
+				  slot->scales);
 	expect_scales(e);
 	rc = check_shape(e, &t, "its matrix needs");
 	if (rc)
 		return rc;
 	out->scales = (struct afd__scales){
-		.data = t.data, .bytes = t.bytes, .dtype = t.dtype,
-		.rows = (uint32_t)e->shape[e->n_dims - 2], .columns = (uint32_t)e->shape[e->n_dims - 1],
+		.data = t.data,
+		.bytes = t.bytes,
+		.dtype = t.dtype,
+		.rows = (uint32_t)e->shape[e->n_dims - 2],
+		.columns = (uint32_t)e->shape[e->n_dims - 1],
 	};
 	return 0;
 }
@@ -129,8 +137,10 @@ static int check_scales(const struct afd_model *model, const struct afd__slot *s
 				  out->name, afd_dtype_name(out->dtype), slot->scales);
 	}
 	if (!may_be_fp8(slot))
-		return afd__error(-ENOTSUP, "tensor %.200s: dtype F8_E4M3 is supported only for the "
-				  "projections of a layer", out->name);
+		return afd__error(-ENOTSUP,
+				  "tensor %.200s: dtype F8_E4M3 is supported only for the "
+				  "projections of a layer",
+				  out->name);
 	return find_scales(model, slot, e, with_data, out);
 }
 
@@ -315,10 +325,12 @@ static int read_scale(const struct afd_model *model, int32_t layer, int32_t kind
 	*scale = to_float(&t);
 	if (isfinite(*scale) && *scale > 0)
 		return 0;
-	return afd__error(-EBADMSG, "tensor %s: scale is %g, must be a positive number", t.name, *scale);
+	return afd__error(-EBADMSG, "tensor %s: scale is %g, must be a positive number", t.name,
+			  *scale);
 }
 
-int afd__model_kv_scales(const struct afd_model *model, int32_t layer, float *k_scale, float *v_scale)
+int afd__model_kv_scales(const struct afd_model *model, int32_t layer, float *k_scale,
+			 float *v_scale)
 {
 	int rc = read_scale(model, layer, AFD__TENSOR_K_SCALE, k_scale);
 

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * What a shard of a role holds: of every slot its part, in numbers as they are stored, with the
- * scales of all blocks that the part touches. Stages cut in the same way, so this predicts what they
- * hold. Called by hosts and by afd-inspect, and by the stages to check a shard.
+ * scales of all blocks that the part touches. Stages cut in the same way, so this predicts what
+ * they hold. Called by hosts and by afd-inspect, and by the stages to check a shard.
  */
 #include "shard.h"
 
@@ -16,15 +16,17 @@ static int check_index(uint32_t index, uint32_t n, const char *name, const char 
 {
 	if (index < n)
 		return 0;
-	return afd__error(-EINVAL, "%s: %s index is %u of %u, limit %u", what, name, index, n, n - 1);
+	return afd__error(-EINVAL, "%s: %s index is %u of %u, limit %u", what, name, index, n,
+			  n - 1);
 }
 
-static int check_count(uint64_t n, uint32_t limit, const char *ranks, const char *of, const char *what)
+static int check_count(uint64_t n, uint32_t limit, const char *ranks, const char *of,
+		       const char *what)
 {
 	if (n <= limit)
 		return 0;
-	return afd__error(-EINVAL, "%s: %llu %s, limit %u: the model's %s", what, (unsigned long long)n,
-			  ranks, limit, of);
+	return afd__error(-EINVAL, "%s: %llu %s, limit %u: the model's %s", what,
+			  (unsigned long long)n, ranks, limit, of);
 }
 
 static int check_layer(const struct afd__layer *l, struct afd__ffn_shard s, int32_t role,
@@ -34,12 +36,15 @@ static int check_layer(const struct afd__layer *l, struct afd__ffn_shard s, int3
 	int rc;
 
 	if (role == AFD_ROLE_ATTENTION)
-		return check_count(s.n_tp, l->n_heads, "tensor-parallel ranks", "query heads", what);
+		return check_count(s.n_tp, l->n_heads, "tensor-parallel ranks", "query heads",
+				   what);
 	if (l->ffn_kind == AFD_FFN_DENSE)
-		return check_count(n_ranks, l->intermediate_size, "ranks", "intermediate_size", what);
+		return check_count(n_ranks, l->intermediate_size, "ranks", "intermediate_size",
+				   what);
 	rc = check_count(s.n_ep, l->n_experts, "expert-parallel ranks", "experts", what);
 	if (!rc)
-		rc = check_count(s.n_tp, l->expert_size, "tensor-parallel ranks", "expert width", what);
+		rc = check_count(s.n_tp, l->expert_size, "tensor-parallel ranks", "expert width",
+				 what);
 	if (!rc && l->shared_size)
 		rc = check_count(n_ranks, l->shared_size, "ranks", "width of shared experts", what);
 	return rc;
@@ -48,14 +53,16 @@ static int check_layer(const struct afd__layer *l, struct afd__ffn_shard s, int3
 int afd__shard_read(struct afd__ffn_shard *out, const struct afd_shard *in, int32_t role,
 		    const struct afd__arch *arch, const char *what)
 {
-	struct afd__ffn_shard s = { in->tp, in->n_tp ? in->n_tp : 1, in->ep, in->n_ep ? in->n_ep : 1 };
+	struct afd__ffn_shard s = { in->tp, in->n_tp ? in->n_tp : 1, in->ep,
+				    in->n_ep ? in->n_ep : 1 };
 	uint32_t i;
 	int rc = check_index(s.tp, s.n_tp, "tensor-parallel", what);
 
 	if (!rc)
 		rc = check_index(s.ep, s.n_ep, "expert-parallel", what);
 	if (!rc && role == AFD_ROLE_ATTENTION && s.n_ep > 1)
-		rc = afd__error(-EINVAL, "%s: %u expert-parallel ranks, but attention has no experts", what,
+		rc = afd__error(-EINVAL,
+				"%s: %u expert-parallel ranks, but attention has no experts", what,
 				s.n_ep);
 	for (i = 0; !rc && arch && i < arch->n_layers; i++)
 		rc = check_layer(&arch->layers[i], s, role, what);
@@ -120,10 +127,12 @@ static bool cut_ffn(struct part *part, const struct afd__slot *slot, struct afd_
 	case AFD__TENSOR_EXPERT_GATE:
 	case AFD__TENSOR_EXPERT_UP:
 		part->rows = afd__shard_range(l->expert_size, s.tp, s.n_tp);
-		return (uint32_t)slot->expert >= experts.begin && (uint32_t)slot->expert < experts.end;
+		return (uint32_t)slot->expert >= experts.begin &&
+		       (uint32_t)slot->expert < experts.end;
 	case AFD__TENSOR_EXPERT_DOWN:
 		part->columns = afd__shard_range(l->expert_size, s.tp, s.n_tp);
-		return (uint32_t)slot->expert >= experts.begin && (uint32_t)slot->expert < experts.end;
+		return (uint32_t)slot->expert >= experts.begin &&
+		       (uint32_t)slot->expert < experts.end;
 	default:
 		return true;
 	}
@@ -153,7 +162,8 @@ static bool in_layers(const struct afd__slot *slot, const struct afd_shard_param
 {
 	uint32_t end = p->n_layers ? p->first_layer + p->n_layers : UINT32_MAX;
 
-	return slot->layer < 0 || ((uint32_t)slot->layer >= p->first_layer && (uint32_t)slot->layer < end);
+	return slot->layer < 0 ||
+	       ((uint32_t)slot->layer >= p->first_layer && (uint32_t)slot->layer < end);
 }
 
 static bool has_slot(const struct afd__slot *slot, const struct afd_shard_params *p)
@@ -207,11 +217,12 @@ int afd_model_shard(const afd_model *model, const struct afd_shard_params *param
 	if (!rc)
 		rc = afd__model_check_role(model, p.role);
 	if (!rc && (p.gate < 0 || p.gate > AFD_GATE_FFN))
-		rc = afd__error(-EINVAL, "shard params: gate is %d, limit %d", p.gate, AFD_GATE_FFN);
+		rc = afd__error(-EINVAL, "shard params: gate is %d, limit %d", p.gate,
+				AFD_GATE_FFN);
 	if (!rc && (p.first_layer > model->arch.n_layers ||
 		    p.n_layers > model->arch.n_layers - p.first_layer))
-		rc = afd__error(-EINVAL, "shard params: %u layers from %u on, the model has %u", p.n_layers,
-				p.first_layer, model->arch.n_layers);
+		rc = afd__error(-EINVAL, "shard params: %u layers from %u on, the model has %u",
+				p.n_layers, p.first_layer, model->arch.n_layers);
 	if (!rc)
 		rc = afd__shard_read(&s, &p.shard, p.role, &model->arch, "shard params");
 	for (i = 0; !rc && i < model->n_slots; i++) {

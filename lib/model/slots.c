@@ -2,8 +2,8 @@
 /*
  * Which tensors each role needs, by their Hugging Face names: one table of what a layer may have,
  * and the architecture says which rows of it apply. Where families spell a name differently the row
- * has all spellings, the canonical one first. A tensor in no slot is nobody's and is never looked at.
- * Called by model.c.
+ * has all spellings, the canonical one first. A tensor in no slot is nobody's and is never looked
+ * at. Called by model.c.
  */
 #include <stdio.h>
 #include <string.h>
@@ -14,7 +14,10 @@
 enum { MAX_SPELLINGS = 5, NAME_BYTES = 128 };
 
 /* What a dimension is; the names are for errors, in the words of config.json. */
-enum size { NONE, HIDDEN, VOCAB, Q_WIDTH, KV_WIDTH, HEAD_DIM, WIDTH, EXPERTS, EXPERT_WIDTH, SHARED_WIDTH, ONE };
+enum size {
+	NONE, HIDDEN, VOCAB, Q_WIDTH, KV_WIDTH, HEAD_DIM, WIDTH, EXPERTS, EXPERT_WIDTH,
+	SHARED_WIDTH, ONE,
+};
 static const char *const size_names[] = {
 	[NONE] = "",
 	[HIDDEN] = "hidden_size",
@@ -97,7 +100,7 @@ static const struct row last_rows[] = {
 	{ AFD__TENSOR_HEAD, A, VOCAB, HIDDEN, { "lm_head.weight" } },
 };
 
-/* Experts, behind "model.layers.N.": one by one, "%u" for its number, or all of a layer in one tensor. */
+/* Experts, behind "model.layers.N.": one by one, or all of a layer in one tensor. */
 struct expert_row {
 	uint8_t rows, columns;
 	struct {
@@ -305,8 +308,8 @@ void afd__slot_spellings(const struct afd__slot *slot, char *text, size_t capaci
 
 /* ---- the list ---- */
 
-static struct afd__slot *push_slot(struct afd_model *model, int32_t layer, int32_t kind, uint8_t role,
-				   uint8_t rows, uint8_t columns)
+static struct afd__slot *push_slot(struct afd_model *model, int32_t layer, int32_t kind,
+				   uint8_t role, uint8_t rows, uint8_t columns)
 {
 	const struct afd__layer *l = layer < 0 ? NULL : &model->arch.layers[layer];
 	struct afd__slot *slot = &model->slots[model->n_slots++];
@@ -339,8 +342,9 @@ static void push_experts(struct afd_model *model, int32_t layer)
 	for (expert = 0; expert < n; expert++) {
 		for (part = 0; part < 3; part++) {
 			const struct expert_row *row = &expert_rows[part];
-			struct afd__slot *slot = push_slot(model, layer,
-				AFD__TENSOR_EXPERT_GATE + (int32_t)part, F, row->rows, row->columns);
+			struct afd__slot *slot =
+				push_slot(model, layer, AFD__TENSOR_EXPERT_GATE + (int32_t)part, F,
+					  row->rows, row->columns);
 
 			slot->expert = (int32_t)expert;
 			spell_expert(slot->name, sizeof(slot->name), layer, slot->expert,
@@ -375,7 +379,8 @@ static void push_all(struct afd_model *model)
 static bool leads(const struct afd__slot *slot)
 {
 	return slot->form == AFD__FORM_APART ||
-	       (slot->expert == 0 && (slot->form == AFD__FORM_STACK || slot->kind == AFD__TENSOR_EXPERT_GATE));
+	       (slot->expert == 0 &&
+		(slot->form == AFD__FORM_STACK || slot->kind == AFD__TENSOR_EXPERT_GATE));
 }
 
 static void list_all(struct afd_model *model)
@@ -401,7 +406,8 @@ int afd__slots_create(struct afd_model *model)
 		most += N_ROWS(layer_rows) + 3 * (size_t)arch->layers[i].n_experts;
 	model->slots = afd__alloc(model->ctx, most, sizeof(*model->slots));
 	model->listed = afd__alloc(model->ctx, 2 * most, sizeof(*model->listed));
-	model->layer_slots = afd__alloc(model->ctx, arch->n_layers + 1, sizeof(*model->layer_slots));
+	model->layer_slots =
+		afd__alloc(model->ctx, arch->n_layers + 1, sizeof(*model->layer_slots));
 	if (!model->slots || !model->listed || !model->layer_slots)
 		return -ENOMEM;
 	push_all(model);
@@ -438,8 +444,9 @@ const struct afd__slot *afd__slot_find(const struct afd_model *model, int32_t la
 
 	if (layer < 0) {
 		slot = scan(model, 0, at[0].first, layer, kind);
-		return slot ? slot : scan(model, at[model->arch.n_layers].first, model->n_slots, layer,
-					  kind);
+		return slot ? slot
+			    : scan(model, at[model->arch.n_layers].first, model->n_slots, layer,
+				   kind);
 	}
 	if ((uint32_t)layer >= model->arch.n_layers)
 		return NULL;
@@ -449,5 +456,6 @@ const struct afd__slot *afd__slot_find(const struct afd_model *model, int32_t la
 	if ((uint32_t)expert >= model->arch.layers[layer].n_experts ||
 	    kind < AFD__TENSOR_EXPERT_GATE || kind > AFD__TENSOR_EXPERT_DOWN)
 		return NULL;
-	return &model->slots[at->experts + 3 * (uint32_t)expert + (uint32_t)(kind - AFD__TENSOR_EXPERT_GATE)];
+	return &model->slots[at->experts + 3 * (uint32_t)expert +
+			     (uint32_t)(kind - AFD__TENSOR_EXPERT_GATE)];
 }

@@ -70,8 +70,10 @@ static int check_entry(const char *tensor, const json_t *file)
 		return afd__error(-EBADMSG, INDEX_FILE ": the file of tensor %.200s must be a "
 				  "string", tensor);
 	if (!is_plain_name(json_string_value(file)))
-		return afd__error(-EBADMSG, INDEX_FILE ": tensor %.200s: \"%.100s\" is not the name "
-				  "of a file in the directory", tensor, json_string_value(file));
+		return afd__error(-EBADMSG,
+				  INDEX_FILE ": tensor %.200s: \"%.100s\" is not the name "
+					     "of a file in the directory",
+				  tensor, json_string_value(file));
 	return 0;
 }
 
@@ -238,8 +240,10 @@ static int check_stride(const struct afd_model_params *params)
 		tail = (const unsigned char *)entry(params, i);
 		for (b = sizeof(struct afd_tensor); b < params->tensor_bytes; b++) {
 			if (tail[b])
-				return afd__error(-E2BIG, "tensors[%u]: byte %zu is set, this "
-						  "version knows %zu", i, b, sizeof(struct afd_tensor));
+				return afd__error(-E2BIG,
+						  "tensors[%u]: byte %zu is set, this "
+						  "version knows %zu",
+						  i, b, sizeof(struct afd_tensor));
 		}
 	}
 	return 0;

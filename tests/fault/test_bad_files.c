@@ -183,7 +183,8 @@ static void a_header_of_100000_tensors_is_read(void **state)
 	assert_non_null(header);
 	end += sprintf(end, "{");
 	for (i = 0; i < 100000; i++)
-		end += sprintf(end, "%s\"t%d\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[%d,%d]}", i ? "," : "", i, i, i + 1);
+		end += sprintf(end, "%s\"t%d\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[%d,%d]}", i ? "," : "", i, i,
+			       i + 1);
 	sprintf(end, "}");
 	write_safetensors(dir, "model.safetensors", header, NULL, 100000);
 	free(header);

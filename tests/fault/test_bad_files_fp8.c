@@ -13,11 +13,13 @@
 #include "../../lib/model/model.h"
 #include "../unit/checkpoint_files.h"
 
-#define CONFIG "{\"model_type\":\"qwen3_moe\",\"hidden_size\":3,\"num_hidden_layers\":1,\"vocab_size\":5,\"num_attention_heads\":2," \
+#define CONFIG \
+	"{\"model_type\":\"qwen3_moe\",\"hidden_size\":3,\"num_hidden_layers\":1,\"vocab_size\":5,\"num_attention_heads\":2," \
 	"\"head_dim\":2,\"num_experts\":2,\"num_experts_per_tok\":1,\"moe_intermediate_size\":3}"
 #define EXPERT "model.layers.0.mlp.experts.1."
 #define FUSED "model.layers.0.mlp.experts."
-#define TENSOR(name, dtype, shape, offsets) "\"" name "\":{\"dtype\":\"" dtype "\",\"shape\":" shape ",\"data_offsets\":" offsets "}"
+#define TENSOR(name, dtype, shape, offsets) \
+	"\"" name "\":{\"dtype\":\"" dtype "\",\"shape\":" shape ",\"data_offsets\":" offsets "}"
 
 static afd_context *ctx;
 static afd_model *model;
@@ -60,8 +62,10 @@ static const struct bad {
 } bad[] = {
 	{ "e4m3_without_scales_is_refused", "{" TENSOR(EXPERT "up_proj.weight", "F8_E4M3", "[3,3]", "[0,9]") "}", 9, -ENOENT,
 	  EXPERT "up_proj.weight_scale_inv (or _scale) are not there" },
-	{ "scales_of_the_exponent_alone_are_refused", "{" TENSOR(EXPERT "up_proj.weight", "F8_E4M3", "[3,3]", "[0,9]") ","
-	  TENSOR(EXPERT "up_proj.weight_scale_inv", "F8_E8M0", "[1,1]", "[9,10]") "}", 10, -ENOTSUP, "dtype F8_E8M0 is not supported" },
+	{ "scales_of_the_exponent_alone_are_refused",
+	  "{" TENSOR(EXPERT "up_proj.weight", "F8_E4M3", "[3,3]", "[0,9]") ","
+	  TENSOR(EXPERT "up_proj.weight_scale_inv", "F8_E8M0", "[1,1]", "[9,10]") "}",
+	  10, -ENOTSUP, "dtype F8_E8M0 is not supported" },
 	{ "the_other_eight_bits_are_refused", "{" TENSOR(EXPERT "up_proj.weight", "F8_E5M2", "[3,3]", "[0,9]") "}", 9, -ENOTSUP,
 	  EXPERT "up_proj.weight: dtype F8_E5M2 is not supported, only F32, F16, BF16 and F8_E4M3" },
 	{ "packed_four_bits_are_refused", "{" TENSOR(EXPERT "up_proj.weight", "U8", "[3,2]", "[0,6]") "}", 6, -ENOTSUP,
@@ -70,9 +74,10 @@ static const struct bad {
 	  -EBADMSG, "shape is [1, 6, 3], config.json says [2, 6, 3]" },
 	{ "a_fused_tensor_of_four_dimensions_is_refused", "{" TENSOR(FUSED "gate_up_proj", "BF16", "[2,2,3,3]", "[0,72]") "}", 72,
 	  -EBADMSG, "shape is [2, 2, 3, 3], config.json says [2, 6, 3]" },
-	{ "fused_scales_without_experts_are_refused", "{" TENSOR(FUSED "gate_up_proj", "F8_E4M3", "[2,6,3]", "[0,36]") ","
-	  TENSOR(FUSED "gate_up_proj_scale_inv", "F32", "[1,1]", "[36,40]") "}", 40, -EBADMSG,
-	  "gate_up_proj_scale_inv: shape is [1, 1], its matrix needs [2, 1, 1]" },
+	{ "fused_scales_without_experts_are_refused",
+	  "{" TENSOR(FUSED "gate_up_proj", "F8_E4M3", "[2,6,3]", "[0,36]") ","
+	  TENSOR(FUSED "gate_up_proj_scale_inv", "F32", "[1,1]", "[36,40]") "}",
+	  40, -EBADMSG, "gate_up_proj_scale_inv: shape is [1, 1], its matrix needs [2, 1, 1]" },
 };
 
 static void check_bad(void **state)
@@ -136,11 +141,14 @@ static void experts_at_odd_places_are_given_as_they_are(void **state)
 {
 	struct afd__tensor up, down;
 
-	write_counting("model.safetensors", "{" TENSOR("a", "U8", "[1]", "[0,1]") "," TENSOR(FUSED "gate_up_proj", "F8_E4M3", "[2,6,3]",
-		       "[1,37]") "," TENSOR(FUSED "down_proj", "BF16", "[2,3,3]", "[37,73]") ","
+	write_counting("model.safetensors",
+		       "{" TENSOR("a", "U8", "[1]", "[0,1]") ","
+		       TENSOR(FUSED "gate_up_proj", "F8_E4M3", "[2,6,3]", "[1,37]") ","
+		       TENSOR(FUSED "down_proj", "BF16", "[2,3,3]", "[37,73]") ","
 		       TENSOR(FUSED "gate_up_proj_scale", "F32", "[2,1,1]", "[73,81]") "}", 81);
 	assert_int_equal(afd_model_open(&model, ctx, dir, NULL), 0);
-	if (afd__model_expert(model, 0, 1, AFD__TENSOR_EXPERT_UP, &up) || afd__model_expert(model, 0, 1, AFD__TENSOR_EXPERT_DOWN, &down))
+	if (afd__model_expert(model, 0, 1, AFD__TENSOR_EXPERT_UP, &up) ||
+	    afd__model_expert(model, 0, 1, AFD__TENSOR_EXPERT_DOWN, &down))
 		fail_msg("%s", afd_last_error());
 	for (int i = 0; i < 9; i++)
 		assert_int_equal(((const char *)up.data)[i], 1 + 27 + i);

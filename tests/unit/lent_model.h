@@ -48,7 +48,8 @@ static inline void *lend(struct lent_model *m, int32_t dtype, uint64_t a, uint64
 	if (!data)
 		abort();
 	memset(data, 0, n * lent_number_bytes(dtype));
-	*t = (struct afd_tensor){ .name = m->names[m->n], .shape = shape, .data = data, .n_dims = c ? 3 : b ? 2 : 1, .dtype = dtype };
+	*t = (struct afd_tensor){ .name = m->names[m->n], .shape = shape, .data = data, .dtype = dtype };
+	t->n_dims = c ? 3 : b ? 2 : 1;
 	m->n++;
 	return data;
 }

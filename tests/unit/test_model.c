@@ -334,7 +334,8 @@ static void a_shape_that_the_config_contradicts_is_refused_with_both(void **stat
 	struct afd__tensor t;
 
 	write_tiny_sharded(dir);
-	write_text(dir, "config.json", "{\"model_type\":\"qwen3\",\"hidden_size\":4,\"intermediate_size\":8,\"num_hidden_layers\":1,"
+	write_text(dir, "config.json",
+		   "{\"model_type\":\"qwen3\",\"hidden_size\":4,\"intermediate_size\":8,\"num_hidden_layers\":1,"
 		   "\"num_attention_heads\":2,\"num_key_value_heads\":1,\"head_dim\":2,\"vocab_size\":5}");
 	open_sharded();
 	assert_int_equal(afd__model_tensor(model, 0, AFD__TENSOR_DOWN, &t), -EBADMSG);

@@ -88,30 +88,49 @@ static const struct spelling spellings[] = {
 	{ "rope_theta_is_10000_when_missing", "{\"rope_theta\":\"-\"}", 0.31622777, 1 },
 	{ "rope_theta_null_is_missing", "{\"rope_theta\":null}", 0.31622777, 1 },
 	{ "rope_scaling_null_is_none", "{\"rope_scaling\":null}", 0.17782794, 1 },
-	{ "rope_parameters_hold_theta", "{\"rope_theta\":\"-\",\"rope_parameters\":{\"rope_type\":\"default\",\"rope_theta\":10000}}",
-	  0.31622777, 1 },
-	{ "theta_in_rope_parameters_wins", "{\"rope_parameters\":{\"rope_type\":\"default\",\"rope_theta\":10000}}", 0.31622777, 1 },
+	{ "rope_parameters_hold_theta",
+	  "{\"rope_theta\":\"-\",\"rope_parameters\":{\"rope_type\":\"default\",\"rope_theta\":10000}}", 0.31622777, 1 },
+	{ "theta_in_rope_parameters_wins", "{\"rope_parameters\":{\"rope_type\":\"default\",\"rope_theta\":10000}}", 0.31622777,
+	  1 },
 	{ "rope_scaling_wins_over_rope_parameters",
 	  "{\"rope_parameters\":{\"rope_theta\":5},\"rope_scaling\":{\"type\":\"default\",\"rope_theta\":10000}}", 0.31622777, 1 },
 	{ "partial_rotary_factor_1_is_none", "{\"partial_rotary_factor\":1.0}", 0.17782794, 1 },
-	{ "yarn_in_the_old_spelling_scales", "{\"rope_scaling\":{\"type\":\"yarn\",\"factor\":4,"
-	  "\"original_max_position_embeddings\":32}}", 0.04445698485, 1.1386294 },
-	{ "yarn_in_the_new_spelling_scales", "{\"rope_parameters\":{\"rope_type\":\"yarn\",\"factor\":4.0,"
-	  "\"original_max_position_embeddings\":32}}", 0.04445698485, 1.1386294 },
-	{ "yarn_factor_null_is_the_ratio_of_positions", "{\"rope_scaling\":{\"rope_type\":\"yarn\",\"factor\":null,"
-	  "\"original_max_position_embeddings\":32}}", 0.04445698485, 1.1386294 },
-	{ "yarn_takes_attention_factor", "{\"rope_scaling\":{\"rope_type\":\"yarn\",\"factor\":4,\"attention_factor\":0.5,"
-	  "\"original_max_position_embeddings\":32}}", 0.04445698485, 0.5 },
-	{ "yarn_takes_both_mscales", "{\"rope_scaling\":{\"rope_type\":\"yarn\",\"factor\":4,\"mscale\":1,"
-	  "\"mscale_all_dim\":0.5,\"original_max_position_embeddings\":32}}", 0.04445698485, 1.0648216 },
-	{ "yarn_ignores_one_mscale_alone", "{\"rope_scaling\":{\"rope_type\":\"yarn\",\"factor\":4,\"mscale\":0.5,"
-	  "\"original_max_position_embeddings\":32}}", 0.04445698485, 1.1386294 },
-	{ "yarn_beta_zero_is_the_default", "{\"rope_scaling\":{\"rope_type\":\"yarn\",\"factor\":4,\"beta_fast\":0,"
-	  "\"beta_slow\":null,\"original_max_position_embeddings\":32}}", 0.04445698485, 1.1386294 },
-	{ "yarn_without_truncate_keeps_fractions_of_dimensions", "{\"rope_scaling\":{\"rope_type\":\"yarn\",\"factor\":4,"
-	  "\"truncate\":false,\"original_max_position_embeddings\":512}}", 0.1473408937, 1.1386294 },
-	{ "yarn_truncates_its_ramp_to_whole_dimensions", "{\"rope_scaling\":{\"rope_type\":\"yarn\",\"factor\":4,"
-	  "\"original_max_position_embeddings\":512}}", 0.1333709508, 1.1386294 },
+	{ "yarn_in_the_old_spelling_scales",
+	  "{\"rope_scaling\":{\"type\":\"yarn\",\"factor\":4,"
+	  "\"original_max_position_embeddings\":32}}",
+	  0.04445698485, 1.1386294 },
+	{ "yarn_in_the_new_spelling_scales",
+	  "{\"rope_parameters\":{\"rope_type\":\"yarn\",\"factor\":4.0,"
+	  "\"original_max_position_embeddings\":32}}",
+	  0.04445698485, 1.1386294 },
+	{ "yarn_factor_null_is_the_ratio_of_positions",
+	  "{\"rope_scaling\":{\"rope_type\":\"yarn\",\"factor\":null,"
+	  "\"original_max_position_embeddings\":32}}",
+	  0.04445698485, 1.1386294 },
+	{ "yarn_takes_attention_factor",
+	  "{\"rope_scaling\":{\"rope_type\":\"yarn\",\"factor\":4,\"attention_factor\":0.5,"
+	  "\"original_max_position_embeddings\":32}}",
+	  0.04445698485, 0.5 },
+	{ "yarn_takes_both_mscales",
+	  "{\"rope_scaling\":{\"rope_type\":\"yarn\",\"factor\":4,\"mscale\":1,"
+	  "\"mscale_all_dim\":0.5,\"original_max_position_embeddings\":32}}",
+	  0.04445698485, 1.0648216 },
+	{ "yarn_ignores_one_mscale_alone",
+	  "{\"rope_scaling\":{\"rope_type\":\"yarn\",\"factor\":4,\"mscale\":0.5,"
+	  "\"original_max_position_embeddings\":32}}",
+	  0.04445698485, 1.1386294 },
+	{ "yarn_beta_zero_is_the_default",
+	  "{\"rope_scaling\":{\"rope_type\":\"yarn\",\"factor\":4,\"beta_fast\":0,"
+	  "\"beta_slow\":null,\"original_max_position_embeddings\":32}}",
+	  0.04445698485, 1.1386294 },
+	{ "yarn_without_truncate_keeps_fractions_of_dimensions",
+	  "{\"rope_scaling\":{\"rope_type\":\"yarn\",\"factor\":4,"
+	  "\"truncate\":false,\"original_max_position_embeddings\":512}}",
+	  0.1473408937, 1.1386294 },
+	{ "yarn_truncates_its_ramp_to_whole_dimensions",
+	  "{\"rope_scaling\":{\"rope_type\":\"yarn\",\"factor\":4,"
+	  "\"original_max_position_embeddings\":512}}",
+	  0.1333709508, 1.1386294 },
 };
 
 static void check_spelling(void **state)

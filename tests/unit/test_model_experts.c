@@ -18,17 +18,20 @@
 /* Three experts of 96 in a hidden size of 136: up begins inside a block of gate when they are fused. */
 enum { HIDDEN = 136, WIDTH = 96, N_EXPERTS = 3, BLOCKS = 2 };
 
-#define MOE_OF(type, width) "{\"model_type\":\"" type "\",\"hidden_size\":136,\"num_hidden_layers\":1,\"vocab_size\":5," \
+#define MOE_OF(type, width) \
+	"{\"model_type\":\"" type "\",\"hidden_size\":136,\"num_hidden_layers\":1,\"vocab_size\":5," \
 	"\"num_attention_heads\":2,\"head_dim\":4,\"num_experts\":3,\"num_experts_per_tok\":2,\"moe_intermediate_size\":" width "," \
 	"\"mlp_only_layers\":[]}"
 #define MOE MOE_OF("qwen3_moe", "96")
 #define AFMOE "{\"model_type\":\"afmoe\",\"hidden_size\":136,\"num_hidden_layers\":1,\"vocab_size\":5,\"num_attention_heads\":2," \
 	"\"head_dim\":4,\"num_experts\":3,\"num_experts_per_tok\":2,\"moe_intermediate_size\":96,\"num_dense_layers\":0," \
 	"\"num_shared_experts\":1,\"route_scale\":1,\"mup_enabled\":true,\"rms_norm_eps\":1e-5,\"sliding_window\":4}"
-#define DEEPSEEK "{\"model_type\":\"deepseek_v3\",\"hidden_size\":136,\"num_hidden_layers\":1,\"vocab_size\":5,\"n_routed_experts\":3," \
+#define DEEPSEEK \
+	"{\"model_type\":\"deepseek_v3\",\"hidden_size\":136,\"num_hidden_layers\":1,\"vocab_size\":5,\"n_routed_experts\":3," \
 	"\"num_experts_per_tok\":2,\"moe_intermediate_size\":96,\"first_k_dense_replace\":0,\"n_shared_experts\":1," \
 	"\"routed_scaling_factor\":2.5,\"norm_topk_prob\":true,\"n_group\":1,\"topk_group\":1}"
-#define MINIMAX "{\"model_type\":\"minimax_m2\",\"hidden_size\":136,\"num_hidden_layers\":1,\"vocab_size\":5,\"num_local_experts\":3," \
+#define MINIMAX \
+	"{\"model_type\":\"minimax_m2\",\"hidden_size\":136,\"num_hidden_layers\":1,\"vocab_size\":5,\"num_local_experts\":3," \
 	"\"num_experts_per_tok\":2,\"intermediate_size\":96}"
 
 static afd_context *ctx;
@@ -79,7 +82,8 @@ static void lend_apart(int32_t dtype, const char *before, const char *const suff
 			bool down = part == 2;
 
 			snprintf(name, sizeof(name), "model.layers.0.%s%u.%s.weight", before, e, suffixes[part]);
-			lend_matrix(dtype, which(e, AFD__TENSOR_EXPERT_GATE + part), down ? HIDDEN : WIDTH, down ? WIDTH : HIDDEN, name);
+			lend_matrix(dtype, which(e, AFD__TENSOR_EXPERT_GATE + part), down ? HIDDEN : WIDTH, down ? WIDTH : HIDDEN,
+				    name);
 		}
 	}
 }
@@ -236,7 +240,8 @@ static const struct spelling {
 	{ "post_attention_layernorm_of_afmoe_is_the_norm_after_attention", AFMOE, "post_attention_layernorm.weight",
 	  AFD__TENSOR_AFTER_ATTENTION_NORM, HIDDEN, 0 },
 	{ "pre_mlp_layernorm_is_the_norm_before_the_ffn", AFMOE, "pre_mlp_layernorm.weight", AFD__TENSOR_FFN_NORM, HIDDEN, 0 },
-	{ "post_mlp_layernorm_is_the_norm_after_the_ffn", AFMOE, "post_mlp_layernorm.weight", AFD__TENSOR_AFTER_FFN_NORM, HIDDEN, 0 },
+	{ "post_mlp_layernorm_is_the_norm_after_the_ffn", AFMOE, "post_mlp_layernorm.weight", AFD__TENSOR_AFTER_FFN_NORM, HIDDEN,
+	  0 },
 };
 
 static void check_spelling(void **state)
@@ -345,9 +350,10 @@ static void a_contract_of_dense_layers_has_no_experts(void **state)
 	struct afd_contract c = { .size = sizeof(c) };
 
 	lend(&lent, AFD_DTYPE_F32, HIDDEN, 0, 0, "model.norm.weight");
-	open_model("{\"model_type\":\"qwen3_moe\",\"hidden_size\":136,\"num_hidden_layers\":1,\"vocab_size\":5,\"num_attention_heads\":2,"
-		   "\"head_dim\":4,\"num_experts\":3,\"num_experts_per_tok\":2,\"moe_intermediate_size\":96,\"intermediate_size\":9,"
-		   "\"mlp_only_layers\":[0]}");
+	open_model(
+		"{\"model_type\":\"qwen3_moe\",\"hidden_size\":136,\"num_hidden_layers\":1,\"vocab_size\":5,"
+		"\"num_attention_heads\":2,\"head_dim\":4,\"num_experts\":3,\"num_experts_per_tok\":2,\"moe_intermediate_size\":96,\"intermediate_size\":9,"
+		"\"mlp_only_layers\":[0]}");
 	assert_int_equal(afd_model_contract(model, &c), 0);
 	assert_int_equal(c.n_experts, 0);
 	assert_int_equal(c.top_k, 0);
@@ -487,7 +493,8 @@ static const struct refusal {
 	  UP "_scale_inv: shape is [1], its matrix needs [1, 2] (blocks of 128 x 128)" },
 	{ "a_scale_for_each_row_is_refused", AFD_DTYPE_FP8, AFD_DTYPE_F32, WIDTH, 1, -EBADMSG, "shape is [96, 1]" },
 	{ "rounding_down_the_number_of_blocks_is_refused", AFD_DTYPE_FP8, AFD_DTYPE_F32, 1, 1, -EBADMSG, "shape is [1, 1]" },
-	{ "transposed_scales_are_refused", AFD_DTYPE_FP8, AFD_DTYPE_BF16, 2, 1, -EBADMSG, "shape is [2, 1], its matrix needs [1, 2]" },
+	{ "transposed_scales_are_refused", AFD_DTYPE_FP8, AFD_DTYPE_BF16, 2, 1, -EBADMSG,
+	  "shape is [2, 1], its matrix needs [1, 2]" },
 	{ "scales_in_e4m3_are_refused", AFD_DTYPE_FP8, AFD_DTYPE_FP8, 1, 2, -ENOTSUP, "dtype F8_E4M3 is not supported for scales" },
 	{ "scales_beside_another_dtype_are_refused", AFD_DTYPE_BF16, AFD_DTYPE_F32, 1, 2, -EBADMSG,
 	  "tensor " UP ": dtype is bf16, but it has scales: " UP "_scale_inv" },

@@ -150,16 +150,18 @@ static const struct router {
 	{ "afmoe_is_normalised_and_scaled", afmoe, "{}", AFD_ROUTER_SIGMOID, 1, 1, 1e-20, 2.826, 1, 1 },
 	{ "route_norm_false_keeps_the_scores", afmoe, "{\"route_norm\":false}", AFD_ROUTER_SIGMOID, 1, 0, 1e-20, 2.826, 1, 1 },
 	{ "norm_topk_prob_is_route_norm", afmoe, "{\"norm_topk_prob\":false}", AFD_ROUTER_SIGMOID, 1, 0, 1e-20, 2.826, 1, 1 },
-	{ "softmax_of_afmoe_is_never_normalised", afmoe, "{\"score_func\":\"softmax\",\"route_norm\":true}", AFD_ROUTER_SOFTMAX, 1, 0,
-	  1e-20, 2.826, 1, 1 },
+	{ "softmax_of_afmoe_is_never_normalised", afmoe, "{\"score_func\":\"softmax\",\"route_norm\":true}", AFD_ROUTER_SOFTMAX, 1,
+	  0, 1e-20, 2.826, 1, 1 },
 	{ "scoring_func_is_score_func", afmoe, "{\"scoring_func\":\"softmax\"}", AFD_ROUTER_SOFTMAX, 1, 0, 1e-20, 2.826, 1, 1 },
 	{ "groups_of_one_are_none", afmoe, "{\"n_group\":1,\"topk_group\":1,\"num_expert_groups\":1,\"num_limited_groups\":1}",
 	  AFD_ROUTER_SIGMOID, 1, 1, 1e-20, 2.826, 1, 1 },
 	{ "deepseek_selects_groups_first", deepseek, "{}", AFD_ROUTER_SIGMOID, 1, 1, 1e-20, 2.5, 4, 2 },
 	{ "kimi_has_no_groups", deepseek, "{\"model_type\":\"kimi_k2\",\"n_group\":1,\"topk_group\":1}", AFD_ROUTER_SIGMOID, 1, 1,
 	  1e-20, 2.5, 1, 1 },
-	{ "glm_leaves_its_scoring_unsaid", deepseek, "{\"model_type\":\"glm4_moe\",\"scoring_func\":\"-\",\"topk_method\":\"-\","
-	  "\"norm_topk_prob\":false}", AFD_ROUTER_SIGMOID, 1, 0, 1e-20, 2.5, 4, 2 },
+	{ "glm_leaves_its_scoring_unsaid", deepseek,
+	  "{\"model_type\":\"glm4_moe\",\"scoring_func\":\"-\",\"topk_method\":\"-\","
+	  "\"norm_topk_prob\":false}",
+	  AFD_ROUTER_SIGMOID, 1, 0, 1e-20, 2.5, 4, 2 },
 	{ "minimax_divides_by_the_sum_alone", minimax, "{}", AFD_ROUTER_SIGMOID, 1, 1, 0, 1, 1, 1 },
 };
 
@@ -280,7 +282,8 @@ static void an_architecture_alone_names_each_family(void **state)
 
 #define FP8(rest) "{\"quantization_config\":{\"quant_method\":\"fp8\"" rest "}}"
 #define BLOCK ",\"weight_block_size\":[128,128]"
-#define GROUP(weights, activations) "{\"quantization_config\":{\"quant_method\":\"compressed-tensors\",\"format\":\"float-quantized\"," \
+#define GROUP(weights, activations) \
+	"{\"quantization_config\":{\"quant_method\":\"compressed-tensors\",\"format\":\"float-quantized\"," \
 	"\"kv_cache_scheme\":null,\"ignore\":[\"lm_head\"],\"config_groups\":{\"group_0\":{\"targets\":[\"Linear\"]," \
 	"\"weights\":{" weights "},\"input_activations\":" activations "}}}}"
 #define WEIGHTS "\"num_bits\":8,\"type\":\"float\",\"strategy\":\"block\",\"block_structure\":[128,128],\"symmetric\":true"
@@ -313,7 +316,8 @@ static const struct refusal {
 	  "num_local_experts is 6, but num_experts, which means the same, differs" },
 	{ "a_missing_expert_count_is_refused", moe, "{\"num_experts\":null}", -EBADMSG, "num_experts is missing" },
 	{ "a_missing_top_k_is_refused", moe, "{\"num_experts_per_tok\":\"-\"}", -EBADMSG, "num_experts_per_tok is missing" },
-	{ "a_missing_expert_width_is_refused", moe, "{\"moe_intermediate_size\":\"-\"}", -EBADMSG, "moe_intermediate_size is missing" },
+	{ "a_missing_expert_width_is_refused", moe, "{\"moe_intermediate_size\":\"-\"}", -EBADMSG,
+	  "moe_intermediate_size is missing" },
 	{ "more_experts_per_row_than_there_are_are_refused", moe, "{\"num_experts_per_tok\":9}", -EBADMSG,
 	  "num_experts_per_tok is 9, the number of experts is 8" },
 	{ "absurd_expert_counts_are_refused", moe, "{\"num_experts\":4097}", -EBADMSG, "num_experts is 4097, limit 0 .. 4096" },
@@ -322,19 +326,23 @@ static const struct refusal {
 	{ "a_sparse_step_of_0_is_refused", moe, "{\"decoder_sparse_step\":0}", -EBADMSG, "decoder_sparse_step is 0" },
 	{ "mlp_only_layers_of_another_type_are_refused", moe, "{\"mlp_only_layers\":[1,\"2\"]}", -EBADMSG,
 	  "mlp_only_layers[1] is \"2\", must be an integer" },
-	{ "layer_types_that_qwen3_moe_cannot_have_are_refused", moe, "{\"use_sliding_window\":true,\"sliding_window\":8,"
-	  "\"layer_types\":[\"sliding_attention\",\"full_attention\",\"sliding_attention\",\"sliding_attention\"]}", -ENOTSUP,
-	  "layer_types[1] is \"full_attention\", supported: one window for all layers" },
+	{ "layer_types_that_qwen3_moe_cannot_have_are_refused", moe,
+	  "{\"use_sliding_window\":true,\"sliding_window\":8,"
+	  "\"layer_types\":[\"sliding_attention\",\"full_attention\",\"sliding_attention\",\"sliding_attention\"]}",
+	  -ENOTSUP, "layer_types[1] is \"full_attention\", supported: one window for all layers" },
 	{ "afmoe_without_head_dim_is_refused", afmoe, "{\"head_dim\":\"-\"}", -EBADMSG, "head_dim is missing" },
 	{ "afmoe_without_rms_norm_eps_is_refused", afmoe, "{\"rms_norm_eps\":\"-\"}", -EBADMSG, "rms_norm_eps is missing" },
 	{ "afmoe_without_mup_enabled_is_refused", afmoe, "{\"mup_enabled\":\"-\"}", -EBADMSG, "mup_enabled is missing" },
-	{ "afmoe_without_num_dense_layers_is_refused", afmoe, "{\"num_dense_layers\":\"-\"}", -EBADMSG, "num_dense_layers is missing" },
+	{ "afmoe_without_num_dense_layers_is_refused", afmoe, "{\"num_dense_layers\":\"-\"}", -EBADMSG,
+	  "num_dense_layers is missing" },
 	{ "afmoe_without_num_shared_experts_is_refused", afmoe, "{\"num_shared_experts\":\"-\"}", -EBADMSG,
 	  "num_shared_experts is missing" },
 	{ "afmoe_without_route_scale_is_refused", afmoe, "{\"route_scale\":\"-\"}", -EBADMSG, "route_scale is missing" },
 	{ "afmoe_without_a_window_is_refused", afmoe, "{\"sliding_window\":\"-\"}", -EBADMSG, "sliding_window is missing" },
-	{ "afmoe_of_sliding_types_without_a_window_is_refused", afmoe, "{\"sliding_window\":null,\"layer_types\":[\"full_attention\","
-	  "\"full_attention\",\"full_attention\",\"sliding_attention\"]}", -EBADMSG, "layer_types[3] is \"sliding_attention\"" },
+	{ "afmoe_of_sliding_types_without_a_window_is_refused", afmoe,
+	  "{\"sliding_window\":null,\"layer_types\":[\"full_attention\","
+	  "\"full_attention\",\"full_attention\",\"sliding_attention\"]}",
+	  -EBADMSG, "layer_types[3] is \"sliding_attention\"" },
 	{ "another_score_is_refused", afmoe, "{\"score_func\":\"relu\"}", -ENOTSUP,
 	  "score_func is \"relu\", supported: \"sigmoid\", \"softmax\"" },
 	{ "groups_of_afmoe_are_refused", afmoe, "{\"n_group\":2}", -ENOTSUP, "n_group is 2, supported: 1" },
@@ -346,16 +354,18 @@ static const struct refusal {
 	{ "another_selection_is_refused", deepseek, "{\"topk_method\":\"greedy\"}", -ENOTSUP,
 	  "topk_method is \"greedy\", supported: \"noaux_tc\"" },
 	{ "routing_every_second_layer_is_refused", deepseek, "{\"moe_layer_freq\":2}", -ENOTSUP, "moe_layer_freq is 2" },
-	{ "groups_that_do_not_divide_are_refused", deepseek, "{\"n_group\":3}", -EBADMSG, "n_group is 3, must divide the 16 experts" },
+	{ "groups_that_do_not_divide_are_refused", deepseek, "{\"n_group\":3}", -EBADMSG,
+	  "n_group is 3, must divide the 16 experts" },
 	{ "groups_of_single_experts_are_refused", deepseek, "{\"n_group\":16}", -EBADMSG, "groups of 2 or more" },
-	{ "groups_too_small_for_a_row_are_refused", deepseek, "{\"n_group\":8,\"topk_group\":1,\"num_experts_per_tok\":3}", -EBADMSG,
-	  "hold fewer than the 3 experts of a row" },
+	{ "groups_too_small_for_a_row_are_refused", deepseek, "{\"n_group\":8,\"topk_group\":1,\"num_experts_per_tok\":3}",
+	  -EBADMSG, "hold fewer than the 3 experts of a row" },
 	{ "deepseek_without_its_scale_is_refused", deepseek, "{\"routed_scaling_factor\":\"-\"}", -EBADMSG,
 	  "routed_scaling_factor is missing" },
 	{ "deepseek_without_groups_is_refused", deepseek, "{\"n_group\":\"-\"}", -EBADMSG, "n_group is missing" },
 	{ "unknown_mlp_layer_types_are_refused", deepseek, "{\"mlp_layer_types\":[\"dense\",\"dense\",1,\"sparse\"]}", -ENOTSUP,
 	  "mlp_layer_types[2] is 1" },
-	{ "minimax_without_a_routing_bias_is_refused", minimax, "{\"use_routing_bias\":false}", -ENOTSUP, "use_routing_bias is false" },
+	{ "minimax_without_a_routing_bias_is_refused", minimax, "{\"use_routing_bias\":false}", -ENOTSUP,
+	  "use_routing_bias is false" },
 	{ "minimax_with_a_shared_expert_is_refused", minimax, "{\"shared_intermediate_size\":8}", -ENOTSUP,
 	  "shared_intermediate_size is 8" },
 	{ "the_older_minimax_is_refused", minimax, "{\"architectures\":[\"MiniMaxText01ForCausalLM\"]}", -ENOTSUP,
@@ -374,10 +384,13 @@ static const struct refusal {
 	  "config.json: quantization_config.group_0.weights: type is \"int\"" },
 	{ "compressed_4_bits_are_refused", moe, GROUP("\"num_bits\":4,\"type\":\"float\",\"strategy\":\"block\"", "null"), -ENOTSUP,
 	  "num_bits is 4" },
-	{ "compressed_channels_are_refused", moe, GROUP("\"num_bits\":8,\"type\":\"float\",\"strategy\":\"channel\"", "null"), -ENOTSUP,
-	  "strategy is \"channel\", supported: \"block\"" },
-	{ "compressed_blocks_of_another_size_are_refused", moe, GROUP("\"num_bits\":8,\"type\":\"float\",\"strategy\":\"block\","
-	  "\"block_structure\":[128,64]", "null"), -ENOTSUP, "block_structure is [128,64]" },
+	{ "compressed_channels_are_refused", moe, GROUP("\"num_bits\":8,\"type\":\"float\",\"strategy\":\"channel\"", "null"),
+	  -ENOTSUP, "strategy is \"channel\", supported: \"block\"" },
+	{ "compressed_blocks_of_another_size_are_refused", moe,
+	  GROUP("\"num_bits\":8,\"type\":\"float\",\"strategy\":\"block\","
+		"\"block_structure\":[128,64]",
+		"null"),
+	  -ENOTSUP, "block_structure is [128,64]" },
 	{ "compressed_static_activations_are_refused", moe, GROUP(WEIGHTS, "{\"num_bits\":8,\"type\":\"float\",\"dynamic\":false}"),
 	  -ENOTSUP, "group_0.input_activations: dynamic is false" },
 };

@@ -114,7 +114,8 @@ static struct afd_role_info ffn(uint32_t tp, uint32_t n_tp, uint32_t ep, uint32_
 
 static struct afd_role_info attention(uint32_t tp, uint32_t n_tp)
 {
-	return held((struct afd_shard_params){ .role = AFD_ROLE_ATTENTION, .gate = AFD_GATE_FFN, .shard = { .tp = tp, .n_tp = n_tp } });
+	return held(
+		(struct afd_shard_params){ .role = AFD_ROLE_ATTENTION, .gate = AFD_GATE_FFN, .shard = { .tp = tp, .n_tp = n_tp } });
 }
 
 enum { ROUTER_BYTES = 2 * EXPERTS * H + 4 * EXPERTS };
@@ -283,7 +284,8 @@ static void experts_of_other_ranks_may_be_missing(void **state)
 
 /* ---- blocks ---- */
 
-#define FP8_CONFIG "{\"model_type\":\"qwen3\",\"hidden_size\":200,\"num_hidden_layers\":1,\"vocab_size\":11,\"num_attention_heads\":2," \
+#define FP8_CONFIG \
+	"{\"model_type\":\"qwen3\",\"hidden_size\":200,\"num_hidden_layers\":1,\"vocab_size\":11,\"num_attention_heads\":2," \
 	"\"head_dim\":4,\"intermediate_size\":300}"
 
 /* Shard 1 of 2 owns columns 150 .. 300: of three blocks the second and the third. */
@@ -311,26 +313,37 @@ static const struct refusal {
 	const char *text;
 } refusals[] = {
 	{ "no_role_is_refused", { .shard = { 0, 1, 0, 1 } }, "role is 0" },
-	{ "an_index_beyond_its_ranks_is_refused", { .role = AFD_ROLE_FFN, .shard = { 2, 2, 0, 1 } },
+	{ "an_index_beyond_its_ranks_is_refused",
+	  { .role = AFD_ROLE_FFN, .shard = { 2, 2, 0, 1 } },
 	  "tensor-parallel index is 2 of 2, limit 1" },
-	{ "an_expert_index_beyond_its_ranks_is_refused", { .role = AFD_ROLE_FFN, .shard = { 0, 1, 3, 3 } },
+	{ "an_expert_index_beyond_its_ranks_is_refused",
+	  { .role = AFD_ROLE_FFN, .shard = { 0, 1, 3, 3 } },
 	  "expert-parallel index is 3 of 3" },
 	{ "an_index_without_ranks_is_refused", { .role = AFD_ROLE_FFN, .shard = { .ep = 1 } }, "expert-parallel index is 1 of 1" },
-	{ "more_ranks_than_experts_are_refused", { .role = AFD_ROLE_FFN, .shard = { 0, 1, 0, 6 } },
+	{ "more_ranks_than_experts_are_refused",
+	  { .role = AFD_ROLE_FFN, .shard = { 0, 1, 0, 6 } },
 	  "6 expert-parallel ranks, limit 5: the model's experts" },
-	{ "more_ranks_than_an_expert_is_wide_are_refused", { .role = AFD_ROLE_FFN, .shard = { 0, 13, 0, 1 } },
+	{ "more_ranks_than_an_expert_is_wide_are_refused",
+	  { .role = AFD_ROLE_FFN, .shard = { 0, 13, 0, 1 } },
 	  "13 tensor-parallel ranks, limit 12: the model's expert width" },
-	{ "more_ranks_than_shared_experts_are_wide_are_refused", { .role = AFD_ROLE_FFN, .shard = { 0, 12, 0, 3 } },
+	{ "more_ranks_than_shared_experts_are_wide_are_refused",
+	  { .role = AFD_ROLE_FFN, .shard = { 0, 12, 0, 3 } },
 	  "36 ranks, limit 24: the model's width of shared experts" },
-	{ "more_ranks_than_a_dense_layer_is_wide_are_refused", { .role = AFD_ROLE_FFN, .shard = { 0, 12, 0, 5 } },
+	{ "more_ranks_than_a_dense_layer_is_wide_are_refused",
+	  { .role = AFD_ROLE_FFN, .shard = { 0, 12, 0, 5 } },
 	  "60 ranks, limit 50: the model's intermediate_size" },
-	{ "counts_whose_product_overflows_are_refused", { .role = AFD_ROLE_FFN, .shard = { 0, 1u << 31, 0, 1u << 31 } }, "ranks, limit" },
-	{ "more_ranks_than_query_heads_are_refused", { .role = AFD_ROLE_ATTENTION, .shard = { .n_tp = 7 } },
+	{ "counts_whose_product_overflows_are_refused",
+	  { .role = AFD_ROLE_FFN, .shard = { 0, 1u << 31, 0, 1u << 31 } },
+	  "ranks, limit" },
+	{ "more_ranks_than_query_heads_are_refused",
+	  { .role = AFD_ROLE_ATTENTION, .shard = { .n_tp = 7 } },
 	  "7 tensor-parallel ranks, limit 6: the model's query heads" },
-	{ "expert_ranks_of_attention_are_refused", { .role = AFD_ROLE_ATTENTION, .shard = { 0, 1, 0, 2 } },
+	{ "expert_ranks_of_attention_are_refused",
+	  { .role = AFD_ROLE_ATTENTION, .shard = { 0, 1, 0, 2 } },
 	  "2 expert-parallel ranks, but attention has no experts" },
 	{ "an_unknown_gate_is_refused", { .role = AFD_ROLE_ATTENTION, .gate = 3 }, "gate is 3, limit 2" },
-	{ "layers_beyond_the_model_are_refused", { .role = AFD_ROLE_FFN, .first_layer = 1, .n_layers = 2 },
+	{ "layers_beyond_the_model_are_refused",
+	  { .role = AFD_ROLE_FFN, .first_layer = 1, .n_layers = 2 },
 	  "2 layers from 1 on, the model has 2" },
 };
 
