@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Any bytes as a frame's header, a control payload or a message of the handshake; the first byte says as which. What is
- * decoded is encoded to the same bytes, what is refused has a text, and nothing is read beyond the input (sanitizers see
- * it: the input lies in memory of its own size).
+ * Any bytes as a frame's header, a control payload or a message of the handshake; the first byte
+ * says as which. What is decoded is encoded to the same bytes, what is refused has a text, and
+ * nothing is read beyond the input (sanitizers see it: the input lies in memory of its own size).
  */
 #include <stdlib.h>
 #include <string.h>
@@ -47,7 +47,8 @@ static void fuzz_header(const uint8_t *data, size_t n_bytes)
 	if (rc)
 		expect_refused(rc);
 	else
-		expect(h.n_rows <= MAX_ROWS && h.header_bytes + h.n_rows * HIDDEN * afd_dtype_bytes(h.dtype) == n_bytes);
+		expect(h.n_rows <= MAX_ROWS &&
+			h.header_bytes + h.n_rows * HIDDEN * afd_dtype_bytes(h.dtype) == n_bytes);
 }
 
 static void fuzz_control(const uint8_t *data, size_t n_bytes)

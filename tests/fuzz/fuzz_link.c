@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Any sequence of frames from a joined peer, to the FFN side ('s') or to the attention side ('a', with a step open and a
- * frame out). The input is a list of (slot, bytes low, bytes high, what lies in the slot). Whatever comes, the link is
- * joined or has failed with a text, parts that are taken lie inside their slots, and every part can be answered.
+ * Any sequence of frames from a joined peer, to the FFN side ('s') or to the attention side ('a',
+ * with a step open and a frame out). The input is a list of (slot, bytes low, bytes high, what lies
+ * in the slot). Whatever comes, the link is joined or has failed with a text, parts that are taken
+ * lie inside their slots, and every part can be answered.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -11,7 +12,13 @@
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n_bytes);
 
-enum { HIDDEN = 4, MAX_ROWS = 8, LANES = 2, N_SLOTS = AFD__N_CONTROL + 2 * LANES, SLOT_BYTES = 1024 };
+enum {
+	HIDDEN = 4,
+	MAX_ROWS = 8,
+	LANES = 2,
+	N_SLOTS = AFD__N_CONTROL + 2 * LANES,
+	SLOT_BYTES = 1024
+};
 
 static void expect(int holds)
 {
@@ -29,8 +36,14 @@ static struct {
 	uint8_t receive[N_SLOTS][SLOT_BYTES];
 } peer;
 
-static void *fuzz_send_slot(struct afd__wire *wire, uint32_t slot) { return peer.send[slot]; }
-static const void *fuzz_receive_slot(struct afd__wire *wire, uint32_t slot) { return peer.receive[slot]; }
+static void *fuzz_send_slot(struct afd__wire *wire, uint32_t slot)
+{
+	return peer.send[slot];
+}
+static const void *fuzz_receive_slot(struct afd__wire *wire, uint32_t slot)
+{
+	return peer.receive[slot];
+}
 
 static int fuzz_post_send(struct afd__wire *wire, uint32_t slot, uint32_t bytes)
 {
@@ -64,17 +77,32 @@ static int fuzz_poll(struct afd__wire *wire, struct afd__completion *out, int ma
 	peer.data += bytes;
 	peer.n_bytes -= bytes;
 	peer.held[slot] = 1;
-	*out = (struct afd__completion){ .kind = AFD__RECEIVED, .slot = slot, .bytes = (uint32_t)bytes };
+	*out = (struct afd__completion){
+		.kind = AFD__RECEIVED, .slot = slot, .bytes = (uint32_t)bytes
+	};
 	return 1;
 }
 
-static int fuzz_ready(struct afd__wire *wire) { return 0; }
-static void fuzz_shut(struct afd__wire *wire) { peer.shut = 1; }
-static void fuzz_close(struct afd__wire *wire) { }
+static int fuzz_ready(struct afd__wire *wire)
+{
+	return 0;
+}
+static void fuzz_shut(struct afd__wire *wire)
+{
+	peer.shut = 1;
+}
+static void fuzz_close(struct afd__wire *wire) {}
 
 static const struct afd__transport_ops fuzz_ops = {
-	.scheme = "fuzz", .send_slot = fuzz_send_slot, .receive_slot = fuzz_receive_slot, .post_send = fuzz_post_send,
-	.post_receive = fuzz_post_receive, .poll = fuzz_poll, .ready = fuzz_ready, .arm = fuzz_ready, .shut = fuzz_shut,
+	.scheme = "fuzz",
+	.send_slot = fuzz_send_slot,
+	.receive_slot = fuzz_receive_slot,
+	.post_send = fuzz_post_send,
+	.post_receive = fuzz_post_receive,
+	.poll = fuzz_poll,
+	.ready = fuzz_ready,
+	.arm = fuzz_ready,
+	.shut = fuzz_shut,
 	.close = fuzz_close,
 };
 
@@ -82,10 +110,16 @@ static const struct afd__transport_ops fuzz_ops = {
 
 static afd_transport *create(afd_context *ctx, int attention)
 {
-	struct afd_contract contract = { .size = sizeof(contract), .hidden_size = HIDDEN, .n_layers = 3 };
+	struct afd_contract contract = {
+		.size = sizeof(contract), .hidden_size = HIDDEN, .n_layers = 3
+	};
 	const char *address[1] = { "loop:fuzz" };
-	struct afd_transport_params params = { .size = sizeof(params), .max_rows = MAX_ROWS, .lanes = LANES, .max_peers = 1,
-	                                       .n_listen = !attention, .n_connect = attention };
+	struct afd_transport_params params = { .size = sizeof(params),
+		.max_rows = MAX_ROWS,
+		.lanes = LANES,
+		.max_peers = 1,
+		.n_listen = !attention,
+		.n_connect = attention };
 	afd_transport *net;
 
 	params.listen = attention ? NULL : address;
@@ -113,7 +147,8 @@ static void check_end(const afd_transport *net)
 {
 	const struct afd__link *link = net->links[0];
 
-	expect(link ? link->phase == AFD__LINK_JOINED || (link->error < 0 && link->error_text[0]) : !net->attention);
+	expect(link ? link->phase == AFD__LINK_JOINED || (link->error < 0 && link->error_text[0])
+		    : !net->attention);
 }
 
 static void fuzz_ffn(afd_context *ctx)
@@ -123,14 +158,17 @@ static void fuzz_ffn(afd_context *ctx)
 	struct afd__part part;
 
 	join(net);
-	for (int round = 0; round < 64 && afd__link_is_joined(net->links[0]) && peer.n_bytes; round++) {
+	for (int round = 0; round < 64 && afd__link_is_joined(net->links[0]) && peer.n_bytes;
+		round++) {
 		afd__link_poll(net->links[0], afd__now_ns());
 		expect(afd__exchange_sources(net, sources, LANES) <= LANES);
 		while (round % 3 && afd__exchange_take(net, &part) == 1) {
 			size_t bytes = (size_t)part.n_rows * HIDDEN * sizeof(float);
 
-			expect(part.layer < 3 && part.lane < LANES && part.n_rows && part.part < part.n_parts);
-			expect((const uint8_t *)part.x + bytes <= peer.receive[part.slot] + SLOT_BYTES);
+			expect(part.layer < 3 && part.lane < LANES && part.n_rows &&
+				part.part < part.n_parts);
+			expect((const uint8_t *)part.x + bytes <=
+				peer.receive[part.slot] + SLOT_BYTES);
 			memcpy(part.y, part.x, bytes);
 			expect(!afd__exchange_reply(net, &part, round % 2 ? 0 : -EDOM, 1, 2));
 		}
@@ -145,7 +183,8 @@ static int fill(void *user, uint32_t lane, uint32_t row0, uint32_t n_rows, void 
 	return 1;
 }
 
-static int drain(void *user, uint32_t lane, uint32_t row0, uint32_t n_rows, const void *slot, uint32_t shard)
+static int drain(
+	void *user, uint32_t lane, uint32_t row0, uint32_t n_rows, const void *slot, uint32_t shard)
 {
 	float rows[MAX_ROWS * HIDDEN];
 
@@ -154,11 +193,16 @@ static int drain(void *user, uint32_t lane, uint32_t row0, uint32_t n_rows, cons
 	return 1;
 }
 
-static int done(void *user, uint32_t lane) { return 1; }
+static int done(void *user, uint32_t lane)
+{
+	return 1;
+}
 
 static void fuzz_attention(afd_context *ctx)
 {
-	static const struct afd__frame_io io = { .fill = fill, .filled = done, .drain = drain, .drained = done };
+	static const struct afd__frame_io io = {
+		.fill = fill, .filled = done, .drain = drain, .drained = done
+	};
 	struct afd_step_params step = { .size = sizeof(step), .n_rows = { 20, 3 } };
 	afd_transport *net = create(ctx, 1);
 	int rc = 0;
