@@ -132,6 +132,73 @@ INLINE void run_tile(const struct afd_k_tile *t, const int n_rows, const int dty
 	}
 }
 
+/* ---- FP8: one block of a panel, as floats ---- */
+
+static void decode(const char *w, uint32_t n_k, float *out)
+{
+	const __m128i sign_and_magnitude = _mm_set1_epi16((short)0xbf80),
+		      magnitude = _mm_set1_epi16(0x3f80);
+
+	/* The seven low bits stand as an f16 whose exponent is 8 too small, denormals included. */
+	for (size_t i = 0; i < (size_t)n_k * AFD_K_PANEL; i += 8) {
+		__m128i v = _mm_cvtepi8_epi16(_mm_loadl_epi64((const __m128i *)(w + i))), nan;
+
+		v = _mm_and_si128(_mm_slli_epi16(v, 7), sign_and_magnitude);
+		nan = _mm_cmpeq_epi16(_mm_and_si128(v, magnitude), magnitude);
+		v = _mm_or_si128(v, _mm_srli_epi16(nan, 1));
+		_mm256_store_ps(
+			out + i, _mm256_mul_ps(_mm256_cvtph_ps(v), _mm256_set1_ps(256)));
+	}
+}
+
+/* y = fma(sum, scale, y), and the bias after the last block. */
+INLINE void add_scaled(__m256 acc[][4], const struct afd_k_tile *t, const int n_rows,
+	const int column, const int at)
+{
+	__m256 scale = t->scale_stride > 1 ? _mm256_loadu_ps(t->scales + column)
+					   : _mm256_set1_ps(*t->scales);
+
+	UNROLL
+	for (int r = 0; r < n_rows; r++) {
+		float *y = t->y + r * t->y_stride + column;
+		__m256 sum = t->resume ? _mm256_loadu_ps(y) : _mm256_setzero_ps();
+
+		sum = _mm256_fmadd_ps(acc[r][at], scale, sum);
+		if (t->bias)
+			sum = _mm256_add_ps(sum, _mm256_loadu_ps(t->bias + column));
+		_mm256_storeu_ps(y, sum);
+	}
+}
+
+INLINE void run_decoded_half(const struct afd_k_tile *t, const int n_rows, const int half)
+{
+	const float *x = t->x, *w = (const float *)t->w + 8 * half;
+	const char *ahead = t->prefetch;
+	__m256 acc[ROWS_MAX][4]; /* [n_rows][2] */
+
+	UNROLL
+	for (int r = 0; r < n_rows; r++)
+		acc[r][0] = acc[r][1] = _mm256_setzero_ps();
+	for (uint32_t k = 0; k < t->n_k; k++) {
+		__m256 low = _mm256_load_ps(w), high = _mm256_load_ps(w + 16);
+
+		if (half == 0)
+			_mm_prefetch(ahead, _MM_HINT_T0);
+		UNROLL
+		for (int r = 0; r < n_rows; r++) {
+			__m256 b = _mm256_broadcast_ss(x + r * t->x_stride);
+
+			acc[r][0] = _mm256_fmadd_ps(b, low, acc[r][0]);
+			acc[r][1] = _mm256_fmadd_ps(b, high, acc[r][1]);
+		}
+		x++;
+		w += AFD_K_PANEL;
+		ahead += AFD_K_PANEL;
+	}
+	add_scaled(acc, t, n_rows, 8 * half, 0);
+	add_scaled(acc, t, n_rows, 8 * half + 16, 1);
+}
+
 #define ROWS(X, name, dtype) \
 	X(1, name, dtype) \
 	X(2, name, dtype) X(3, name, dtype) X(4, name, dtype) X(5, name, dtype) X(6, name, dtype)
@@ -145,14 +212,26 @@ INLINE void run_tile(const struct afd_k_tile *t, const int n_rows, const int dty
 #define TILES(name, dtype) ROWS(TILE, name, dtype)
 DTYPES(TILES)
 
+#define DECODED_TILE(rows, name, dtype) \
+	static void run_##rows##_##name(const struct afd_k_tile *t) \
+	{ \
+		run_decoded_half(t, rows, 0); \
+		run_decoded_half(t, rows, 1); \
+	}
+ROWS(DECODED_TILE, decoded, 0)
+
 #define ENTRY(rows, name, dtype) [rows] = run_##rows##_##name,
 #define ENTRIES(name, dtype)     [dtype] = { ROWS(ENTRY, name, dtype) },
+
+static const afd_k_tile_fn run_decoded[AFD_K_TILE_ROWS + 1] = { ROWS(ENTRY, decoded, 0) };
 
 static const struct afd_k_tiles tiles = {
 	.direct_rows = ROWS_MAX,
 	.tile_rows = ROWS_MAX,
 	.single_block = AFD_K_BLOCK,
 	.run = { DTYPES(ENTRIES) },
+	.run_decoded = run_decoded,
+	.decode = decode,
 };
 
 void afd_k_product_avx2(const struct afd__product_args *a, uint32_t n0, uint32_t n1)

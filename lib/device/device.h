@@ -63,6 +63,12 @@ struct afd__matrix {
 
 enum { AFD__SCALE_ROWS = 128 }; /* and columns, of a block */
 
+/* Blocks of scales that the columns of a matrix fall into; column_offset 0 .. 127. */
+static inline uint32_t afd__scale_columns(uint32_t column_offset, uint32_t k)
+{
+	return (uint32_t)(((uint64_t)column_offset + k + AFD__SCALE_ROWS - 1) / AFD__SCALE_ROWS);
+}
+
 struct afd__matrix_shape {
 	uint32_t n, k;
 	uint32_t n_stack; /* 0: one matrix, no stack */
