@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Inside of a checkpoint: shared by checkpoint.c, which answers, and sources.c, which fills the lists when it is opened. */
+/* Inside of a checkpoint: shared by checkpoint.c, which answers, and sources.c, which fills the
+ * lists when it is opened. */
 #ifndef AFD_LIB_CHECKPOINT_STATE_H
 #define AFD_LIB_CHECKPOINT_STATE_H
 
@@ -43,13 +44,17 @@ struct afd__checkpoint {
 };
 
 /* Takes dir_fd over; sets *out also on failure, for _close. */
-int afd__checkpoint_create(struct afd__checkpoint **out, struct afd_context *ctx, int dir_fd, const char *source);
+int afd__checkpoint_create(struct afd__checkpoint **out, struct afd_context *ctx, int dir_fd,
+			   const char *source);
 /* Room for the lists, all zero. */
-int afd__checkpoint_alloc(struct afd__checkpoint *cp, size_t n_stored, size_t n_files, size_t name_bytes);
+int afd__checkpoint_alloc(struct afd__checkpoint *cp, size_t n_stored, size_t n_files,
+			  size_t name_bytes);
 void afd__checkpoint_sort(struct afd__checkpoint *cp);
 /* Opens a file and parses its header; the descriptor stays open until the file is mapped. */
-int afd__checkpoint_read_header(struct afd__checkpoint *cp, struct afd__file *file, struct afd__safetensors *header);
+int afd__checkpoint_read_header(struct afd__checkpoint *cp, struct afd__file *file,
+				struct afd__safetensors *header);
 /* Fills in what the list of names could only name. Tensors that it does not name do not exist. */
-int afd__checkpoint_apply_header(struct afd__checkpoint *cp, struct afd__file *file, const struct afd__safetensors *header);
+int afd__checkpoint_apply_header(struct afd__checkpoint *cp, struct afd__file *file,
+				 const struct afd__safetensors *header);
 
 #endif

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* config.json as numbers: every key that matters, in either spelling, checked for type and range. */
+/* config.json as numbers: every key that matters, in either spelling, checked for type and
+ * range. */
 #ifndef AFD_LIB_CONFIG_H
 #define AFD_LIB_CONFIG_H
 
@@ -33,8 +34,8 @@ struct afd__rope_config {
 };
 
 /*
- * Which layers slide: with layer_types what it says; else from first_sliding on, but each full_every-th, counted from 1.
- * sliding_window 0: none does.
+ * Which layers slide: with layer_types what it says; else from first_sliding on, but each
+ * full_every-th, counted from 1. sliding_window 0: none does.
  */
 struct afd__window_config {
 	uint32_t sliding_window;
@@ -44,8 +45,9 @@ struct afd__window_config {
 };
 
 /*
- * Which layers route, and how. A layer does from n_dense_layers on if it is the sparse_step-th, counted from 1, and not in
- * dense_layers; or, with types, if it is "sparse" there. n_experts 0: none does.
+ * Which layers route, and how. A layer does from n_dense_layers on if it is the sparse_step-th,
+ * counted from 1, and not in dense_layers; or, with types, if it is "sparse" there. n_experts 0:
+ * none does.
  */
 struct afd__experts_config {
 	uint32_t n_experts, top_k;
@@ -63,7 +65,7 @@ struct afd__config {
 	double rms_norm_eps;
 	double embedding_scale;
 	bool attention_bias, tied_head;
-	int32_t dtype;             /* enum afd_dtype; 0: not said, or one that we do not compute with */
+	int32_t dtype; /* enum afd_dtype; 0: not said, or one that we do not compute with */
 	struct afd__window_config window;
 	struct afd__experts_config experts;
 	struct afd__rope_config rope;
@@ -78,15 +80,18 @@ struct afd__family {
 	bool rope_on_full;           /* layers that see all positions rotate, too */
 	int32_t output_gate;         /* enum afd__output_gate */
 	uint32_t norms;              /* enum afd__norm_slot, or-ed */
-	const char *const *required; /* keys without a default, beside the sizes that all have; ends with NULL */
-	void (*read)(struct afd__config *config, struct afd__json *j); /* the keys that not all families have */
+	const char *const *required; /* keys without a default, beside the sizes that all have; ends
+					with NULL */
+	/* The keys that not all families have. */
+	void (*read)(struct afd__config *config, struct afd__json *j);
 };
 
 /* families.c: the family that model_type or architectures name. NULL: j->error tells. */
 const struct afd__family *afd__family_find(struct afd__json *j);
 
 /* Fills config from the keys of the family, and checks them against each other; j->error tells. */
-void afd__config_read(struct afd__config *config, const struct afd__family *family, struct afd__json *j);
+void afd__config_read(struct afd__config *config, const struct afd__family *family,
+		      struct afd__json *j);
 bool afd__config_slides(const struct afd__config *config, uint32_t layer);
 bool afd__config_routes(const struct afd__config *config, uint32_t layer);
 
@@ -98,8 +103,11 @@ void afd__config_check_window(struct afd__config *config, struct afd__json *j, c
 void afd__quantization_check(struct afd__json *j);
 
 /* rope.c: rope_theta, rope_scaling and rope_parameters. */
-void afd__rope_config_read(struct afd__rope_config *rope, struct afd__json *j, uint32_t max_positions);
-/* inv_freq[head_dim / 2] and the factor of cos and sin; -ENOTSUP when the factor is not a positive number. */
-int afd__rope_compute(float *inv_freq, float *scale, const struct afd__rope_config *rope, uint32_t head_dim);
+void afd__rope_config_read(struct afd__rope_config *rope, struct afd__json *j,
+			   uint32_t max_positions);
+/* inv_freq[head_dim / 2] and the factor of cos and sin; -ENOTSUP when the factor is not a positive
+ * number. */
+int afd__rope_compute(float *inv_freq, float *scale, const struct afd__rope_config *rope,
+		      uint32_t head_dim);
 
 #endif

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The header of a safetensors file: which tensors lie where. Knows nothing of models, touches no data. */
+/* The header of a safetensors file: which tensors lie where. Knows nothing of models, touches no
+ * data. */
 #ifndef AFD_LIB_SAFETENSORS_H
 #define AFD_LIB_SAFETENSORS_H
 
@@ -29,13 +30,16 @@ struct afd__safetensors {
 #define AFD__SAFETENSORS_MAX_HEADER 100000000 /* the format's own limit */
 
 /* How long the header is, from the first 8 bytes. -EBADMSG when the file cannot hold it. */
-int afd__safetensors_header_bytes(uint64_t *header_bytes, const unsigned char prefix[8], uint64_t file_bytes, const char *file);
+int afd__safetensors_header_bytes(uint64_t *header_bytes, const unsigned char prefix[8],
+				  uint64_t file_bytes, const char *file);
 
 /*
- * Parses the header's JSON and checks that it covers the file's data exactly: no overlap, no hole, no end beyond the
- * file. -EBADMSG naming file and tensor, -ENOMEM. On success the caller ends it with _free.
+ * Parses the header's JSON and checks that it covers the file's data exactly: no overlap, no hole,
+ * no end beyond the file. -EBADMSG naming file and tensor, -ENOMEM. On success the caller ends it
+ * with _free.
  */
-int afd__safetensors_parse(struct afd__safetensors *out, struct afd_context *ctx, const char *header, uint64_t header_bytes,
+int afd__safetensors_parse(struct afd__safetensors *out, struct afd_context *ctx,
+			   const char *header, uint64_t header_bytes,
 			   uint64_t file_bytes, const char *file);
 void afd__safetensors_free(struct afd__safetensors *header); /* also of a zeroed one */
 

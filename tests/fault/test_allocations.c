@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Every allocation of ours fails once. This executable brings its own malloc, which counts the calls made inside the library
- * and fails the n-th; a scenario runs with n = 0, 1, 2, … until it meets no failure. Each run must end in success or in
+ * Every allocation of ours fails once. This executable brings its own malloc, which counts the
+ * calls made inside the library and fails the n-th; a scenario runs with n = 0, 1, 2, … until it
+ * meets no failure. Each run must end in success or in
  * -ENOMEM with a text, and must leave no memory and no descriptor behind.
  *
  * Large memory comes through the host's allocator hooks, which count on the same counter.
@@ -56,7 +57,8 @@ static void *taken(void *memory)
 
 void *malloc(size_t bytes) { return fails() ? NULL : taken(__libc_malloc(bytes)); }
 void *calloc(size_t n, size_t bytes) { return fails() ? NULL : taken(__libc_calloc(n, bytes)); }
-void *memalign(size_t alignment, size_t bytes) { return fails() ? NULL : taken(__libc_memalign(alignment, bytes)); }
+void *memalign(size_t alignment,
+	       size_t bytes) { return fails() ? NULL : taken(__libc_memalign(alignment, bytes)); }
 void *aligned_alloc(size_t alignment, size_t bytes) { return memalign(alignment, bytes); }
 
 int posix_memalign(void **out, size_t alignment, size_t bytes)
@@ -146,7 +148,8 @@ static const char *model_dir(void)
 static int open_model(struct host *h)
 {
 	struct afd_context_params params = {
-		.size = sizeof params, .allocator = { .alloc = host_alloc, .free = host_free }, .n_threads = 2,
+		.size = sizeof params, .allocator = { .alloc = host_alloc,
+			.free = host_free }, .n_threads = 2,
 	};
 	int rc = afd_context_create(&h->ctx, &params);
 
@@ -189,8 +192,10 @@ static int run_one_process(struct host *h)
 static int connect_peers(struct host *h, const char *address)
 {
 	struct afd_contract contract = { .size = sizeof contract };
-	struct afd_transport_params serve = { .size = sizeof serve, .listen = &address, .n_listen = 1, .max_rows = 16, .max_peers = 2 };
-	struct afd_transport_params join = { .size = sizeof join, .connect = &address, .n_connect = 1, .max_rows = 16, .lanes = 2 };
+	struct afd_transport_params serve = { .size = sizeof serve, .listen = &address,
+		.n_listen = 1, .max_rows = 16, .max_peers = 2 };
+	struct afd_transport_params join = { .size = sizeof join, .connect = &address,
+		.n_connect = 1, .max_rows = 16, .lanes = 2 };
 	int rc = afd_model_contract(h->model, &contract);
 
 	if (!rc)
@@ -260,7 +265,8 @@ static void walk_over(int (*scenario)(struct host *))
 		int rc = run_failing(scenario, n);
 
 		if (walk.has_failed && !is_honest(rc))
-			fail_msg("allocation %d failed, and the run gave %d (%s)", n, rc, afd_last_error());
+			fail_msg("allocation %d failed, and the run gave %d (%s)", n, rc,
+				 afd_last_error());
 		if (walk.has_failed && rc == -ENOMEM && !*afd_last_error())
 			fail_msg("allocation %d failed without a text", n);
 		if (walk.n_live != 0)

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Checkpoints that lie: every one is refused with a text that names the file and what is wrong, under a 4 GiB limit of
- * address space (but for sanitizers, which need more), and the directory can be opened again.
+ * Checkpoints that lie: every one is refused with a text that names the file and what is wrong,
+ * under a 4 GiB limit of address space (but for sanitizers, which need more), and the directory can
+ * be opened again.
  */
 #include <stdarg.h>
 #include <setjmp.h>
@@ -73,36 +74,59 @@ static const struct bad_header bad_headers[] = {
 	{ "a_header_that_is_a_list_is_refused", "[1,2]", 0, "the header must be an object" },
 	{ "an_empty_header_is_refused", "", 0, "not JSON" },
 	{ "text_behind_the_header_is_refused", "{} x", 0, "not JSON" },
-	{ "duplicate_tensors_are_refused", "{\"a\":{" F32("[1]", "[0,4]") "},\"a\":{" F32("[1]", "[0,4]") "}}", 4,
+	{ "duplicate_tensors_are_refused", "{\"a\":{" F32("[1]", "[0,4]") "},\"a\":{" F32("[1]",
+		"[0,4]") "}}", 4,
 	  "duplicate object key" },
-	{ "duplicate_keys_of_a_tensor_are_refused", ONE("\"dtype\":\"F32\"," F32("[1]", "[0,4]")), 4, "duplicate object key" },
+	{ "duplicate_keys_of_a_tensor_are_refused", ONE("\"dtype\":\"F32\"," F32("[1]", "[0,4]")),
+		4, "duplicate object key" },
 	{ "nul_in_a_name_is_refused", "{\"a\\u0000b\":{" F32("[1]", "[0,4]") "}}", 4, "not JSON" },
 	{ "bad_utf8_in_a_name_is_refused", "{\"a\xff\":{" F32("[1]", "[0,4]") "}}", 4, "not JSON" },
 	{ "a_tensor_that_is_a_number_is_refused", "{\"a\":1}", 0, "tensor a: must be an object" },
-	{ "metadata_that_is_no_object_is_refused", "{\"__metadata__\":1}", 0, "__metadata__ must be an object" },
-	{ "a_missing_dtype_is_refused", ONE("\"shape\":[1],\"data_offsets\":[0,4]"), 4, "tensor a: dtype must be a string" },
-	{ "a_missing_shape_is_refused", ONE("\"dtype\":\"F32\",\"data_offsets\":[0,4]"), 4, "tensor a: shape must be a list" },
-	{ "missing_offsets_are_refused", ONE("\"dtype\":\"F32\",\"shape\":[1]"), 4, "data_offsets must be two integers" },
-	{ "three_offsets_are_refused", ONE(F32("[1]", "[0,4,8]")), 4, "data_offsets must be two integers" },
-	{ "a_fraction_in_a_shape_is_refused", ONE(F32("[1.5]", "[0,4]")), 4, "shape must hold integers" },
-	{ "a_negative_dimension_is_refused", ONE(F32("[-1]", "[0,4]")), 4, "shape must hold integers from 0 on" },
-	{ "a_fraction_in_offsets_is_refused", ONE(F32("[1]", "[0,4.0]")), 4, "data_offsets must be two integers" },
+	{ "metadata_that_is_no_object_is_refused", "{\"__metadata__\":1}", 0,
+		"__metadata__ must be an object" },
+	{ "a_missing_dtype_is_refused", ONE("\"shape\":[1],\"data_offsets\":[0,4]"), 4,
+		"tensor a: dtype must be a string" },
+	{ "a_missing_shape_is_refused", ONE("\"dtype\":\"F32\",\"data_offsets\":[0,4]"), 4,
+		"tensor a: shape must be a list" },
+	{ "missing_offsets_are_refused", ONE("\"dtype\":\"F32\",\"shape\":[1]"), 4,
+		"data_offsets must be two integers" },
+	{ "three_offsets_are_refused", ONE(F32("[1]", "[0,4,8]")), 4,
+		"data_offsets must be two integers" },
+	{ "a_fraction_in_a_shape_is_refused", ONE(F32("[1.5]", "[0,4]")), 4,
+		"shape must hold integers" },
+	{ "a_negative_dimension_is_refused", ONE(F32("[-1]", "[0,4]")), 4,
+		"shape must hold integers from 0 on" },
+	{ "a_fraction_in_offsets_is_refused", ONE(F32("[1]", "[0,4.0]")), 4,
+		"data_offsets must be two integers" },
 	{ "negative_offsets_are_refused", ONE(F32("[1]", "[-4,0]")), 4, "data_offsets must rise" },
 	{ "falling_offsets_are_refused", ONE(F32("[1]", "[4,0]")), 4, "data_offsets must rise" },
-	{ "nine_dimensions_are_refused", ONE(F32("[1,1,1,1,1,1,1,1,1]", "[0,4]")), 4, "more than 8 dimensions" },
-	{ "a_shape_whose_product_overflows_is_refused", ONE(F32("[4294967296,4294967296,4]", "[0,4]")), 4, "overflows" },
-	{ "a_shape_whose_bits_overflow_is_refused", ONE(F32("[9223372036854775807]", "[0,4]")), 4, "do not fill" },
-	{ "an_integer_beyond_64_bits_is_refused", ONE(F32("[99999999999999999999]", "[0,4]")), 4, "not JSON" },
-	{ "a_shape_larger_than_its_bytes_is_refused", ONE(F32("[2]", "[0,4]")), 4, "2 numbers of F32 do not fill its 4 bytes" },
-	{ "a_shape_smaller_than_its_bytes_is_refused", ONE(F32("[0]", "[0,4]")), 4, "0 numbers of F32" },
-	{ "half_a_byte_is_refused", ONE("\"dtype\":\"F4\",\"shape\":[3],\"data_offsets\":[0,1]"), 1, "3 numbers of F4" },
-	{ "an_end_beyond_the_file_is_refused", ONE(F32("[2]", "[0,8]")), 4, "data ends at 8, the file has 4 bytes of data" },
-	{ "an_absurd_end_is_refused", ONE(F32("[1]", "[0,9223372036854775807]")), 4, "data ends at 9223372036854775807" },
-	{ "overlapping_tensors_are_refused", "{\"a\":{" F32("[2]", "[0,8]") "},\"b\":{" F32("[2]", "[4,12]") "}}", 12,
+	{ "nine_dimensions_are_refused", ONE(F32("[1,1,1,1,1,1,1,1,1]", "[0,4]")), 4,
+		"more than 8 dimensions" },
+	{ "a_shape_whose_product_overflows_is_refused", ONE(F32("[4294967296,4294967296,4]",
+		"[0,4]")), 4, "overflows" },
+	{ "a_shape_whose_bits_overflow_is_refused", ONE(F32("[9223372036854775807]", "[0,4]")), 4,
+		"do not fill" },
+	{ "an_integer_beyond_64_bits_is_refused", ONE(F32("[99999999999999999999]", "[0,4]")), 4,
+		"not JSON" },
+	{ "a_shape_larger_than_its_bytes_is_refused", ONE(F32("[2]", "[0,4]")), 4,
+		"2 numbers of F32 do not fill its 4 bytes" },
+	{ "a_shape_smaller_than_its_bytes_is_refused", ONE(F32("[0]", "[0,4]")), 4,
+		"0 numbers of F32" },
+	{ "half_a_byte_is_refused", ONE("\"dtype\":\"F4\",\"shape\":[3],\"data_offsets\":[0,1]"), 1,
+		"3 numbers of F4" },
+	{ "an_end_beyond_the_file_is_refused", ONE(F32("[2]", "[0,8]")), 4,
+		"data ends at 8, the file has 4 bytes of data" },
+	{ "an_absurd_end_is_refused", ONE(F32("[1]", "[0,9223372036854775807]")), 4,
+		"data ends at 9223372036854775807" },
+	{ "overlapping_tensors_are_refused", "{\"a\":{" F32("[2]", "[0,8]") "},\"b\":{" F32("[2]",
+		"[4,12]") "}}", 12,
 	  "tensors a and b overlap" },
-	{ "tensors_at_one_place_are_refused", "{\"a\":{" F32("[1]", "[0,4]") "},\"b\":{" F32("[1]", "[0,4]") "}}", 4, "overlap" },
-	{ "a_hole_before_a_tensor_is_refused", ONE(F32("[1]", "[4,8]")), 8, "4 bytes before tensor a belong to no tensor" },
-	{ "bytes_behind_the_last_tensor_are_refused", ONE(F32("[1]", "[0,4]")), 6, "2 bytes at its end belong to no tensor" },
+	{ "tensors_at_one_place_are_refused", "{\"a\":{" F32("[1]", "[0,4]") "},\"b\":{" F32("[1]",
+		"[0,4]") "}}", 4, "overlap" },
+	{ "a_hole_before_a_tensor_is_refused", ONE(F32("[1]", "[4,8]")), 8,
+		"4 bytes before tensor a belong to no tensor" },
+	{ "bytes_behind_the_last_tensor_are_refused", ONE(F32("[1]", "[0,4]")), 6,
+		"2 bytes at its end belong to no tensor" },
 	{ "data_without_a_tensor_is_refused", "{}", 1, "1 bytes at its end" },
 };
 
@@ -230,15 +254,22 @@ struct bad_index {
 static const struct bad_index bad_indexes[] = {
 	{ "an_index_that_is_no_json_is_refused", "{", "model.safetensors.index.json: not JSON" },
 	{ "an_index_without_a_map_is_refused", "{\"metadata\":{}}", "weight_map is missing" },
-	{ "a_map_that_is_a_list_is_refused", "{\"weight_map\":[]}", "weight_map is [], must be an object" },
-	{ "a_duplicate_tensor_in_the_index_is_refused", "{\"weight_map\":{\"a\":\"x\",\"a\":\"y\"}}", "duplicate object key" },
-	{ "a_file_that_is_a_number_is_refused", "{\"weight_map\":{\"a\":1}}", "the file of tensor a must be a string" },
+	{ "a_map_that_is_a_list_is_refused", "{\"weight_map\":[]}",
+		"weight_map is [], must be an object" },
+	{ "a_duplicate_tensor_in_the_index_is_refused",
+		"{\"weight_map\":{\"a\":\"x\",\"a\":\"y\"}}", "duplicate object key" },
+	{ "a_file_that_is_a_number_is_refused", "{\"weight_map\":{\"a\":1}}",
+		"the file of tensor a must be a string" },
 	{ "a_file_outside_the_directory_is_refused", "{\"weight_map\":{\"a\":\"../secret\"}}",
 	  "tensor a: \"../secret\" is not the name of a file" },
-	{ "an_absolute_file_is_refused", "{\"weight_map\":{\"a\":\"/etc/passwd\"}}", "\"/etc/passwd\" is not the name" },
-	{ "the_parent_directory_is_refused", "{\"weight_map\":{\"a\":\"..\"}}", "\"..\" is not the name" },
-	{ "a_file_in_a_subdirectory_is_refused", "{\"weight_map\":{\"a\":\"x/y\"}}", "\"x/y\" is not the name" },
-	{ "an_empty_file_name_is_refused", "{\"weight_map\":{\"a\":\"\"}}", "\"\" is not the name" },
+	{ "an_absolute_file_is_refused", "{\"weight_map\":{\"a\":\"/etc/passwd\"}}",
+		"\"/etc/passwd\" is not the name" },
+	{ "the_parent_directory_is_refused", "{\"weight_map\":{\"a\":\"..\"}}",
+		"\"..\" is not the name" },
+	{ "a_file_in_a_subdirectory_is_refused", "{\"weight_map\":{\"a\":\"x/y\"}}",
+		"\"x/y\" is not the name" },
+	{ "an_empty_file_name_is_refused", "{\"weight_map\":{\"a\":\"\"}}",
+		"\"\" is not the name" },
 };
 
 static void check_index(void **state)
@@ -267,20 +298,23 @@ static void a_tensor_that_stands_in_two_files_is_refused(void **state)
 {
 	write_tiny_sharded(dir);
 	write_tiny(dir, "f.safetensors", TINY_ATTENTION - 1, TINY_FFN + 1, 0);
-	look_up_down_proj(-EBADMSG, "tensor model.layers.0.self_attn.k_norm.weight stands in it, and in a.safetensors");
+	look_up_down_proj(-EBADMSG,
+			  "tensor model.layers.0.self_attn.k_norm.weight stands in it, and in a.safetensors");
 }
 
 static void a_tensor_that_is_not_in_its_file_is_refused(void **state)
 {
 	write_tiny_sharded(dir);
 	write_tiny(dir, "f.safetensors", TINY_ATTENTION, TINY_FFN - 1, 0);
-	look_up_down_proj(-EBADMSG, "f.safetensors: tensor model.layers.0.mlp.down_proj.weight is not in it, as the index says");
+	look_up_down_proj(-EBADMSG,
+			  "f.safetensors: tensor model.layers.0.mlp.down_proj.weight is not in it, as the index says");
 }
 
 static void a_tensor_that_the_index_lacks_does_not_exist(void **state)
 {
 	write_tiny_sharded(dir);
-	write_text(dir, "model.safetensors.index.json", "{\"weight_map\":{\"model.norm.weight\":\"a.safetensors\"}}");
+	write_text(dir, "model.safetensors.index.json",
+		   "{\"weight_map\":{\"model.norm.weight\":\"a.safetensors\"}}");
 	look_up_down_proj(-ENOENT, "tensor model.layers.0.mlp.down_proj.weight: not in");
 }
 
@@ -332,7 +366,8 @@ static void a_config_of_an_absurd_size_is_refused(void **state)
 	refuse_open(-EBADMSG, "config.json: 1099511627776 bytes, limit 16777216");
 }
 
-/* The header of a file of 1 TB is checked and its data never reserved: the limit on address space would show. */
+/* The header of a file of 1 TB is checked and its data never reserved: the limit on address space
+ * would show. */
 static void a_sparse_file_of_a_terabyte_is_refused_for_its_tail(void **state)
 {
 	char path[100];
@@ -405,8 +440,10 @@ int main(void)
 #endif
 	memcpy(tests, single, sizeof(single));
 	for (i = 0; i < N(bad_headers); i++)
-		tests[n++] = (struct CMUnitTest){ bad_headers[i].name, check_header, begin, end, (void *)&bad_headers[i] };
+		tests[n++] = (struct CMUnitTest){ bad_headers[i].name, check_header, begin, end,
+			(void *)&bad_headers[i] };
 	for (i = 0; i < N(bad_indexes); i++)
-		tests[n++] = (struct CMUnitTest){ bad_indexes[i].name, check_index, begin, end, (void *)&bad_indexes[i] };
+		tests[n++] = (struct CMUnitTest){ bad_indexes[i].name, check_index, begin, end,
+			(void *)&bad_indexes[i] };
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

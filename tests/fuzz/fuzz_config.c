@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Any bytes as config.json: refused with a text, or an architecture whose every size is inside its limit and whose rotation
- * is finite. Built for libFuzzer, or with replay.c.
+ * Any bytes as config.json: refused with a text, or an architecture whose every size is inside its
+ * limit and whose rotation is finite. Built for libFuzzer, or with replay.c.
  */
 #include <math.h>
 #include <stdlib.h>

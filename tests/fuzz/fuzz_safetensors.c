@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Any bytes as a safetensors file: the header is refused, or every tensor lies inside the file behind the one before it and
- * is as large as its shape says. Built for libFuzzer, or with replay.c.
+ * Any bytes as a safetensors file: the header is refused, or every tensor lies inside the file
+ * behind the one before it and is as large as its shape says. Built for libFuzzer, or with
+ * replay.c.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -26,7 +27,8 @@ static void check(const struct afd__safetensors *header, uint64_t data_at, uint6
 			numbers *= t->shape[d];
 		if (t->dtype && numbers * afd_dtype_bytes(t->dtype) != t->bytes)
 			abort();
-		if (memchr(t->dtype_name, 0, sizeof(t->dtype_name)) == NULL || strlen(t->name) > file_bytes)
+		if (memchr(t->dtype_name, 0,
+		    sizeof(t->dtype_name)) == NULL || strlen(t->name) > file_bytes)
 			abort();
 	}
 	if (at != file_bytes)

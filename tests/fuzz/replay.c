@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Replays a corpus through a fuzz target without libFuzzer: every file of the directories that are given, every prefix of
- * it, and every byte of it replaced by a few others. The target aborts when a property does not hold.
+ * Replays a corpus through a fuzz target without libFuzzer: every file of the directories that are
+ * given, every prefix of it, and every byte of it replaced by a few others. The target aborts when
+ * a property does not hold.
  */
 #include <dirent.h>
 #include <stdint.h>

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The model: which tensors a role has, that a role opens only the files that hold them, the head of tied models, and
- * tensors that a host lends.
+ * The model: which tensors a role has, that a role opens only the files that hold them, the head of
+ * tied models, and tensors that a host lends.
  */
 #include <stdarg.h>
 #include <setjmp.h>
@@ -241,7 +241,8 @@ static void *look_up_all(void *found)
 	uint32_t i;
 
 	for (i = 0; i < model->n_slots; i++)
-		data[i] = afd__model_tensor(model, model->slots[i].layer, model->slots[i].kind, &t) ? NULL : t.data;
+		data[i] = afd__model_tensor(model, model->slots[i].layer, model->slots[i].kind,
+					    &t) ? NULL : t.data;
 	return NULL;
 }
 
@@ -278,7 +279,8 @@ static void a_tied_head_is_the_embedding(void **state)
 
 	write_tiny_sharded(dir);
 	write_text(dir, "config.json", TIED);
-	write_text(dir, "model.safetensors.index.json", "{\"weight_map\":{\"model.embed_tokens.weight\":\"a.safetensors\"}}");
+	write_text(dir, "model.safetensors.index.json",
+		   "{\"weight_map\":{\"model.embed_tokens.weight\":\"a.safetensors\"}}");
 	open_sharded();
 	assert_int_equal(afd__model_tensor(model, -1, AFD__TENSOR_HEAD, &head), 0);
 	assert_int_equal(afd__model_tensor(model, -1, AFD__TENSOR_EMBED, &embed), 0);
@@ -339,7 +341,8 @@ static void a_shape_that_the_config_contradicts_is_refused_with_both(void **stat
 		   "\"num_attention_heads\":2,\"num_key_value_heads\":1,\"head_dim\":2,\"vocab_size\":5}");
 	open_sharded();
 	assert_int_equal(afd__model_tensor(model, 0, AFD__TENSOR_DOWN, &t), -EBADMSG);
-	assert_non_null(strstr(afd_last_error(), "shape is [4, 6], config.json says [4, 8] (hidden_size, intermediate_size)"));
+	assert_non_null(strstr(afd_last_error(),
+			"shape is [4, 6], config.json says [4, 8] (hidden_size, intermediate_size)"));
 }
 
 int main(void)

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The fingerprint against values that an independent program computed from the definition in docs/wire.md, and what it
- * must and must not depend on.
+ * The fingerprint against values that an independent program computed from the definition in
+ * docs/wire.md, and what it must and must not depend on.
  */
 #include <stdarg.h>
 #include <setjmp.h>
@@ -15,9 +15,11 @@
 static const float numbers[6] = { 0, 1, 2, 3, 4, 5 };
 static const unsigned char bytes[8] = { 0, 1, 2, 3, 4, 5, 6, 7 };
 
-static struct afd__tensor up = { .name = "model.layers.0.mlp.up_proj.weight", .data = numbers, .bytes = sizeof(numbers),
+static struct afd__tensor up = { .name = "model.layers.0.mlp.up_proj.weight", .data = numbers,
+	.bytes = sizeof(numbers),
 				 .shape = { 2, 3 }, .n_dims = 2, .dtype = AFD_DTYPE_F32 };
-static struct afd__tensor norm = { .name = "model.norm.weight", .data = bytes, .bytes = sizeof(bytes), .shape = { 4 },
+static struct afd__tensor norm = { .name = "model.norm.weight", .data = bytes,
+	.bytes = sizeof(bytes), .shape = { 4 },
 				   .n_dims = 1, .dtype = AFD_DTYPE_BF16 };
 
 static void value_of(const struct afd__tensor *const tensors[], int n, uint64_t value[2])

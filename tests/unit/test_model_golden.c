@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Every golden checkpoint opens, and every tensor that a role needs is found, mapped and of the shape that its config says.
- * One test per directory under tests/golden.
+ * Every golden checkpoint opens, and every tensor that a role needs is found, mapped and of the
+ * shape that its config says. One test per directory under tests/golden.
  */
 #include <stdarg.h>
 #include <setjmp.h>

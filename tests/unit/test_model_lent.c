@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A model from a host's memory: tensors are used where they are and never freed, names and shapes are copied, and what is
- * malformed is refused by the name of its tensor.
+ * A model from a host's memory: tensors are used where they are and never freed, names and shapes
+ * are copied, and what is malformed is refused by the name of its tensor.
  */
 #include <stdarg.h>
 #include <setjmp.h>
@@ -26,12 +26,14 @@ static int begin(void **state)
 	for (i = 0; i < TINY_ALL; i++) {
 		shapes[i][0] = tiny_tensors[i].rows;
 		shapes[i][1] = tiny_tensors[i].columns;
-		lent[i] = (struct afd_tensor){ .name = tiny_tensors[i].name, .shape = shapes[i], .data = numbers[i],
+		lent[i] = (struct afd_tensor){ .name = tiny_tensors[i].name, .shape = shapes[i],
+			.data = numbers[i],
 					       .n_dims = shapes[i][1] ? 2 : 1, .dtype = AFD_DTYPE_F32 };
 		for (j = 0; j < 24; j++)
 			numbers[i][j] = (float)(100 * i + j);
 	}
-	params = (struct afd_model_params){ .size = sizeof(params), .config_json = TINY_CONFIG, .tensors = lent,
+	params = (struct afd_model_params){ .size = sizeof(params), .config_json = TINY_CONFIG,
+		.tensors = lent,
 					    .n_tensors = TINY_ALL, .tensor_bytes = sizeof(struct afd_tensor) };
 	return afd_context_create(&ctx, NULL);
 }
@@ -87,7 +89,8 @@ static void tensors_of_one_role_are_enough(void **state)
 	assert_int_equal(afd_model_open(&model, ctx, NULL, &params), 0);
 	assert_int_equal(afd_model_role(model, AFD_ROLE_FFN, &info), 0);
 	assert_int_equal(afd_model_role(model, AFD_ROLE_ATTENTION, &info), -ENOENT);
-	assert_non_null(strstr(afd_last_error(), "model.embed_tokens.weight: not in the host's tensors"));
+	assert_non_null(strstr(afd_last_error(),
+			"model.embed_tokens.weight: not in the host's tensors"));
 	afd_model_close(model);
 }
 
@@ -141,8 +144,10 @@ static const struct refusal {
 	{ "a_tensor_of_an_unknown_dtype_is_refused", unknown_dtype, -EINVAL, "down_proj.weight: dtype is 77" },
 	{ "a_tensor_without_a_shape_is_refused", no_shape, -EINVAL, "n_dims is 2" },
 	{ "a_tensor_without_dimensions_is_refused", no_dims, -EINVAL, "n_dims is 0, limit 1 .. 4" },
-	{ "a_tensor_of_five_dimensions_is_refused", five_dims, -EINVAL, "n_dims is 5, limit 1 .. 4" },
-	{ "a_shape_that_overflows_is_refused", overflow, -EINVAL, "the product of its shape overflows" },
+	{ "a_tensor_of_five_dimensions_is_refused", five_dims, -EINVAL,
+		"n_dims is 5, limit 1 .. 4" },
+	{ "a_shape_that_overflows_is_refused", overflow, -EINVAL,
+		"the product of its shape overflows" },
 	{ "a_tensor_without_data_is_refused", no_data, -EINVAL, "must be aligned to 4 bytes" },
 	{ "data_at_an_odd_place_is_refused", odd_data, -EINVAL, "must be aligned to 4 bytes" },
 	{ "no_tensors_are_refused", no_tensors, -EINVAL, "0 tensors, limit 1 .." },
@@ -192,6 +197,7 @@ int main(void)
 
 	memcpy(tests, single, sizeof(single));
 	for (i = 0; i < N(refusals); i++)
-		tests[n++] = (struct CMUnitTest){ refusals[i].name, check_refusal, begin, end, (void *)&refusals[i] };
+		tests[n++] = (struct CMUnitTest){ refusals[i].name, check_refusal, begin, end,
+			(void *)&refusals[i] };
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }
