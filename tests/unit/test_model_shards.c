@@ -209,7 +209,12 @@ static void dense_and_shared_width_is_split_over_all_ranks(void **state)
 	open_apart();
 	/* rank 3 of 4: columns 37 .. 50 of 50 */
 	assert_int_equal(held(dense).bytes, 2 * 3 * 13 * H);
-	/* and 18 .. 24 of 24 shared, experts 2 .. 5, of each columns 6 .. 12 */
+	/* rank 1 has 12 .. 25, rank 2 has 25 .. 37: tensor-parallel ranks are neighbours */
+	dense.shard = (struct afd_shard){ 1, 2, 0, 2 };
+	assert_int_equal(held(dense).bytes, 2 * 3 * 13 * H);
+	dense.shard = (struct afd_shard){ 0, 2, 1, 2 };
+	assert_int_equal(held(dense).bytes, 2 * 3 * 12 * H);
+	/* rank 3 also 18 .. 24 of 24 shared, experts 2 .. 5, of each columns 6 .. 12 */
 	assert_int_equal(ffn(1, 2, 1, 2).bytes, 2 * 3 * (13 + 6 + 3 * 6) * H + ROUTER_BYTES);
 	assert_int_equal(ffn(1, 2, 1, 2).n_tensors, 3 + 3 + 3 * 3 + 2);
 }
