@@ -76,11 +76,11 @@ static void find_scales(const struct range *r, struct afd_k_tile *t, uint32_t n,
 /* The end of a block of at most n_k from k on; of FP8 also the end of a block of scales. */
 static uint32_t block_end(const struct range *r, uint32_t k, uint32_t n_k)
 {
-	uint32_t end = r->a->w.k - k < n_k ? r->a->w.k : k + n_k;
+	uint64_t end = (uint64_t)k + n_k;
 
-	if (r->fp8 && end < r->a->w.k)
+	if (r->fp8)
 		end -= (r->a->w.column_offset + end) % AFD__SCALE_ROWS;
-	return end;
+	return end < r->a->w.k ? (uint32_t)end : r->a->w.k;
 }
 
 static void drive_direct(const struct range *r)

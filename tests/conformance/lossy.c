@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Wraps afd__transport_loop. A slot that is dropped counts as sent, as it would on a network; a delayed one waits in a
- * queue of its own until a timer says so, and all later ones behind it.
+ * Wraps afd__transport_loop. A slot that is dropped counts as sent, as it would on a network; a
+ * delayed one waits in a queue of its own until a timer says so, and all later ones behind it.
  */
 #include "lossy.h"
 
@@ -18,7 +18,10 @@ enum { QUEUE = 64, WHICH_TIMER = 7 };
 
 struct lossy_plan lossy_plan;
 
-struct late { uint32_t slot, bytes; uint64_t at_ns; };
+struct late {
+	uint32_t slot, bytes;
+	uint64_t at_ns;
+};
 
 struct lossy {
 	struct afd__wire loop;
@@ -28,7 +31,10 @@ struct lossy {
 	uint32_t lost[QUEUE]; /* slots that were dropped, and not reported as sent yet */
 };
 
-static struct lossy *of(struct afd__wire *wire) { return wire->state; }
+static struct lossy *of(struct afd__wire *wire)
+{
+	return wire->state;
+}
 
 void lossy_add(struct afd_context *ctx)
 {
@@ -37,10 +43,19 @@ void lossy_add(struct afd_context *ctx)
 
 /* ---- meeting ---- */
 
-static int probe(struct afd_context *ctx) { return 0; }
+static int probe(struct afd_context *ctx)
+{
+	return 0;
+}
 
-static int listen_at(struct afd__listener *ln, const char *name) { return LOOP->listen(ln, name); }
-static void unlisten(struct afd__listener *ln) { LOOP->unlisten(ln); }
+static int listen_at(struct afd__listener *ln, const char *name)
+{
+	return LOOP->listen(ln, name);
+}
+static void unlisten(struct afd__listener *ln)
+{
+	LOOP->unlisten(ln);
+}
 
 static int wrap(struct afd__wire *wire, const struct lossy *made)
 {
@@ -85,7 +100,8 @@ static int hello_receive(struct afd__wire *wire, void *message, size_t capacity,
 
 static int bind_slots(struct afd__wire *wire, const struct afd__wire_slots *geometry, int accepting)
 {
-	struct epoll_event event = { .events = EPOLLIN, .data.ptr = (char *)wire->tag + WHICH_TIMER };
+	struct epoll_event event = { .events = EPOLLIN,
+		.data.ptr = (char *)wire->tag + WHICH_TIMER };
 	int rc = LOOP->bind(&of(wire)->loop, geometry, accepting);
 
 	if (rc == 1)
@@ -95,13 +111,20 @@ static int bind_slots(struct afd__wire *wire, const struct afd__wire_slots *geom
 
 /* ---- slots ---- */
 
-static void *send_slot(struct afd__wire *wire, uint32_t slot) { return LOOP->send_slot(&of(wire)->loop, slot); }
-static const void *receive_slot(struct afd__wire *wire, uint32_t slot) { return LOOP->receive_slot(&of(wire)->loop, slot); }
+static void *send_slot(struct afd__wire *wire, uint32_t slot)
+{
+	return LOOP->send_slot(&of(wire)->loop, slot);
+}
+static const void *receive_slot(struct afd__wire *wire, uint32_t slot)
+{
+	return LOOP->receive_slot(&of(wire)->loop, slot);
+}
 
 static void set_timer(struct lossy *lossy)
 {
 	uint64_t at_ns = lossy->n_late ? lossy->late[0].at_ns : 0;
-	struct itimerspec when = { .it_value = { .tv_sec = (time_t)(at_ns / 1000000000), .tv_nsec = (long)(at_ns % 1000000000) } };
+	struct itimerspec when = { .it_value = { .tv_sec = (time_t)(at_ns / 1000000000),
+					   .tv_nsec = (long)(at_ns % 1000000000) } };
 
 	timerfd_settime(lossy->timer, TFD_TIMER_ABSTIME, &when, NULL);
 }
@@ -124,7 +147,8 @@ static void flush(struct lossy *lossy)
 static int post_late(struct lossy *lossy, uint32_t slot, uint32_t bytes)
 {
 	assert(lossy->n_late < QUEUE);
-	lossy->late[lossy->n_late++] = (struct late){ slot, bytes, afd__now_ns() + lossy_plan.delay_ms * UINT64_C(1000000) };
+	lossy->late[lossy->n_late++] = (struct late){ slot, bytes,
+		afd__now_ns() + lossy_plan.delay_ms * UINT64_C(1000000) };
 	set_timer(lossy);
 	return 0;
 }
@@ -147,10 +171,14 @@ static int post_send(struct afd__wire *wire, uint32_t slot, uint32_t bytes)
 	}
 	if (n == lossy_plan.garble)
 		((uint8_t *)send_slot(wire, slot))[lossy_plan.garble_at] ^= 0x5a;
-	return lossy_plan.delay_ms ? post_late(lossy, slot, bytes) : LOOP->post_send(&lossy->loop, slot, bytes);
+	return lossy_plan.delay_ms ? post_late(lossy, slot, bytes)
+				   : LOOP->post_send(&lossy->loop, slot, bytes);
 }
 
-static int post_receive(struct afd__wire *wire, uint32_t slot) { return LOOP->post_receive(&of(wire)->loop, slot); }
+static int post_receive(struct afd__wire *wire, uint32_t slot)
+{
+	return LOOP->post_receive(&of(wire)->loop, slot);
+}
 
 static int poll_slots(struct afd__wire *wire, struct afd__completion *out, int max)
 {
@@ -159,12 +187,19 @@ static int poll_slots(struct afd__wire *wire, struct afd__completion *out, int m
 
 	flush(lossy);
 	while (lossy->n_lost && n < max)
-		out[n++] = (struct afd__completion){ .kind = AFD__SENT, .slot = lossy->lost[--lossy->n_lost] };
+		out[n++] = (struct afd__completion){ .kind = AFD__SENT,
+			.slot = lossy->lost[--lossy->n_lost] };
 	return n ? n : LOOP->poll(&lossy->loop, out, max);
 }
 
-static int ready(struct afd__wire *wire) { return of(wire)->n_lost || LOOP->ready(&of(wire)->loop); }
-static int arm(struct afd__wire *wire) { return of(wire)->n_lost || LOOP->arm(&of(wire)->loop); }
+static int ready(struct afd__wire *wire)
+{
+	return of(wire)->n_lost || LOOP->ready(&of(wire)->loop);
+}
+static int arm(struct afd__wire *wire)
+{
+	return of(wire)->n_lost || LOOP->arm(&of(wire)->loop);
+}
 
 static int event(struct afd__wire *wire, unsigned which, uint32_t events)
 {
@@ -198,8 +233,23 @@ static void close_wire(struct afd__wire *wire)
 }
 
 const struct afd__transport_ops lossy_transport = {
-	.scheme = "lossy", .probe = probe, .listen = listen_at, .unlisten = unlisten, .accept = accept_one,
-	.connect = connect_to, .hello_send = hello_send, .hello_receive = hello_receive, .bind = bind_slots,
-	.send_slot = send_slot, .receive_slot = receive_slot, .post_send = post_send, .post_receive = post_receive,
-	.poll = poll_slots, .ready = ready, .arm = arm, .event = event, .shut = shut, .close = close_wire,
+	.scheme = "lossy",
+	.probe = probe,
+	.listen = listen_at,
+	.unlisten = unlisten,
+	.accept = accept_one,
+	.connect = connect_to,
+	.hello_send = hello_send,
+	.hello_receive = hello_receive,
+	.bind = bind_slots,
+	.send_slot = send_slot,
+	.receive_slot = receive_slot,
+	.post_send = post_send,
+	.post_receive = post_receive,
+	.poll = poll_slots,
+	.ready = ready,
+	.arm = arm,
+	.event = event,
+	.shut = shut,
+	.close = close_wire,
 };

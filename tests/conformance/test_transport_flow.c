@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What crosses: rows of every dtype, parts, lanes, several clients, errors of one frame, cancelled steps, what is told of peers. */
+/* What crosses: rows of every dtype, parts, lanes, several clients, errors of one frame, cancelled
+ * steps, what is told of peers. */
 #include "transport_rig.h"
 
 #include <stdio.h>
@@ -26,7 +27,8 @@ static void rows_are_converted_for_every_pair_of_wire_dtypes(void **state)
 	server_start(&server, NULL);
 	for (int32_t to_ffn = AFD_DTYPE_F32; to_ffn <= AFD_DTYPE_F16; to_ffn++) {
 		for (int32_t back = AFD_DTYPE_F32; back <= AFD_DTYPE_F16; back++) {
-			struct afd_transport_params params = { .to_ffn_dtype = to_ffn, .to_attention_dtype = back };
+			struct afd_transport_params params = { .to_ffn_dtype = to_ffn,
+				.to_attention_dtype = back };
 			afd_transport *net = join(&server, &params);
 
 			run_step(net, 9, to_ffn + back);
@@ -66,11 +68,13 @@ static void rows_of_every_dtype_in_memory_cross_as_every_wire_dtype(void **state
 	server_start(&server, NULL);
 	fill_rows(x, ROWS, 3);
 	for (int32_t wire = AFD_DTYPE_F32; wire <= AFD_DTYPE_F16; wire++) {
-		struct afd_transport_params params = { .to_ffn_dtype = wire, .to_attention_dtype = wire };
+		struct afd_transport_params params = { .to_ffn_dtype = wire,
+			.to_attention_dtype = wire };
 		afd_transport *net = join(&server, &params);
 
 		for (int32_t memory = AFD_DTYPE_F32; memory <= AFD_DTYPE_F16; memory++) {
-			struct afd_frame frame = frame_of(1, 0, ROWS, (float *)x_bits, (float *)y_bits);
+			struct afd_frame frame =
+				frame_of(1, 0, ROWS, (float *)x_bits, (float *)y_bits);
 
 			frame.x_dtype = frame.y_dtype = memory;
 			for (int i = 0; i < ROWS * HIDDEN; i++)
@@ -153,13 +157,14 @@ static void lanes_are_out_together_and_collected_in_any_order(void **state)
 	for (int32_t step = 0; step < 10; step++) {
 		assert_int_equal(begin_step(net, 11), 0);
 		for (int32_t lane = 0; lane < 4; lane++) {
-			struct afd_frame frame = frame_of(lane % LAYERS, lane, 11, x[lane], y[lane]);
+			struct afd_frame frame =
+				frame_of(lane % LAYERS, lane, 11, x[lane], y[lane]);
 
 			fill_rows(x[lane], 11, step * 4 + lane);
 			assert_int_equal(afd_transport_dispatch(net, &frame), 0);
 		}
 		for (int32_t lane = 3; lane >= 0; lane--) {
-			assert_int_equal(collect_within(net, lane, 5000), 1);
+			expect_done(net, lane);
 			expect_rows(x[lane], y[lane], 11, lane % LAYERS);
 		}
 	}
@@ -204,7 +209,8 @@ static void several_clients_are_served_at_once(void **state)
 
 	server_start(&server, NULL);
 	for (int i = 0; i < 4; i++)
-		assert_int_equal(pthread_create(&threads[i], NULL, steps_of_a_client, server.address), 0);
+		assert_int_equal(
+			pthread_create(&threads[i], NULL, steps_of_a_client, server.address), 0);
 	for (int i = 0; i < 4; i++)
 		pthread_join(threads[i], NULL);
 	wait_for(&server.n_answered, 4 * 50 * LAYERS);
@@ -270,7 +276,8 @@ static void calls_out_of_order_are_refused_and_change_nothing(void **state)
 	expect_error(begin_step(net, 1), -EAGAIN, "0 of 1 FFN peers have joined");
 	assert_int_equal(afd_transport_wait(net, 0), 1);
 	expect_error(afd_transport_dispatch(net, &frame), -EINVAL, "no step is open");
-	expect_error(afd_transport_begin(net, &step), -EINVAL, "lane 1 has 1 rows, the transport has 1 lanes");
+	expect_error(afd_transport_begin(net, &step), -EINVAL,
+		"lane 1 has 1 rows, the transport has 1 lanes");
 	server.hold = 1;
 	assert_int_equal(begin_step(net, 1), 0);
 	bad = frame_of(LAYERS, 0, 1, x, y);
@@ -286,7 +293,7 @@ static void calls_out_of_order_are_refused_and_change_nothing(void **state)
 	expect_error(afd_transport_dispatch(net, &frame), -EBUSY, "lane 0 has one out");
 	expect_error(begin_step(net, 1), -EINVAL, "the frame of lane 0 at layer 0 is still out");
 	server.hold = 0;
-	assert_int_equal(collect_within(net, 0, 2000), 1);
+	expect_done(net, 0);
 	afd_transport_destroy(net);
 	server_stop(&server);
 }
@@ -305,7 +312,9 @@ static void a_server_sends_no_frames(void **state)
 
 static void peers_are_told_on_both_sides(void **state)
 {
-	struct afd_transport_params params = { .lanes = 2, .max_rows = 64, .to_ffn_dtype = AFD_DTYPE_BF16 };
+	struct afd_transport_params params = {
+		.lanes = 2, .max_rows = 64, .to_ffn_dtype = AFD_DTYPE_BF16
+	};
 	struct afd_peer_info here = { .size = sizeof(here) }, there = { .size = sizeof(there) };
 	struct server server;
 	char address[96], name[128];
@@ -348,7 +357,8 @@ static void parts_and_rows_are_metrics(void **state)
 	assert_true(afd_context_metrics(client_ctx, text, sizeof(text)) < (int)sizeof(text));
 	snprintf(line, sizeof(line), "afd_transport_rows_total{peer=\"%s\"} 15\n", server.address);
 	assert_non_null(strstr(text, line));
-	snprintf(line, sizeof(line), "afd_transport_round_trip_seconds_count{peer=\"%s\"} 3\n", server.address);
+	snprintf(line, sizeof(line), "afd_transport_round_trip_seconds_count{peer=\"%s\"} 3\n",
+		server.address);
 	assert_non_null(strstr(text, line));
 	assert_non_null(strstr(text, "afd_transport_peers{role=\"attention\"} 1\n"));
 	afd_transport_destroy(net);
@@ -379,7 +389,7 @@ static void sources_tell_which_layer_each_lane_sends_next(void **state)
 	assert_int_equal(sources[0].next_layer, 1);
 	assert_int_equal(sources[0].n_rows, 1);
 	server.hold = server.silent = 0;
-	assert_int_equal(collect_within(net, 0, 2000), 1);
+	expect_done(net, 0);
 	afd_transport_destroy(net);
 	server_stop(&server);
 }

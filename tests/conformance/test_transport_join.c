@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Meeting: addresses, what is refused and how both sides name it, servers that come late, places for peers, strangers. */
+/* Meeting: addresses, what is refused and how both sides name it, servers that come late, places
+ * for peers, strangers. */
 #include "transport_rig.h"
 
 #include <sys/epoll.h>
@@ -23,8 +24,10 @@ static void bad_addresses_are_refused_by_name(void **state)
 		{ ":ffn0", -EINVAL, "must be SCHEME:NAME" },
 		{ "shm:", -EINVAL, "the name has 0 characters" },
 		{ "loop:a/b", -EINVAL, "character 2 of the name" },
-		{ "loop:0123456789012345678901234567890123456789012345678901234567890123456789012345678901", -EINVAL,
-		  "the name has 82 characters, must have 1 .. 80" },
+		{ "loop:"
+		  "01234567890123456789012345678901234567890123456789012345678901234567890123456789"
+		  "01",
+			-EINVAL, "the name has 82 characters, must have 1 .. 80" },
 		{ "carrier:pigeon", -EINVAL, "unknown scheme" },
 		{ "tcp:localhost:7000", -ENOSYS, "tcp: is not part of this build" },
 		{ "verbs:host:1", -ENOSYS, "verbs: is not part of this build" },
@@ -35,9 +38,13 @@ static void bad_addresses_are_refused_by_name(void **state)
 		afd_transport *net = NULL;
 
 		params.connect = &cases[i].address;
-		expect_error(afd_transport_create(&net, client_ctx, &rig_contract, &params), cases[i].code, cases[i].text);
-		params = (struct afd_transport_params){ .size = sizeof(params), .n_listen = 1, .listen = &cases[i].address };
-		expect_error(afd_transport_create(&net, client_ctx, &rig_contract, &params), cases[i].code, cases[i].text);
+		expect_error(afd_transport_create(&net, client_ctx, &rig_contract, &params),
+			cases[i].code, cases[i].text);
+		params = (struct afd_transport_params){
+			.size = sizeof(params), .n_listen = 1, .listen = &cases[i].address
+		};
+		expect_error(afd_transport_create(&net, client_ctx, &rig_contract, &params),
+			cases[i].code, cases[i].text);
 		assert_null(net);
 	}
 }
@@ -56,12 +63,15 @@ static void params_out_of_range_are_refused_by_name(void **state)
 		{ { .n_connect = 1, .n_listen = 1 }, -EINVAL, "exactly one must be set" },
 		{ { .n_connect = 2 }, -ENOTSUP, "replicas and shards come later" },
 		{ { .n_connect = 1, .lanes = 5 }, -EINVAL, "lanes is 5, limit 4" },
-		{ { .n_connect = 1, .max_rows = 65537 }, -EINVAL, "max_rows is 65537, limit 65536" },
-		{ { .n_connect = 1, .to_ffn_dtype = AFD_DTYPE_FP8 }, -ENOTSUP, "to_ffn_dtype is fp8" },
+		{ { .n_connect = 1, .max_rows = 65537 }, -EINVAL,
+			"max_rows is 65537, limit 65536" },
+		{ { .n_connect = 1, .to_ffn_dtype = AFD_DTYPE_FP8 }, -ENOTSUP,
+			"to_ffn_dtype is fp8" },
 		{ { .n_connect = 1, .to_attention_dtype = 5 }, -EINVAL, "to_attention_dtype is 5" },
 		{ { .n_connect = 1, .gate = 3 }, -EINVAL, "gate is 3, limit 2" },
 		{ { .n_listen = 1, .max_peers = 1025 }, -EINVAL, "max_peers is 1025, limit 1024" },
-		{ { .n_listen = 1, .first_layer = 2, .n_layers = 2 }, -EINVAL, "layers held are 2 from 2 on" },
+		{ { .n_listen = 1, .first_layer = 2, .n_layers = 2 }, -EINVAL,
+			"layers held are 2 from 2 on" },
 		{ { .n_connect = 1, ._pad = 1 }, -EINVAL, "_pad is 1" },
 	};
 
@@ -72,7 +82,8 @@ static void params_out_of_range_are_refused_by_name(void **state)
 		params.size = sizeof(params);
 		params.listen = params.n_listen ? two : NULL;
 		params.connect = params.n_connect ? two : NULL;
-		expect_error(afd_transport_create(&net, client_ctx, &rig_contract, &params), cases[i].code, cases[i].text);
+		expect_error(afd_transport_create(&net, client_ctx, &rig_contract, &params),
+			cases[i].code, cases[i].text);
 		assert_null(net);
 	}
 }
@@ -91,20 +102,26 @@ static void contracts_without_sense_are_refused_by_field(void **state)
 		{ { .hidden_size = 65537, .n_layers = 2 }, -EINVAL, "hidden_size is 65537" },
 		{ { .hidden_size = 8 }, -EINVAL, "n_layers is 0" },
 		{ { .hidden_size = 8, .n_layers = 1025 }, -EINVAL, "n_layers is 1025" },
-		{ { .hidden_size = 8, .n_layers = 2, .ffn_kinds = moe }, -ENOTSUP, "layer 1 has experts" },
-		{ { .hidden_size = 8, .n_layers = 2, .ffn_kinds = odd }, -EINVAL, "ffn_kinds[1] is 9" },
+		{ { .hidden_size = 8, .n_layers = 2, .ffn_kinds = moe }, -ENOTSUP,
+			"layer 1 has experts" },
+		{ { .hidden_size = 8, .n_layers = 2, .ffn_kinds = odd }, -EINVAL,
+			"ffn_kinds[1] is 9" },
 		{ { .hidden_size = 8, .n_layers = 2, .top_k = 2 }, -ENOTSUP, "top_k is 2" },
-		{ { .hidden_size = 8, .n_layers = 2, .activation = 2 }, -EINVAL, "activation is 2" },
+		{ { .hidden_size = 8, .n_layers = 2, .activation = 2 }, -EINVAL,
+			"activation is 2" },
 	};
 	const char *address = "loop:a";
-	struct afd_transport_params params = { .size = sizeof(params), .n_connect = 1, .connect = &address };
+	struct afd_transport_params params = {
+		.size = sizeof(params), .n_connect = 1, .connect = &address
+	};
 
 	for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
 		struct afd_contract contract = cases[i].contract;
 		afd_transport *net = NULL;
 
 		contract.size = sizeof(contract);
-		expect_error(afd_transport_create(&net, client_ctx, &contract, &params), cases[i].code, cases[i].text);
+		expect_error(afd_transport_create(&net, client_ctx, &contract, &params),
+			cases[i].code, cases[i].text);
 		assert_null(net);
 	}
 }
@@ -127,7 +144,8 @@ static void an_address_in_use_is_refused_and_free_after_its_end(void **state)
 /* ---- disagreement ---- */
 
 /* The client's error and the server's log, each from its own point of view. */
-static void expect_refused(struct server *server, const struct afd_transport_params *params, const char *client, const char *log)
+static void expect_refused(struct server *server, const struct afd_transport_params *params,
+	const char *client, const char *log)
 {
 	afd_transport *net = make_client(server->address, params);
 
@@ -144,7 +162,8 @@ static void another_contract_is_refused_by_field_on_both_sides(void **state)
 
 	server_start(&server, NULL);
 	rig_contract.hidden_size = 48;
-	expect_refused(&server, NULL, "refused by the FFN peer: hidden_size is 24 there, 48 here", "hidden_size is 48 there, 24 here");
+	expect_refused(&server, NULL, "refused by the FFN peer: hidden_size is 24 there, 48 here",
+		"hidden_size is 48 there, 24 here");
 	rig_contract.hidden_size = HIDDEN;
 	rig_contract.n_layers = 5;
 	expect_refused(&server, NULL, "n_layers is 3 there, 5 here", "n_layers is 5 there, 3 here");
@@ -153,12 +172,14 @@ static void another_contract_is_refused_by_field_on_both_sides(void **state)
 
 static void a_dtype_that_the_server_does_not_take_is_refused_on_both_sides(void **state)
 {
-	struct afd_transport_params only = { .to_ffn_dtype = AFD_DTYPE_BF16 }, f32 = { .to_ffn_dtype = AFD_DTYPE_F32 };
+	struct afd_transport_params only = { .to_ffn_dtype = AFD_DTYPE_BF16 },
+				    f32 = { .to_ffn_dtype = AFD_DTYPE_F32 };
 	struct server server;
 	afd_transport *net;
 
 	server_start(&server, &only);
-	expect_refused(&server, &f32, "to_ffn_dtype is bf16 there, f32 here", "to_ffn_dtype is f32 there, bf16 here");
+	expect_refused(&server, &f32, "to_ffn_dtype is bf16 there, f32 here",
+		"to_ffn_dtype is f32 there, bf16 here");
 	net = join(&server, &only);
 	run_step(net, 2, 1);
 	afd_transport_destroy(net);
@@ -172,7 +193,7 @@ static void layers_that_the_server_does_not_hold_are_refused_on_both_sides(void 
 
 	server_start(&server, &some);
 	expect_refused(&server, NULL, "layers is 2 from 1 on held there, 3 from 0 on wanted here",
-	               "layers is 3 from 0 on wanted there, 2 from 1 on held here");
+		"layers is 3 from 0 on wanted there, 2 from 1 on held here");
 	server_stop(&server);
 }
 
@@ -185,7 +206,8 @@ static void one_peer_too_many_is_refused_and_joins_when_there_is_room(void **sta
 	server_start(&server, &two);
 	nets[0] = join(&server, NULL);
 	nets[1] = join(&server, NULL);
-	expect_refused(&server, NULL, "max_peers is 2 there", "max_peers is one more there, 2 here");
+	expect_refused(
+		&server, NULL, "max_peers is 2 there", "max_peers is one more there, 2 here");
 	afd_transport_destroy(nets[0]);
 	wait_for(&server.n_joined, 1);
 	third = join(&server, NULL);
@@ -284,7 +306,8 @@ static void connections_that_say_nothing_keep_nobody_out(void **state)
 {
 	enum { STRANGERS = 200 };
 	static struct afd__wire wires[STRANGERS];
-	const struct afd__transport_ops *ops = strcmp(rig_scheme(), "shm") ? &afd__transport_loop : &afd__transport_shm;
+	const struct afd__transport_ops *ops =
+		strcmp(rig_scheme(), "shm") ? &afd__transport_loop : &afd__transport_shm;
 	struct afd__tag tag = { .kind = AFD__TAG_WIRE };
 	struct server server;
 	int epoll_fd = epoll_create1(0), n_connected = 0;
@@ -292,7 +315,9 @@ static void connections_that_say_nothing_keep_nobody_out(void **state)
 
 	server_start(&server, NULL);
 	for (int i = 0; i < STRANGERS; i++) {
-		wires[i] = (struct afd__wire){ .ops = ops, .ctx = client_ctx, .epoll_fd = epoll_fd, .tag = &tag };
+		wires[i] = (struct afd__wire){
+			.ops = ops, .ctx = client_ctx, .epoll_fd = epoll_fd, .tag = &tag
+		};
 		while (ops->connect(&wires[i], strchr(server.address, ':') + 1) != 1)
 			sleep_ms(1);
 		n_connected++;
@@ -310,9 +335,12 @@ static void connections_that_say_nothing_keep_nobody_out(void **state)
 
 static void strangers_that_talk_nonsense_are_refused_and_logged(void **state)
 {
-	const struct afd__transport_ops *ops = strcmp(rig_scheme(), "shm") ? &afd__transport_loop : &afd__transport_shm;
+	const struct afd__transport_ops *ops =
+		strcmp(rig_scheme(), "shm") ? &afd__transport_loop : &afd__transport_shm;
 	struct afd__tag tag = { .kind = AFD__TAG_WIRE };
-	struct afd__wire wire = { .ops = ops, .ctx = client_ctx, .epoll_fd = epoll_create1(0), .tag = &tag };
+	struct afd__wire wire = {
+		.ops = ops, .ctx = client_ctx, .epoll_fd = epoll_create1(0), .tag = &tag
+	};
 	char junk[AFD__HELLO_MAX];
 	struct server server;
 	size_t bytes;

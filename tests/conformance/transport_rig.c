@@ -57,7 +57,8 @@ static bool has_one_context(void)
 
 static afd_context *make_context(void)
 {
-	struct afd_context_params params = { .size = sizeof(params), .log = { .write = keep_line, .max_level = AFD_LOG_INFO } };
+	struct afd_context_params params = { .size = sizeof(params),
+		.log = { .write = keep_line, .max_level = AFD_LOG_INFO } };
 	afd_context *ctx;
 
 	if (afd_context_create(&ctx, &params))
@@ -71,7 +72,9 @@ int rig_begin(void **state)
 	log_bytes = 0;
 	log_text[0] = '\0';
 	memset(&lossy_plan, 0, sizeof(lossy_plan));
-	rig_contract = (struct afd_contract){ .size = sizeof(rig_contract), .hidden_size = HIDDEN, .n_layers = LAYERS };
+	rig_contract = (struct afd_contract){
+		.size = sizeof(rig_contract), .hidden_size = HIDDEN, .n_layers = LAYERS
+	};
 	server_ctx = make_context();
 	client_ctx = has_one_context() ? server_ctx : make_context();
 	return 0;
@@ -117,7 +120,9 @@ float number(const void *rows, size_t i, int32_t dtype)
 	bits = (uint32_t)half[i] << 16;
 	/* Whole numbers of f16 are normal: the exponent moves from bias 15 to 127. */
 	if (dtype == AFD_DTYPE_F16)
-		bits = half[i] & 0x7fff ? (half[i] & 0x8000u) << 16 | (((half[i] & 0x7fffu) << 13) + (112u << 23)) : 0;
+		bits = half[i] & 0x7fff ? (half[i] & 0x8000u) << 16 |
+						  (((half[i] & 0x7fffu) << 13) + (112u << 23))
+					: 0;
 	memcpy(&value, &bits, 4);
 	return value;
 }
@@ -133,7 +138,9 @@ void put_number(void *rows, size_t i, int32_t dtype, float value)
 	else if (dtype == AFD_DTYPE_BF16)
 		half[i] = (uint16_t)(bits >> 16);
 	else
-		half[i] = value ? (uint16_t)((bits >> 16 & 0x8000) | (((bits & 0x7fffffff) - (112u << 23)) >> 13)) : 0;
+		half[i] = value ? (uint16_t)((bits >> 16 & 0x8000) |
+					     (((bits & 0x7fffffff) - (112u << 23)) >> 13))
+				: 0;
 }
 
 void fill_rows(float *x, uint32_t n_rows, int seed)
@@ -146,8 +153,8 @@ void expect_rows(const float *x, const float *y, uint32_t n_rows, int32_t layer)
 {
 	for (uint32_t i = 0; i < n_rows * HIDDEN; i++) {
 		if (y[i] != x[i] + (float)layer + 1)
-			fail_msg("row %u, number %u of layer %d: %g, should be %g", i / HIDDEN, i % HIDDEN, layer, (double)y[i],
-			         (double)x[i] + layer + 1);
+			fail_msg("row %u, number %u of layer %d: %g, should be %g", i / HIDDEN,
+				i % HIDDEN, layer, (double)y[i], (double)x[i] + layer + 1);
 	}
 }
 
@@ -158,7 +165,8 @@ static void answer(struct server *server, const struct afd__part *part)
 	int status = server->status;
 
 	for (size_t i = 0; i < (size_t)part->n_rows * HIDDEN; i++)
-		put_number(part->y, i, part->y_dtype, number(part->x, i, part->x_dtype) + (float)part->layer + 1);
+		put_number(part->y, i, part->y_dtype,
+			number(part->x, i, part->x_dtype) + (float)part->layer + 1);
 	if (status)
 		afd__error(status, "on purpose");
 	afd__exchange_reply(server->net, part, status, 0, 0);
@@ -215,7 +223,8 @@ afd_transport *make_server(const char *address, const struct afd_transport_param
 	return net;
 }
 
-void server_start_at(struct server *server, const char *address, const struct afd_transport_params *params)
+void server_start_at(
+	struct server *server, const char *address, const struct afd_transport_params *params)
 {
 	memset(server, 0, sizeof(*server));
 	snprintf(server->address, sizeof(server->address), "%s", address);
@@ -281,6 +290,12 @@ void expect_error(int rc, int code, const char *text)
 		fail_msg("%d \"%s\", should be %d \"%s\"", rc, afd_last_error(), code, text);
 }
 
+void expect_done(afd_transport *net, int32_t lane)
+{
+	if (collect_within(net, lane, 5000) != 1)
+		fail_msg("lane %d: %s; the log is:\n%s", lane, afd_last_error(), log_text);
+}
+
 int begin_step(afd_transport *net, uint32_t n_rows)
 {
 	struct afd_step_params step = { .size = sizeof(step) };
@@ -294,12 +309,18 @@ int begin_step(afd_transport *net, uint32_t n_rows)
 
 struct afd_frame frame_of(int32_t layer, int32_t lane, uint32_t n_rows, const float *x, float *y)
 {
-	return (struct afd_frame){ .size = sizeof(struct afd_frame), .layer = layer, .lane = lane, .n_rows = n_rows, .x = x, .y = y };
+	return (struct afd_frame){ .size = sizeof(struct afd_frame),
+		.layer = layer,
+		.lane = lane,
+		.n_rows = n_rows,
+		.x = x,
+		.y = y };
 }
 
 void run_step(afd_transport *net, uint32_t n_rows, int seed)
 {
-	float *x = calloc((size_t)n_rows * HIDDEN, sizeof(float)), *y = calloc((size_t)n_rows * HIDDEN, sizeof(float));
+	float *x = calloc((size_t)n_rows * HIDDEN, sizeof(float)),
+	      *y = calloc((size_t)n_rows * HIDDEN, sizeof(float));
 
 	assert_int_equal(begin_step(net, n_rows), 0);
 	for (int32_t layer = 0; layer < LAYERS; layer++) {

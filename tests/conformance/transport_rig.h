@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A server in a thread and clients that are plain hosts, over the backend that the first argument names: "loop", "shm" (each
- * side has a context of its own), "shm-one" (both in one context, so with one mapping), "lossy". The server answers
- * y = x + layer + 1; what it does besides is told in its fields, which may change while it runs.
+ * A server in a thread and clients that are plain hosts, over the backend that the first argument
+ * names: "loop", "shm" (each side has a context of its own), "shm-one" (both in one context, so
+ * with one mapping), "lossy". The server answers y = x + layer + 1; what it does besides is told in
+ * its fields, which may change while it runs.
  */
 #ifndef AFD_TEST_TRANSPORT_RIG_H
 #define AFD_TEST_TRANSPORT_RIG_H
@@ -24,16 +25,16 @@
 enum { HIDDEN = 24, LAYERS = 3, MANY = 64 };
 
 struct server {
-	struct server *next;  /* the rig's */
+	struct server *next; /* the rig's */
 	afd_context *ctx;
 	afd_transport *net;
 	pthread_t thread;
 	bool runs;
 	char address[96];
 	_Atomic int stop;
-	_Atomic int hold;     /* parts are taken and not answered, with beats */
-	_Atomic int silent;   /* it does not even poll */
-	_Atomic int status;   /* the answer is this error, with the text "on purpose" */
+	_Atomic int hold;   /* parts are taken and not answered, with beats */
+	_Atomic int silent; /* it does not even poll */
+	_Atomic int status; /* the answer is this error, with the text "on purpose" */
 	_Atomic int n_held, n_joined, n_answered, parked;
 	struct afd__part held[MANY];
 };
@@ -43,23 +44,26 @@ extern afd_context *server_ctx, *client_ctx;
 extern struct afd_contract rig_contract;
 
 /* Runs the group with the arguments of main: the backend's name. */
-int rig_run(int argc, char **argv, const char *name, const struct CMUnitTest *tests, size_t n_tests);
-#define RIG_RUN(argc, argv, tests) rig_run(argc, argv, __FILE__, tests, sizeof(tests) / sizeof((tests)[0]))
+int rig_run(
+	int argc, char **argv, const char *name, const struct CMUnitTest *tests, size_t n_tests);
+#define RIG_RUN(argc, argv, tests) \
+	rig_run(argc, argv, __FILE__, tests, sizeof(tests) / sizeof((tests)[0]))
 /* Setup and teardown of every test. */
 int rig_begin(void **state);
 int rig_end(void **state);
 #define RIG_TEST(f) cmocka_unit_test_setup_teardown(f, rig_begin, rig_end)
 
-const char *rig_scheme(void);              /* "shm" also for "shm-one" */
-void rig_address(char address[96]);        /* a fresh one */
-bool rig_logged(const char *text);         /* by either side since rig_begin */
-void rig_wait_logged(const char *text);    /* fails the test after 2 s */
+const char *rig_scheme(void);           /* "shm" also for "shm-one" */
+void rig_address(char address[96]);     /* a fresh one */
+bool rig_logged(const char *text);      /* by either side since rig_begin */
+void rig_wait_logged(const char *text); /* fails the test after 2 s */
 
 /* NULL params: the defaults. The address is filled in when listen is not set. */
 afd_transport *make_server(const char *address, const struct afd_transport_params *params);
 void server_start(struct server *server, const struct afd_transport_params *params);
-void server_start_at(struct server *server, const char *address, const struct afd_transport_params *params);
-void server_stop(struct server *server);   /* also of one that has not started */
+void server_start_at(
+	struct server *server, const char *address, const struct afd_transport_params *params);
+void server_stop(struct server *server); /* also of one that has not started */
 
 afd_transport *make_client(const char *address, const struct afd_transport_params *params);
 /* A joined one; fails the test when it does not join. */
@@ -68,7 +72,8 @@ void expect_error(int rc, int code, const char *text);
 
 int begin_step(afd_transport *net, uint32_t n_rows); /* the same of each lane */
 struct afd_frame frame_of(int32_t layer, int32_t lane, uint32_t n_rows, const float *x, float *y);
-void fill_rows(float *x, uint32_t n_rows, int seed); /* whole numbers that every wire dtype holds exactly */
+void fill_rows(float *x, uint32_t n_rows,
+	int seed); /* whole numbers that every wire dtype holds exactly */
 float number(const void *rows, size_t i, int32_t dtype);
 void put_number(void *rows, size_t i, int32_t dtype, float value);
 void expect_rows(const float *x, const float *y, uint32_t n_rows, int32_t layer);
@@ -76,6 +81,8 @@ void expect_rows(const float *x, const float *y, uint32_t n_rows, int32_t layer)
 void run_step(afd_transport *net, uint32_t n_rows, int seed);
 /* Collects until it is not 0; fails the test after timeout_ms. */
 int collect_within(afd_transport *net, int32_t lane, int timeout_ms);
+/* The same; fails the test unless the frame is complete. */
+void expect_done(afd_transport *net, int32_t lane);
 /* Polls until n of the server's counter are reached; fails the test after 2 s. */
 void wait_for(const _Atomic int *counter, int n);
 /* The server's thread stops touching its transport, until silent is 0 again. */
