@@ -1,16 +1,19 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The transport: this process's end of the activation exchange, with all its peers. One row per token crosses twice per
- * layer: x, the normed input of the FFN, one way; y, its raw output, the other. docs/wire.md specifies the bytes.
+ * The transport: this process's end of the activation exchange, with all its peers. One row per
+ * token crosses twice per layer: x, the normed input of the FFN, one way; y, its raw output, the
+ * other. docs/wire.md specifies the bytes.
  *
- * A host that gives its transport to a stage (attn.h, ffn.h) needs only _create and _destroy of this header. A host that
- * keeps its own attention sends frames itself: _begin once per step, then per layer and lane _dispatch and _collect.
+ * A host that gives its transport to a stage (attn.h, ffn.h) needs only _create and _destroy of
+ * this header. A host that keeps its own attention sends frames itself: _begin once per step, then
+ * per layer and lane _dispatch and _collect.
  *
- * Addresses: "loop:NAME" inside one context, "shm:NAME" between processes of one user on one host. NAME is 1 to 80 of
- * [A-Za-z0-9._-]. A name is free again the moment its listener is gone, however it went.
+ * Addresses: "loop:NAME" inside one context, "shm:NAME" between processes of one user on one host.
+ * NAME is 1 to 80 of [A-Za-z0-9._-]. A name is free again the moment its listener is gone, however
+ * it went.
  *
- * Deadlines count silence, not work: a peer that computes sends beats. A peer that died is noticed within one second.
- * Once a link has failed it stays failed; the first cause is kept and named.
+ * Deadlines count silence, not work: a peer that computes sends beats. A peer that died is noticed
+ * within one second. Once a link has failed it stays failed; the first cause is kept and named.
  */
 #ifndef AFD_TRANSPORT_H
 #define AFD_TRANSPORT_H
@@ -32,93 +35,129 @@ enum afd_gate { AFD_GATE_ATTENTION = 1, AFD_GATE_FFN = 2 };
 struct afd_transport_params {
 	size_t size;
 	const char *const *listen;  /* FFN side: addresses to listen at; with n_listen */
-	const char *const *connect; /* attention side: addresses of all FFN peers; with n_connect. Either listen or connect */
+	const char *const *connect; /* attention side: addresses of all FFN peers, in any order;
+	                               with n_connect. Either listen, or connect or group. Together
+	                               they hold all shards of one way of sharding, each once */
 	uint32_t n_listen;
 	uint32_t n_connect;
-	uint32_t lanes;              /* attention side: micro-batches that overlap, 1 .. AFD_MAX_LANES; 0 means 1 */
-	uint32_t max_rows;           /* rows in one part of a frame, 1 .. 65536; 0 means 512; the smaller side wins */
-	int32_t to_ffn_dtype;        /* enum afd_dtype of x on the wire; 0: the contract's. FFN side: 0 accepts any, else only this */
+	uint32_t lanes;              /* attention side: micro-batches that overlap, 1 ..
+	                                AFD_MAX_LANES; 0 means 1 */
+	uint32_t max_rows;           /* rows in one part of a frame, 1 .. 65536; 0 means 512; the
+	                                smaller side wins */
+	int32_t to_ffn_dtype;        /* enum afd_dtype of x on the wire; 0: the contract's. FFN
+	                                side: 0 accepts any, else only this */
 	int32_t to_attention_dtype;  /* of y, the same way */
 	int32_t gate;                /* enum afd_gate, attention side; 0 means AFD_GATE_ATTENTION */
 	uint32_t max_peers;          /* FFN side: attention peers at once, 1 .. 1024; 0 means 64 */
-	uint32_t deadline_ms;        /* the longest silence of a peer that owes us a reply; 0 means 5000 */
-	uint32_t connect_timeout_ms; /* attention side: a server that is not up yet is waited for until then; 0 means 10000 */
-	uint32_t spin_us;            /* how long a wait spins before it sleeps; 0 means 50; UINT32_MAX: it does not spin */
-	uint32_t n_layers;           /* FFN side: layers held, from first_layer on; 0 means all of the contract's */
+	uint32_t deadline_ms;        /* the longest silence of a peer that owes us a reply; 0 means
+	                                5000 */
+	uint32_t connect_timeout_ms; /* attention side: a server that is not up yet is waited for
+	                                until then; 0 means 10000 */
+	uint32_t spin_us;            /* how long a wait spins before it sleeps; 0 means 50;
+	                                UINT32_MAX: it does not spin */
+	uint32_t n_layers;           /* FFN side: layers held, from first_layer on; 0 means all of
+	                                the contract's */
 	uint32_t first_layer;
 	uint32_t _pad;               /* 0 */
+	struct afd_shard shard;      /* FFN side: the part of each layer that is held; all 0: all of
+	                                it. Peers are told the experts and widths that it means */
+	const char *group;           /* attention side: ranks of one attention group exchange their
+	                                partial results. Rank 0 listens at this address, rank i at
+	                                the same with ".i" after it, and each connects to those of
+	                                lower rank. NULL: no group */
+	uint32_t group_index;        /* this rank, below group_size */
+	uint32_t group_size;         /* ranks, 2 .. 64; 0 or 1: no group */
 };
 
 /*
- * Makes a transport: starts to listen, or starts to connect. Never blocks: connecting finishes in _poll or _wait.
- * The contract and the params are copied.
+ * Makes a transport: starts to listen, or starts to connect. Never blocks: connecting finishes in
+ * _poll or _wait. The contract and the params are copied.
  *
- *   -EINVAL      neither or both of listen and connect, a bad address, a field out of range, a contract without sizes
+ *   -EINVAL      neither or both sides, a bad address, a field out of range, a contract without
+ *                sizes
  *   -ENOSYS      the address names a transport that is not part of this build
  *   -EADDRINUSE  somebody listens there
  *   -ENOTSUP     AFD_DTYPE_FP8 (not in this version)
  *   -E2BIG, -ENOMEM, -EIO
  */
-AFD_API int afd_transport_create(afd_transport **out, afd_context *ctx, const struct afd_contract *contract,
-                                 const struct afd_transport_params *params);
+AFD_API int afd_transport_create(afd_transport **out, afd_context *ctx,
+				 const struct afd_contract *contract,
+				 const struct afd_transport_params *params);
 
 /* Says goodbye to the peers, closes the links, frees. Never blocks for longer than 100 ms. */
 AFD_API void afd_transport_destroy(afd_transport *net);
 
 /*
- * Makes progress; never blocks.
- * Returns 1 when all peers that were to be connected have joined (FFN side: at once), 0 when some have not yet.
+ * Makes progress; never blocks. Returns 1 when all peers that were to be connected have joined (FFN
+ * side: at once), 0 when some have not yet.
  *
- *   -ETIMEDOUT     a peer did not come up within connect_timeout_ms, or was silent for deadline_ms while it owed a reply
+ *   -ETIMEDOUT     a peer did not come up within connect_timeout_ms, or was silent for deadline_ms
+ *                  while it owed a reply
  *   -EPROTO        a peer disagrees; the text says field, both values and the address
- *   -ECONNRESET    a peer died or left (attention side; on the FFN side a lost peer is not an error)
+ *   -ECONNRESET    a peer died or left (attention side; on the FFN side a lost peer is not an
+ *                  error)
  */
 AFD_API int afd_transport_poll(afd_transport *net);
 
-/* _poll until it returns 1 or an error; timeout_ms 0 means connect_timeout_ms. -ETIMEDOUT: says who is missing. */
+/* _poll until it returns 1 or an error; timeout_ms 0 means connect_timeout_ms. -ETIMEDOUT: says who
+ * is missing. */
 AFD_API int afd_transport_wait(afd_transport *net, int32_t timeout_ms);
 
 /*
- * For a host's event loop: the descriptor becomes readable when _poll has something to do, after a _poll that left
- * nothing undone; _poll must also be called when the timeout has passed (-1: none). The descriptor is the library's.
+ * For a host's event loop: the descriptor becomes readable when _poll has something to do, after a
+ * _poll that left nothing undone; _poll must also be called when the timeout has passed (-1: none).
+ * The descriptor is the library's.
  */
 AFD_API int afd_transport_fd(const afd_transport *net);
 AFD_API int32_t afd_transport_timeout_ms(const afd_transport *net);
 
 /* ---- a host's own attention ---- */
 
-/* What opens a step. All peers are told the rows of each lane, so that they know whom to wait for. */
+/* What opens a step. All peers are told the rows of each lane, so that they know whom to wait for;
+ * in an attention group FFN peers are told this rank's share of them. */
 struct afd_step_params {
 	size_t size;
-	uint32_t n_rows[AFD_MAX_LANES]; /* rows of each lane in this step; 0 for an empty or unused lane */
+	uint32_t n_rows[AFD_MAX_LANES]; /* rows of each lane in this step; 0 for an empty or unused
+	                                   lane */
 	uint32_t flags;                 /* 0 */
-	uint8_t trace_id[16];           /* passed through to the peers' spans and logs; all zero: none */
+	uint8_t trace_id[16];           /* passed through to the peers' spans and logs; all zero:
+	                                   none */
 	uint32_t _pad;                  /* 0 */
 };
 
-/* Rows of one lane at one layer. Memory is borrowed from _dispatch until _collect returns 1 or an error. */
+/* Rows of one lane at one layer. Memory is borrowed from _dispatch until _collect returns 1 or an
+ * error. */
 struct afd_frame {
 	size_t size;
 	int32_t layer;           /* 0 .. n_layers-1 */
 	int32_t lane;            /* 0 .. lanes-1 */
 	uint32_t n_rows;         /* 0 is legal: nothing crosses, and _collect returns 1 */
-	int32_t x_dtype;         /* of x in memory; 0 means f32. Rounded to the wire dtype when it is another */
+	int32_t x_dtype;         /* of x in memory; 0 means f32. Rounded to the wire dtype when it
+	                            is another */
 	int32_t y_dtype;         /* of y in memory; 0 means f32 */
 	uint32_t _pad;           /* 0 */
 	const void *x;           /* [n_rows][hidden_size], rows x_row_bytes apart */
-	void *y;                 /* [n_rows][hidden_size], rows y_row_bytes apart; may be x when dtypes are equal */
+	void *y;                 /* [n_rows][hidden_size], rows y_row_bytes apart; may be x when
+	                            dtypes are equal. With several FFN peers their partial results
+	                            are added here in the order of their shards: y is f32, and not x */
 	size_t x_row_bytes;      /* 0 means hidden_size numbers */
 	size_t y_row_bytes;
+	const int32_t *ids;      /* [n_rows][top_k] experts of each row, of a layer with experts
+	                            when the gate is on the attention side; else not read */
+	const float *weights;    /* [n_rows][top_k], with ids */
 };
 
 /*
- * Opens a step. -EINVAL while frames of the last one are out, -EAGAIN before all peers have joined, or the link's error.
- * A host that gives a step up in the middle calls _cancel: replies that are still out are dropped when they come.
+ * Opens a step. -EINVAL while frames of the last one are out, -EAGAIN before all peers have joined,
+ * or the link's error. A host that gives a step up in the middle calls _cancel: replies that are
+ * still out are dropped when they come.
  */
 AFD_API int afd_transport_begin(afd_transport *net, const struct afd_step_params *params);
 AFD_API int afd_transport_cancel(afd_transport *net);
 
-/* Sends a frame; parts of more than max_rows rows follow in _poll. -EBUSY when the lane has a frame out. */
+/* Sends a frame: all rows to all FFN peers; with ids a row goes only to those that hold one of its
+ * experts, or a part of shared ones. Parts of more than max_rows rows follow in _poll. -EBUSY when
+ * the lane has a frame out. */
 AFD_API int afd_transport_dispatch(afd_transport *net, const struct afd_frame *frame);
 
 /* Makes progress. 1: y of the lane's frame is complete; 0: not yet; or the error that ended it. */
@@ -129,11 +168,17 @@ AFD_API int afd_transport_exchange(afd_transport *net, const struct afd_frame *f
 
 /* ---- looking ---- */
 
-enum afd_peer_state { AFD_PEER_CONNECTING = 1, AFD_PEER_JOINED = 2, AFD_PEER_LEFT = 3, AFD_PEER_LOST = 4 };
+enum afd_peer_state {
+	AFD_PEER_CONNECTING = 1,
+	AFD_PEER_JOINED = 2,
+	AFD_PEER_LEFT = 3,
+	AFD_PEER_LOST = 4,
+};
 
 struct afd_peer_info {
 	size_t size;
-	char address[128];   /* as given to connect; on the FFN side the address it came by, with #number */
+	char address[128];   /* as given to connect; on the FFN side the address it came by, with
+	                        #number */
 	char version[16];    /* the peer's library */
 	char device[16];     /* "avx512", "avx2", "c", or a device kind */
 	int32_t state;       /* enum afd_peer_state */
@@ -144,13 +189,21 @@ struct afd_peer_info {
 	uint64_t n_rows;        /* rows sent to it */
 	uint64_t n_resent_rows; /* of these, sent a second time */
 	uint64_t weights[2];    /* fingerprint that the FFN side states; 0, 0: unknown */
+	int32_t role;           /* enum afd_role of the peer */
+	uint32_t rank, n_ranks; /* of an FFN peer: its shard; of one of our attention group: its
+	                           rank there; else 0 of 0, also before it has joined */
+	uint32_t _pad2;
 };
 
-/* Peers that this transport has or had, in order of joining. -ENOENT beyond the last. */
-AFD_API int afd_transport_peer(const afd_transport *net, uint32_t index, struct afd_peer_info *info);
+/* Peers that this transport has or had. FFN side: in order of joining. Attention side: FFN peers in
+ * the order of connect, then the other ranks of the group. -ENOENT beyond the last. */
+AFD_API int afd_transport_peer(const afd_transport *net, uint32_t index,
+			       struct afd_peer_info *info);
 
-/* The address that listen[index] became; NUL-terminated. -ENOENT beyond the last, -ENOSPC when it does not fit. */
-AFD_API int afd_transport_address(const afd_transport *net, uint32_t index, char *buffer, size_t capacity);
+/* The address that listen[index] became; NUL-terminated. -ENOENT beyond the last, -ENOSPC when it
+ * does not fit. */
+AFD_API int afd_transport_address(const afd_transport *net, uint32_t index, char *buffer,
+				  size_t capacity);
 
 #ifdef __cplusplus
 }

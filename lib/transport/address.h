@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Addresses: "scheme:rest". The scheme picks the backend; the rest is the backend's to read. Called when a transport is
- * created, never later.
+ * Addresses: "scheme:rest". The scheme picks the backend; the rest is the backend's to read. Called
+ * when a transport is created, never later.
  */
 #ifndef AFD_LIB_TRANSPORT_ADDRESS_H
 #define AFD_LIB_TRANSPORT_ADDRESS_H

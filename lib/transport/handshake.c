@@ -1,11 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * From a connection to a joined link. The attention side states what it is and wants (hello); the FFN side answers with what
- * it is and what the link will be (welcome), or with a refusal that names the field and both values; both bind the slots;
- * the attention side says that it has them (ready). Each side checks what it depends on, so each side's error names it.
+ * From a connection to a joined link. The attention side states what it is and wants (hello); the
+ * FFN side answers with what it is and what the link will be (welcome), or with a refusal that
+ * names the field and both values; both bind the slots; the attention side says that it has them
+ * (ready). What each side accepts stands in judge.c and shards.c. Ranks of an attention group meet in
+ * the same way: the one that connects acts as the attention side here, the other as the FFN side.
  *
- * A stranger costs little: at most AFD__PENDING_MAX handshakes are under way, each for at most AFD__HANDSHAKE_MS; when
- * there are more, the oldest that has said nothing goes.
+ * A stranger costs little: at most AFD__PENDING_MAX handshakes are under way, each for at most
+ * AFD__HANDSHAKE_MS; when there are more, the oldest that has said nothing goes.
  */
 #include <stdarg.h>
 #include <stdio.h>
@@ -28,7 +30,8 @@ __attribute__((format(printf, 2, 3))) static void warn(afd_transport *net, const
 	afd__metric_count(net->refused_metric, 1);
 	if (now - net->warned_ns > 1000 * MS) {
 		if (net->n_unwarned)
-			afd__log(net->ctx, AFD_LOG_WARN, "%u more refusals were not logged", net->n_unwarned);
+			afd__log(net->ctx, AFD_LOG_WARN, "%u more refusals were not logged",
+				net->n_unwarned);
 		net->warned_ns = now;
 		net->n_warned = net->n_unwarned = 0;
 	}
@@ -41,24 +44,6 @@ __attribute__((format(printf, 2, 3))) static void warn(afd_transport *net, const
 	vsnprintf(text, sizeof(text), format, args);
 	va_end(args);
 	afd__log(net->ctx, AFD_LOG_WARN, "%s", text);
-}
-
-static void state_ours(const afd_transport *net, struct afd__hello *hello, uint32_t kind)
-{
-	memset(hello, 0, sizeof(*hello));
-	hello->kind = kind;
-	afd__hello_state(hello, &net->contract);
-	hello->role = net->attention ? AFD_ROLE_ATTENTION : AFD_ROLE_FFN;
-	hello->lanes = net->params.lanes;
-	hello->max_rows = net->params.max_rows;
-	hello->to_ffn_dtype = (uint32_t)net->params.to_ffn_dtype;
-	hello->to_attention_dtype = (uint32_t)net->params.to_attention_dtype;
-	hello->gate = (uint32_t)net->params.gate;
-	hello->first_layer = net->params.first_layer;
-	hello->n_held = net->params.n_layers;
-	memcpy(hello->weights, net->weights, sizeof(hello->weights));
-	snprintf(hello->device, sizeof(hello->device), "%s", net->device);
-	snprintf(hello->version, sizeof(hello->version), "%s", afd_version());
 }
 
 static void say(struct afd__link *link, const struct afd__hello *hello, enum afd__link_phase phase)
@@ -97,6 +82,7 @@ static void keep_said(struct afd__link *link)
 	link->max_rows = said->max_rows;
 	link->to_ffn_dtype = (int32_t)said->to_ffn_dtype;
 	link->to_attention_dtype = (int32_t)said->to_attention_dtype;
+	link->gate = (int32_t)said->gate;
 }
 
 static int bind_slots(struct afd__link *link, int accepting)
@@ -107,100 +93,7 @@ static int bind_slots(struct afd__link *link, int accepting)
 	return link->wire.ops->bind(&link->wire, &geometry, accepting);
 }
 
-/* ---- refusing ---- */
-
-static int refuse_number(struct afd__hello *refusal, const char *field, uint32_t ours, uint32_t theirs)
-{
-	char value[16];
-
-	snprintf(value, sizeof(value), "%u", ours);
-	afd__hello_refuse(refusal, field, value, "%u", theirs);
-	return 1;
-}
-
-static int refuse_dtype(struct afd__hello *refusal, const char *field, int32_t ours, uint32_t theirs)
-{
-	char value[16] = "";
-
-	if (ours)
-		snprintf(value, sizeof(value), "%s", afd_dtype_name(ours));
-	afd__hello_refuse(refusal, field, ours ? value : "f32, bf16 or f16", "%s", afd_dtype_name((int32_t)theirs));
-	return 1;
-}
-
-static bool is_wire_dtype(uint32_t dtype)
-{
-	return dtype == AFD_DTYPE_F32 || dtype == AFD_DTYPE_BF16 || dtype == AFD_DTYPE_F16;
-}
-
-static int judge_version(const struct afd__hello *said, uint32_t kind, struct afd__hello *refusal)
-{
-	if (said->wire_version != AFD__WIRE_VERSION)
-		return refuse_number(refusal, "wire_version", AFD__WIRE_VERSION, said->wire_version);
-	if (said->kind != kind)
-		return refuse_number(refusal, "message kind", kind, said->kind);
-	return 0;
-}
-
-/* FFN side: 1 when the peer is refused. */
-static int judge_hello(const afd_transport *net, const struct afd__hello *said, struct afd__hello *refusal)
-{
-	const struct afd_transport_params *p = &net->params;
-	struct afd__hello ours;
-	char value[48];
-
-	if (judge_version(said, AFD__HELLO, refusal))
-		return 1;
-	state_ours(net, &ours, AFD__WELCOME);
-	if (said->role != AFD_ROLE_ATTENTION)
-		return refuse_number(refusal, "role of a peer that connects", AFD_ROLE_ATTENTION, said->role);
-	if (afd__hello_compare(&ours, said, refusal))
-		return 1;
-	if (said->first_layer < p->first_layer || said->n_held > p->n_layers ||
-	    said->first_layer - p->first_layer > p->n_layers - said->n_held) {
-		snprintf(value, sizeof(value), "%u from %u on held", p->n_layers, p->first_layer);
-		afd__hello_refuse(refusal, "layers", value, "%u from %u on wanted", said->n_held, said->first_layer);
-		return 1;
-	}
-	if (!said->lanes || said->lanes > AFD_MAX_LANES)
-		return refuse_number(refusal, "lanes", AFD_MAX_LANES, said->lanes);
-	if (!said->max_rows)
-		return refuse_number(refusal, "max_rows", p->max_rows, said->max_rows);
-	if (!is_wire_dtype(said->to_ffn_dtype) || (p->to_ffn_dtype && said->to_ffn_dtype != (uint32_t)p->to_ffn_dtype))
-		return refuse_dtype(refusal, "to_ffn_dtype", p->to_ffn_dtype, said->to_ffn_dtype);
-	if (!is_wire_dtype(said->to_attention_dtype) ||
-	    (p->to_attention_dtype && said->to_attention_dtype != (uint32_t)p->to_attention_dtype))
-		return refuse_dtype(refusal, "to_attention_dtype", p->to_attention_dtype, said->to_attention_dtype);
-	if (said->gate != AFD_GATE_ATTENTION && said->gate != AFD_GATE_FFN)
-		return refuse_number(refusal, "gate", AFD_GATE_FFN, said->gate);
-	return 0;
-}
-
-/* Attention side: 1 when the welcome is not one that we can use. */
-static int judge_welcome(const afd_transport *net, const struct afd__hello *said, struct afd__hello *refusal)
-{
-	const struct afd_transport_params *p = &net->params;
-	struct afd__hello ours;
-
-	if (judge_version(said, AFD__WELCOME, refusal))
-		return 1;
-	state_ours(net, &ours, AFD__HELLO);
-	if (said->role != AFD_ROLE_FFN)
-		return refuse_number(refusal, "role of a peer that listens", AFD_ROLE_FFN, said->role);
-	if (afd__hello_compare(&ours, said, refusal))
-		return 1;
-	if (said->lanes != p->lanes)
-		return refuse_number(refusal, "lanes", p->lanes, said->lanes);
-	if (!said->max_rows || said->max_rows > p->max_rows)
-		return refuse_number(refusal, "max_rows", p->max_rows, said->max_rows);
-	if (said->to_ffn_dtype != (uint32_t)p->to_ffn_dtype)
-		return refuse_dtype(refusal, "to_ffn_dtype", p->to_ffn_dtype, said->to_ffn_dtype);
-	if (said->to_attention_dtype != (uint32_t)p->to_attention_dtype)
-		return refuse_dtype(refusal, "to_attention_dtype", p->to_attention_dtype, said->to_attention_dtype);
-	return 0;
-}
-
-/* ---- the FFN side ---- */
+/* ---- the side that listens ---- */
 
 static void drop_pending(struct afd__link *link)
 {
@@ -209,7 +102,8 @@ static void drop_pending(struct afd__link *link)
 
 	while (i < net->n_pending && net->pending[i] != link)
 		i++;
-	memmove(&net->pending[i], &net->pending[i + 1], (net->n_pending - i - 1) * sizeof(net->pending[0]));
+	memmove(&net->pending[i], &net->pending[i + 1],
+		(net->n_pending - i - 1) * sizeof(net->pending[0]));
 	net->n_pending--;
 }
 
@@ -223,8 +117,9 @@ static void end_pending(struct afd__link *link)
 
 static void refuse(struct afd__link *link, const struct afd__hello *refusal)
 {
-	warn(link->net, "peer %s refused: %s is %s there, %s here%s%s", link->name, refusal->field, refusal->refused_value,
-	     refusal->refuser_value, refusal->text[0] ? ": " : "", refusal->text);
+	warn(link->net, "peer %s refused: %s is %s there, %s here%s%s", link->name, refusal->field,
+		refusal->refused_value, refusal->refuser_value, refusal->text[0] ? ": " : "",
+		refusal->text);
 	say(link, refusal, AFD__LINK_REFUSING);
 }
 
@@ -232,7 +127,18 @@ static void refuse(struct afd__link *link, const struct afd__hello *refusal)
 static int reserve_index(struct afd__link *link)
 {
 	afd_transport *net = link->net;
+	uint32_t index;
 
+	if (link->kind == AFD__LINK_IN_GROUP) {
+		index = afd__group_link_index(net, link->said->group_index);
+		if (net->links[index])
+			return 0;
+		net->links[index] = link;
+		link->index = index;
+		link->rank = link->said->group_index;
+		snprintf(link->who, sizeof(link->who), "rank %u of the group", link->rank);
+		return 1;
+	}
 	for (uint32_t i = 0; i < net->max_links; i++) {
 		if (net->links[i])
 			continue;
@@ -243,6 +149,21 @@ static int reserve_index(struct afd__link *link)
 	return 0;
 }
 
+static void refuse_place(struct afd__link *link, struct afd__hello *reply)
+{
+	afd_transport *net = link->net;
+
+	if (link->kind == AFD__LINK_IN_GROUP) {
+		afd__hello_refuse(reply, "group_index", "taken", "%u", link->said->group_index);
+	} else {
+		afd__hello_refuse(
+			reply, net->draining ? "state" : "max_peers", "", "%s", "one more");
+		snprintf(reply->refuser_value, sizeof(reply->refuser_value),
+			net->draining ? "draining" : "%u", net->max_links);
+	}
+	refuse(link, reply);
+}
+
 static int answer_hello(struct afd__link *link)
 {
 	afd_transport *net = link->net;
@@ -251,17 +172,15 @@ static int answer_hello(struct afd__link *link)
 
 	if (rc != 1)
 		return rc;
-	if (judge_hello(net, link->said, &reply)) {
+	if (afd__hello_judge(link, link->said, &reply)) {
 		refuse(link, &reply);
 		return 1;
 	}
 	if (net->draining || !reserve_index(link)) {
-		afd__hello_refuse(&reply, net->draining ? "state" : "max_peers", "", "%s", "one more");
-		snprintf(reply.refuser_value, sizeof(reply.refuser_value), net->draining ? "draining" : "%u", net->max_links);
-		refuse(link, &reply);
+		refuse_place(link, &reply);
 		return 1;
 	}
-	state_ours(net, &reply, AFD__WELCOME);
+	afd__hello_state_ours(link, &reply, AFD__WELCOME);
 	reply.lanes = link->said->lanes;
 	reply.to_ffn_dtype = link->said->to_ffn_dtype;
 	reply.to_attention_dtype = link->said->to_attention_dtype;
@@ -281,17 +200,19 @@ static int take_ready(struct afd__link *link, uint64_t now)
 	if (rc != 1)
 		return rc;
 	if (link->said->kind == AFD__REFUSAL)
-		return afd__error(-EPROTO, "the attention peer refuses: %s is %s there, %s here", link->said->field,
-				  link->said->refuser_value, link->said->refused_value);
+		return afd__error(-EPROTO, "%s refuses: %s is %s there, %s here%s%s", link->who,
+			link->said->field, link->said->refuser_value, link->said->refused_value,
+			link->said->text[0] ? ": " : "", link->said->text);
 	if (link->said->kind != AFD__READY)
-		return afd__error(-EPROTO, "handshake: message kind is %u, must be %d", link->said->kind, AFD__READY);
+		return afd__error(-EPROTO, "handshake: message kind is %u, must be %d",
+			link->said->kind, AFD__READY);
 	drop_pending(link);
 	afd__link_joined(link, now);
 	return 1;
 }
 
 /* 1: moved on; 0: not now; negative: over. */
-static int advance_ffn(struct afd__link *link, uint64_t now)
+static int advance_accepted(struct afd__link *link, uint64_t now)
 {
 	int rc;
 
@@ -326,14 +247,15 @@ static int move_pending(struct afd__link *link, uint64_t now)
 
 	/* One that says nothing costs nothing: no system call until its socket has an event. */
 	while (link->stirred && link->phase != AFD__LINK_JOINED && rc == 1) {
-		rc = advance_ffn(link, now);
+		rc = advance_accepted(link, now);
 		moved |= rc == 1;
 	}
 	link->stirred = false;
 	if (link->phase == AFD__LINK_JOINED)
 		return 1;
 	if (rc >= 0 && now - link->since_ns > AFD__HANDSHAKE_MS * MS)
-		rc = afd__error(-ETIMEDOUT, "the handshake was not done in %d ms", AFD__HANDSHAKE_MS);
+		rc = afd__error(
+			-ETIMEDOUT, "the handshake was not done in %d ms", AFD__HANDSHAKE_MS);
 	if (rc >= 0)
 		return moved;
 	if (link->phase != AFD__LINK_REFUSING)
@@ -352,8 +274,9 @@ static void evict(afd_transport *net)
 			break;
 		}
 	}
-	warn(net, "peer %s refused: %d handshakes are under way, and it is the oldest that is silent", victim->name,
-	     AFD__PENDING_MAX);
+	warn(net,
+		"peer %s refused: %d handshakes are under way, and it is the oldest that is silent",
+		victim->name, AFD__PENDING_MAX);
 	end_pending(victim);
 }
 
@@ -371,11 +294,14 @@ static int accept_one(afd_transport *net, struct afd__listener *ln, uint64_t now
 		return rc;
 	}
 	link->open = true;
+	link->kind = net->attention ? AFD__LINK_IN_GROUP : AFD__LINK_FROM_ATTENTION;
+	snprintf(link->who, sizeof(link->who), "the attention peer");
 	link->number = ++net->n_accepted;
 	link->phase = AFD__LINK_HELLO;
 	link->since_ns = now;
 	link->stirred = true;
-	snprintf(link->name, sizeof(link->name), "%.100s#%llu", ln->address, (unsigned long long)link->number);
+	snprintf(link->name, sizeof(link->name), "%.100s#%llu", ln->address,
+		(unsigned long long)link->number);
 	if (net->n_pending == AFD__PENDING_MAX)
 		evict(net);
 	net->pending[net->n_pending++] = link;
@@ -409,23 +335,22 @@ static int accept_all(afd_transport *net, uint64_t now)
 	return moved | net->listeners_stirred;
 }
 
-/* ---- the attention side ---- */
+/* ---- the side that connects ---- */
 
 static int connect_link(struct afd__link *link, uint64_t now)
 {
-	const struct afd__address *address = &link->net->addresses[link->index];
 	struct afd__hello hello;
 	int rc;
 
 	if (link->phase == AFD__LINK_IDLE && now < link->retry_ns)
 		return 0;
-	rc = link->wire.ops->connect(&link->wire, address->name);
+	rc = link->wire.ops->connect(&link->wire, link->address->name);
 	if (rc == 0)
 		link->phase = AFD__LINK_CONNECTING;
 	if (rc != 1)
 		return rc;
 	link->open = true;
-	state_ours(link->net, &hello, AFD__HELLO);
+	afd__hello_state_ours(link, &hello, AFD__HELLO);
 	say(link, &hello, AFD__LINK_HELLO);
 	return 1;
 }
@@ -439,20 +364,26 @@ static int take_welcome(struct afd__link *link)
 	if (rc != 1)
 		return rc;
 	if (said->kind == AFD__REFUSAL && said->wire_version == AFD__WIRE_VERSION)
-		return afd__error(-EPROTO, "refused by the FFN peer: %s is %s there, %s here%s%s", said->field,
-				  said->refuser_value, said->refused_value, said->text[0] ? ": " : "", said->text);
-	if (judge_welcome(link->net, said, &refusal)) {
+		return afd__error(-EPROTO, "refused by %s: %s is %s there, %s here%s%s", link->who,
+			said->field, said->refuser_value, said->refused_value,
+			said->text[0] ? ": " : "", said->text);
+	if (afd__welcome_judge(link, said, &refusal)) {
+		rc = afd__error(-EPROTO, "%s disagrees: %s is %s there, %s here", link->who,
+			refusal.field, refusal.refused_value, refusal.refuser_value);
+	} else {
+		keep_said(link);
+		rc = link->kind == AFD__LINK_TO_FFN ? afd__shards_place(link, &refusal) : 0;
+	}
+	if (rc) {
 		link->message_bytes = afd__hello_encode(link->message, AFD__HELLO_MAX, &refusal);
 		send_message(link);
-		return afd__error(-EPROTO, "the FFN peer disagrees: %s is %s there, %s here", refusal.field,
-				  refusal.refused_value, refusal.refuser_value);
+		return rc;
 	}
-	keep_said(link);
 	link->phase = AFD__LINK_BINDING;
 	return 1;
 }
 
-static int advance_attention(struct afd__link *link, uint64_t now)
+static int advance_connecting(struct afd__link *link, uint64_t now)
 {
 	struct afd__hello ready = { .kind = AFD__READY, .wire_version = AFD__WIRE_VERSION };
 	int rc;
@@ -483,7 +414,8 @@ static int advance_attention(struct afd__link *link, uint64_t now)
 	}
 }
 
-/* A server that is not up, or that went away before we had joined, is tried again until the time is over. */
+/* A server that is not up, or that went away before we had joined, is tried again until the time is
+ * over. */
 static bool is_tried_again(int rc)
 {
 	return rc == -ECONNREFUSED || rc == -ECONNRESET;
@@ -494,7 +426,7 @@ static void retry(struct afd__link *link, uint64_t now)
 	afd__error_save(link->error_text, sizeof(link->error_text));
 	if (link->open)
 		link->wire.ops->close(&link->wire);
-	link->open = false;
+	link->open = link->placed = false;
 	link->wire.error = 0;
 	link->phase = AFD__LINK_IDLE;
 	link->retry_ns = now + AFD__RETRY_MS * MS;
@@ -505,10 +437,10 @@ static int move_connecting(struct afd__link *link, uint64_t now)
 	afd_transport *net = link->net;
 	int rc, moved = 0;
 
-	if (link->phase >= AFD__LINK_JOINED)
+	if (!link || !link->address || link->phase >= AFD__LINK_JOINED)
 		return 0;
 	do {
-		rc = advance_attention(link, now);
+		rc = advance_connecting(link, now);
 		moved |= rc == 1;
 	} while (rc == 1 && link->phase != AFD__LINK_JOINED);
 	if (link->phase == AFD__LINK_JOINED)
@@ -518,8 +450,9 @@ static int move_connecting(struct afd__link *link, uint64_t now)
 		rc = 0;
 	}
 	if (!rc && now - net->created_ns > net->params.connect_timeout_ms * MS)
-		rc = afd__error(-ETIMEDOUT, "no FFN peer joined within %u ms%s%s", net->params.connect_timeout_ms,
-				link->error_text[0] ? ": " : "", link->error_text);
+		rc = afd__error(-ETIMEDOUT, "%s did not join within %u ms%s%s", link->who,
+			net->params.connect_timeout_ms, link->error_text[0] ? ": " : "",
+			link->error_text);
 	if (rc < 0) {
 		afd__link_fail(link, rc);
 		moved = 1;
@@ -529,22 +462,46 @@ static int move_connecting(struct afd__link *link, uint64_t now)
 
 /* ---- both ---- */
 
+static bool has_come(const afd_transport *net, uint32_t rank)
+{
+	const struct afd__link *link = net->links[afd__group_link_index(net, rank)];
+
+	return link && link->phase >= AFD__LINK_JOINED;
+}
+
+/* Ranks that have to come to us have the same time as those that we go to. */
+static int await_ranks(afd_transport *net, uint64_t now)
+{
+	uint32_t rank = net->params.group_index + 1;
+
+	if (net->error || now - net->created_ns <= net->params.connect_timeout_ms * MS)
+		return 0;
+	while (rank < net->params.group_size && has_come(net, rank))
+		rank++;
+	if (rank >= net->params.group_size)
+		return 0;
+	net->error = afd__error(-ETIMEDOUT, "rank %u of the group did not join within %u ms", rank,
+		net->params.connect_timeout_ms);
+	afd__error_save(net->error_text, sizeof(net->error_text));
+	return 1;
+}
+
 int afd__handshake_round(afd_transport *net, uint64_t now)
 {
 	int moved = 0;
 
-	if (net->attention) {
-		for (uint32_t i = 0; i < net->max_links; i++)
-			moved |= move_connecting(net->links[i], now);
-		return moved;
-	}
-	moved = accept_all(net, now);
+	for (uint32_t i = 0; net->attention && i < net->max_links; i++)
+		moved |= move_connecting(net->links[i], now);
+	if (net->n_listeners)
+		moved |= accept_all(net, now);
 	for (uint32_t i = 0; i < net->n_pending;) {
 		struct afd__link *link = net->pending[i];
 
 		moved |= move_pending(link, now);
 		i += i < net->n_pending && net->pending[i] == link;
 	}
+	if (net->attention && net->params.group_size > 1)
+		moved |= await_ranks(net, now);
 	return moved;
 }
 
@@ -555,10 +512,10 @@ uint64_t afd__handshake_timer(const afd_transport *net)
 	for (uint32_t i = 0; net->attention && i < net->max_links; i++) {
 		const struct afd__link *link = net->links[i];
 
-		if (link->phase >= AFD__LINK_JOINED)
+		if (net->error || (link && link->phase >= AFD__LINK_JOINED))
 			continue;
 		at = net->created_ns + net->params.connect_timeout_ms * MS;
-		if (link->phase == AFD__LINK_IDLE && link->retry_ns < at)
+		if (link && link->phase == AFD__LINK_IDLE && link->retry_ns < at)
 			at = link->retry_ns;
 		if (at < next)
 			next = at;
@@ -577,9 +534,15 @@ void afd__handshake_missing(const afd_transport *net, char *text, size_t capacit
 	for (uint32_t i = 0; i < net->max_links && at < capacity; i++) {
 		const struct afd__link *link = net->links[i];
 
-		if (!link || link->phase >= AFD__LINK_JOINED)
+		if (link && link->phase >= AFD__LINK_JOINED)
 			continue;
-		at += (size_t)snprintf(text + at, capacity - at, "%s%s%s%s%s", at ? ", " : "", link->name,
-				       link->error_text[0] ? " (" : "", link->error_text, link->error_text[0] ? ")" : "");
+		if (!link && net->attention)
+			at += (size_t)snprintf(text + at, capacity - at, "%srank %u of the group",
+				at ? ", " : "", i - net->n_addresses + 1);
+		if (!link)
+			continue;
+		at += (size_t)snprintf(text + at, capacity - at, "%s%s%s%s%s", at ? ", " : "",
+			link->name, link->error_text[0] ? " (" : "", link->error_text,
+			link->error_text[0] ? ")" : "");
 	}
 }

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * One table of fields stands for the whole handshake: each message kind carries the fields whose mask names it. A tag that
- * is unknown in its message is skipped when it is below TAG_CRITICAL, so that later versions can state more, else refused.
+ * One table of fields stands for the whole handshake: each message kind carries the fields whose
+ * mask names it. A tag that is unknown in its message is skipped when it is below TAG_CRITICAL, so
+ * that later versions can state more, else refused.
  */
 #include "hello.h"
 
@@ -12,7 +13,7 @@
 #include "../context/error.h"
 #include "wire.h"
 
-#define MAGIC 0x48444641u /* "AFDH" */
+#define MAGIC        0x48444641u /* "AFDH" */
 #define TAG_CRITICAL 0x8000u
 enum { PREFIX_BYTES = 12, FIELD_BYTES = 4 };
 
@@ -30,10 +31,10 @@ struct field {
 
 #define FIELD(tag_, type_, kinds_, compared_, member) \
 	{ #member, tag_, type_, kinds_, compared_, offsetof(struct afd__hello, member), \
-	  sizeof(((struct afd__hello *)0)->member) }
+		sizeof(((struct afd__hello *)0)->member) }
 
 static const struct field fields[] = {
-	/* The digest is over the encoding of the first seven, in this order. */
+	/* The digest is over the encoding of the first eight, in this order. */
 	FIELD(1, U32, IN_BOTH, 1, hidden_size),
 	FIELD(2, U32, IN_BOTH, 1, n_layers),
 	FIELD(3, BYTES, IN_BOTH, 1, ffn_kinds),
@@ -41,6 +42,7 @@ static const struct field fields[] = {
 	FIELD(5, U32, IN_BOTH, 1, top_k),
 	FIELD(6, U32, IN_BOTH, 1, router),
 	FIELD(7, U32, IN_BOTH, 1, activation),
+	FIELD(9, U32, IN_BOTH, 1, shared_experts),
 	FIELD(8, U64, IN_BOTH, 1, digest),
 	FIELD(16, U32, IN_BOTH, 0, role),
 	FIELD(17, U32, IN_BOTH, 0, lanes),
@@ -54,13 +56,23 @@ static const struct field fields[] = {
 	FIELD(25, U64, IN_WELCOME, 0, weights_epoch),
 	FIELD(26, TEXT, IN_BOTH, 0, device),
 	FIELD(27, TEXT, IN_BOTH, 0, version),
+	FIELD(28, U32, IN_BOTH, 0, group_index),
+	FIELD(29, U32, IN_BOTH, 0, group_size),
+	FIELD(32, U32, IN_WELCOME, 0, map_version),
+	FIELD(33, U32, IN_WELCOME, 0, shard_rank),
+	FIELD(34, U32, IN_WELCOME, 0, n_shards),
+	FIELD(35, U32, IN_WELCOME, 0, shard_tp),
+	FIELD(36, U32, IN_WELCOME, 0, n_tp),
+	FIELD(37, U32, IN_WELCOME, 0, expert_begin),
+	FIELD(38, U32, IN_WELCOME, 0, expert_end),
 	FIELD(48, U32, IN_REFUSAL, 0, status),
 	FIELD(49, TEXT, IN_REFUSAL, 0, field),
 	FIELD(50, TEXT, IN_REFUSAL, 0, refuser_value),
 	FIELD(51, TEXT, IN_REFUSAL, 0, refused_value),
 	FIELD(52, TEXT, IN_REFUSAL, 0, text),
 };
-enum { N_FIELDS = sizeof(fields) / sizeof(fields[0]), N_CONTRACT = 7 };
+enum { N_FIELDS = sizeof(fields) / sizeof(fields[0]), N_CONTRACT = 8 };
+_Static_assert(N_FIELDS <= 64, "decode keeps a bit for each");
 
 /* ---- encode ---- */
 
@@ -76,7 +88,8 @@ static size_t value_bytes(const struct field *field, const struct afd__hello *he
 	}
 }
 
-static size_t encode_field(uint8_t *out, size_t capacity, const struct field *field, const struct afd__hello *hello)
+static size_t encode_field(
+	uint8_t *out, size_t capacity, const struct field *field, const struct afd__hello *hello)
 {
 	const char *value = (const char *)hello + field->offset;
 	size_t bytes = value_bytes(field, hello);
@@ -123,7 +136,8 @@ size_t afd__hello_encode(void *bytes, size_t capacity, const struct afd__hello *
 	return at;
 }
 
-/* FNV-1a, 64 bits: names a contract in few bytes. It protects nothing, and the fields themselves are compared too. */
+/* FNV-1a, 64 bits: names a contract in few bytes. It protects nothing, and the fields themselves
+ * are compared too. */
 static uint64_t digest(const uint8_t *bytes, size_t n_bytes)
 {
 	uint64_t hash = 0xcbf29ce484222325u;
@@ -145,6 +159,7 @@ void afd__hello_state(struct afd__hello *hello, const struct afd_contract *contr
 	hello->top_k = contract->top_k;
 	hello->router = (uint32_t)contract->router;
 	hello->activation = (uint32_t)contract->activation;
+	hello->shared_experts = (uint32_t)contract->shared_experts;
 	hello->ffn_kinds_bytes = contract->n_layers;
 	memcpy(hello->ffn_kinds, contract->ffn_kinds, contract->n_layers);
 	for (int i = 0; i < N_CONTRACT; i++)
@@ -162,7 +177,8 @@ static void make_printable(char *text)
 	}
 }
 
-static int decode_value(struct afd__hello *hello, const struct field *field, const uint8_t *in, size_t bytes)
+static int decode_value(
+	struct afd__hello *hello, const struct field *field, const uint8_t *in, size_t bytes)
 {
 	char *value = (char *)hello + field->offset;
 	uint64_t words[2];
@@ -177,7 +193,8 @@ static int decode_value(struct afd__hello *hello, const struct field *field, con
 		return 0;
 	case BYTES:
 		if (bytes > field->bytes)
-			return afd__error(-EPROTO, "handshake: %s has %zu bytes, limit %u", field->name, bytes, field->bytes);
+			return afd__error(-EPROTO, "handshake: %s has %zu bytes, limit %u",
+				field->name, bytes, field->bytes);
 		memcpy(value, in, bytes);
 		hello->ffn_kinds_bytes = (uint32_t)bytes;
 		return 0;
@@ -185,7 +202,8 @@ static int decode_value(struct afd__hello *hello, const struct field *field, con
 		break;
 	}
 	if (bytes != field->bytes)
-		return afd__error(-EPROTO, "handshake: %s has %zu bytes, must have %u", field->name, bytes, field->bytes);
+		return afd__error(-EPROTO, "handshake: %s has %zu bytes, must have %u", field->name,
+			bytes, field->bytes);
 	if (bytes == 4) {
 		word = afd__take32(in);
 		memcpy(value, &word, 4);
@@ -197,7 +215,8 @@ static int decode_value(struct afd__hello *hello, const struct field *field, con
 	return 0;
 }
 
-static int decode_field(struct afd__hello *hello, uint32_t *seen, uint16_t tag, const uint8_t *in, size_t bytes)
+static int decode_field(
+	struct afd__hello *hello, uint64_t *seen, uint16_t tag, const uint8_t *in, size_t bytes)
 {
 	int i = 0;
 
@@ -205,41 +224,47 @@ static int decode_field(struct afd__hello *hello, uint32_t *seen, uint16_t tag, 
 		i++;
 	if (i == N_FIELDS) {
 		if (tag & TAG_CRITICAL)
-			return afd__error(-EPROTO, "handshake: field %u must be understood, and is not known here", tag);
+			return afd__error(-EPROTO,
+				"handshake: field %u must be understood, and is not known here",
+				tag);
 		return 0;
 	}
-	if (*seen & 1u << i)
+	if (*seen & UINT64_C(1) << i)
 		return afd__error(-EPROTO, "handshake: %s stands twice", fields[i].name);
-	*seen |= 1u << i;
+	*seen |= UINT64_C(1) << i;
 	return decode_value(hello, &fields[i], in, bytes);
 }
 
-static int check_complete(const struct afd__hello *hello, uint32_t seen)
+static int check_complete(const struct afd__hello *hello, uint64_t seen)
 {
 	for (int i = 0; i < N_FIELDS; i++) {
-		if ((fields[i].kinds & 1 << hello->kind) && !(seen & 1u << i))
+		if ((fields[i].kinds & 1 << hello->kind) && !(seen & UINT64_C(1) << i))
 			return afd__error(-EPROTO, "handshake: %s is missing", fields[i].name);
 	}
 	if ((IN_BOTH & 1 << hello->kind) && hello->ffn_kinds_bytes != hello->n_layers)
-		return afd__error(-EPROTO, "handshake: ffn_kinds has %u bytes, n_layers is %u", hello->ffn_kinds_bytes,
-				  hello->n_layers);
+		return afd__error(-EPROTO, "handshake: ffn_kinds has %u bytes, n_layers is %u",
+			hello->ffn_kinds_bytes, hello->n_layers);
 	return 0;
 }
 
 static int decode_prefix(struct afd__hello *hello, const uint8_t *in, size_t n_bytes)
 {
 	if (n_bytes < PREFIX_BYTES)
-		return afd__error(-EPROTO, "handshake: %zu bytes came, a message has at least %d", n_bytes, PREFIX_BYTES);
+		return afd__error(-EPROTO, "handshake: %zu bytes came, a message has at least %d",
+			n_bytes, PREFIX_BYTES);
 	if (afd__take32(in) != MAGIC)
-		return afd__error(-EPROTO, "handshake: magic is 0x%08x, must be 0x%08x", afd__take32(in), MAGIC);
+		return afd__error(-EPROTO, "handshake: magic is 0x%08x, must be 0x%08x",
+			afd__take32(in), MAGIC);
 	hello->wire_version = afd__take16(in + 4);
 	hello->kind = afd__take16(in + 6);
 	if (hello->wire_version != AFD__WIRE_VERSION)
 		return 0;
 	if (hello->kind < AFD__HELLO || hello->kind > AFD__REFUSAL)
-		return afd__error(-EPROTO, "handshake: kind is %u, limit %d", hello->kind, AFD__REFUSAL);
+		return afd__error(
+			-EPROTO, "handshake: kind is %u, limit %d", hello->kind, AFD__REFUSAL);
 	if (afd__take32(in + 8) != n_bytes)
-		return afd__error(-EPROTO, "handshake: %zu bytes came, the message says %u", n_bytes, afd__take32(in + 8));
+		return afd__error(-EPROTO, "handshake: %zu bytes came, the message says %u",
+			n_bytes, afd__take32(in + 8));
 	return 0;
 }
 
@@ -247,7 +272,7 @@ int afd__hello_decode(struct afd__hello *hello, const void *bytes, size_t n_byte
 {
 	const uint8_t *in = bytes;
 	size_t at = PREFIX_BYTES, value;
-	uint32_t seen = 0;
+	uint64_t seen = 0;
 	int rc;
 
 	memset(hello, 0, sizeof(*hello));
@@ -256,11 +281,12 @@ int afd__hello_decode(struct afd__hello *hello, const void *bytes, size_t n_byte
 		return rc;
 	while (at < n_bytes) {
 		if (n_bytes - at < FIELD_BYTES)
-			return afd__error(-EPROTO, "handshake: %zu bytes after the last field", n_bytes - at);
+			return afd__error(
+				-EPROTO, "handshake: %zu bytes after the last field", n_bytes - at);
 		value = afd__take16(in + at + 2);
 		if (value > n_bytes - at - FIELD_BYTES)
-			return afd__error(-EPROTO, "handshake: field %u has %zu bytes, %zu came", afd__take16(in + at), value,
-					  n_bytes - at - FIELD_BYTES);
+			return afd__error(-EPROTO, "handshake: field %u has %zu bytes, %zu came",
+				afd__take16(in + at), value, n_bytes - at - FIELD_BYTES);
 		rc = decode_field(hello, &seen, afd__take16(in + at), in + at + FIELD_BYTES, value);
 		if (rc)
 			return rc;
@@ -272,7 +298,7 @@ int afd__hello_decode(struct afd__hello *hello, const void *bytes, size_t n_byte
 /* ---- compare ---- */
 
 void afd__hello_refuse(struct afd__hello *refusal, const char *field, const char *refuser_value,
-		       const char *refused_format, ...)
+	const char *refused_format, ...)
 {
 	va_list args;
 
@@ -287,7 +313,8 @@ void afd__hello_refuse(struct afd__hello *refusal, const char *field, const char
 	va_end(args);
 }
 
-static int compare_kinds(const struct afd__hello *ours, const struct afd__hello *peer, struct afd__hello *refusal)
+static int compare_kinds(
+	const struct afd__hello *ours, const struct afd__hello *peer, struct afd__hello *refusal)
 {
 	char field[32], value[16];
 
@@ -302,13 +329,14 @@ static int compare_kinds(const struct afd__hello *ours, const struct afd__hello 
 	return 0;
 }
 
-static int compare_number(const struct field *field, const struct afd__hello *ours, const struct afd__hello *peer,
-			  struct afd__hello *refusal)
+static int compare_number(const struct field *field, const struct afd__hello *ours,
+	const struct afd__hello *peer, struct afd__hello *refusal)
 {
 	uint64_t a = 0, b = 0;
 	char value[32];
 
-	/* Little or big, a U32 that is copied to the front of a zeroed U64 compares the same on both sides. */
+	/* Little or big, a U32 that is copied to the front of a zeroed U64 compares the same on
+	 * both sides. */
 	memcpy(&a, (const char *)ours + field->offset, field->bytes);
 	memcpy(&b, (const char *)peer + field->offset, field->bytes);
 	if (a == b)
@@ -327,7 +355,8 @@ static int compare_number(const struct field *field, const struct afd__hello *ou
 	return 1;
 }
 
-int afd__hello_compare(const struct afd__hello *ours, const struct afd__hello *peer, struct afd__hello *refusal)
+int afd__hello_compare(
+	const struct afd__hello *ours, const struct afd__hello *peer, struct afd__hello *refusal)
 {
 	for (int i = 0; i < N_FIELDS; i++) {
 		const struct field *field = &fields[i];
@@ -335,8 +364,8 @@ int afd__hello_compare(const struct afd__hello *ours, const struct afd__hello *p
 		if (!field->compared)
 			continue;
 		/* Comes after n_layers, so both arrays have the same length here. */
-		if (field->type == BYTES ? compare_kinds(ours, peer, refusal) :
-					   compare_number(field, ours, peer, refusal))
+		if (field->type == BYTES ? compare_kinds(ours, peer, refusal)
+					 : compare_number(field, ours, peer, refusal))
 			return 1;
 	}
 	return 0;

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A link: one peer and what crosses to and from it. Owns its slots' credits, the order of frames (sequence numbers), what
- * silence means, and the first cause when it ends. A link that has failed stays failed; its slots stay mapped until
- * nobody holds one.
+ * A link: one peer and what crosses to and from it. Owns its slots' credits, the order of frames
+ * (sequence numbers), what silence means, and the first cause when it ends. A link that has failed
+ * stays failed; its slots stay mapped until nobody holds one.
  */
 #include <assert.h>
 #include <stdio.h>
@@ -29,7 +29,9 @@ struct afd__link *afd__link_create(afd_transport *net, const struct afd__address
 		afd__link_destroy(link);
 		return NULL;
 	}
-	link->wire = (struct afd__wire){ .ctx = net->ctx, .epoll_fd = net->epoll_fd, .tag = &link->tag };
+	link->wire =
+		(struct afd__wire){ .ctx = net->ctx, .epoll_fd = net->epoll_fd, .tag = &link->tag };
+	link->address = address;
 	if (address) {
 		link->wire.ops = address->ops;
 		snprintf(link->name, sizeof(link->name), "%s", address->text);
@@ -48,16 +50,24 @@ void afd__link_destroy(struct afd__link *link)
 	afd__free(link);
 }
 
-void afd__link_geometry(const struct afd__link *link, uint32_t hidden_size, struct afd__wire_slots *geometry)
+void afd__link_geometry(
+	const struct afd__link *link, uint32_t hidden_size, struct afd__wire_slots *geometry)
 {
-	size_t x = afd__wire_rows_bytes(link->max_rows, hidden_size, link->to_ffn_dtype);
-	size_t y = afd__wire_rows_bytes(link->max_rows, hidden_size, link->to_attention_dtype);
-	size_t bytes = AFD__HEADER_BYTES + (x > y ? x : y);
+	bool in_group = link->kind == AFD__LINK_IN_GROUP;
+	uint32_t top_k = !in_group && link->gate == AFD_GATE_ATTENTION ? link->net->contract.top_k : 0;
+	size_t y = afd__wire_rows_bytes(link->max_rows, hidden_size,
+		in_group ? AFD_DTYPE_F32 : link->to_attention_dtype);
+	struct afd__wire_part x;
+	size_t bytes;
 
+	afd__wire_part(&x, link->max_rows, hidden_size, link->to_ffn_dtype, top_k);
+	bytes = AFD__HEADER_BYTES + (x.bytes > y ? x.bytes : y);
 	/* A reply that has no rows brings a text instead. */
 	if (bytes < MIN_SLOT_BYTES)
 		bytes = MIN_SLOT_BYTES;
 	geometry->n_control = AFD__N_CONTROL;
+	/* Nothing answers a part in a group, so a sender that waits for a slot has to be woken. */
+	geometry->eager = in_group;
 	geometry->n_slots = AFD__N_CONTROL + AFD__SLOTS_PER_LANE * link->lanes;
 	geometry->control_bytes = AFD__CONTROL_BYTES;
 	geometry->slot_bytes = (bytes + 63) / 64 * 64;
@@ -95,19 +105,22 @@ static void end_link(struct afd__link *link, enum afd__link_phase phase)
 		return;
 	net->n_joined--;
 	afd__peers_gone(link);
-	if (net->attention)
+	if (link->kind == AFD__LINK_IN_GROUP)
+		afd__group_lost(link);
+	else if (net->attention)
 		afd__frames_lost(link);
 	else
 		afd__parts_lost(link);
 }
 
-static void keep_cause(struct afd__link *link, int rc)
+/* A rank that leaves in order may have finished what we are still at: only what needs it fails. */
+static void keep_cause(struct afd__link *link, int rc, bool in_order)
 {
 	afd_transport *net = link->net;
 
 	link->error = rc;
 	afd__error_save(link->error_text, sizeof(link->error_text));
-	if (net->attention && !net->error) {
+	if (net->attention && !net->error && !(in_order && link->kind == AFD__LINK_IN_GROUP)) {
 		net->error = rc;
 		memcpy(net->error_text, link->error_text, sizeof(net->error_text));
 	}
@@ -120,7 +133,7 @@ void afd__link_fail(struct afd__link *link, int rc)
 	assert(rc < 0);
 	if (link->error)
 		return;
-	keep_cause(link, afd__error_prefix(rc, "link %s", link->name));
+	keep_cause(link, afd__error_prefix(rc, "link %s", link->name), false);
 	if (link->phase == AFD__LINK_JOINED) {
 		afd__log(net->ctx, AFD_LOG_WARN, "peer lost: %s", link->error_text);
 		afd__metric_count(net->lost_metric, 1);
@@ -132,8 +145,10 @@ void afd__link_leave(struct afd__link *link, const char *text)
 {
 	if (link->error)
 		return;
-	keep_cause(link, afd__error(-ECONNRESET, "link %s: the %s peer has left%s%s", link->name,
-				    link->net->attention ? "FFN" : "attention", text[0] ? ": " : "", text));
+	keep_cause(link,
+		afd__error(-ECONNRESET, "link %s: %s has left%s%s", link->name, link->who,
+			text[0] ? ": " : "", text),
+		link->phase == AFD__LINK_JOINED);
 	afd__log(link->net->ctx, AFD_LOG_INFO, "peer left: %s", link->name);
 	end_link(link, AFD__LINK_LEFT);
 }
@@ -142,8 +157,11 @@ void afd__link_leave(struct afd__link *link, const char *text)
 
 int afd__link_control(struct afd__link *link, uint32_t type, const void *payload, size_t bytes)
 {
-	struct afd__header h = { .header_bytes = AFD__HEADER_BYTES, .kind = AFD__FRAME_CONTROL, .type = (uint8_t)type,
-				 .sequence = link->sequence_out + 1, .step = (uint32_t)link->net->step };
+	struct afd__header h = { .header_bytes = AFD__HEADER_BYTES,
+		.kind = AFD__FRAME_CONTROL,
+		.type = (uint8_t)type,
+		.sequence = link->sequence_out + 1,
+		.step = (uint32_t)link->net->step };
 	uint64_t now = afd__now_ns();
 	uint8_t *memory;
 	uint32_t slot;
@@ -185,13 +203,15 @@ int afd__link_goodbye(struct afd__link *link, uint32_t reason, const char *text)
 	return rc;
 }
 
-/* Attention side: replies that a drain still lets through, those that have come and are not read yet included. */
+/* Attention side: replies that a drain still lets through, those that have come and are not read
+ * yet included. */
 static bool owes_or_has_replied(const struct afd__link *link)
 {
 	if (link->n_owed)
 		return true;
 	for (uint32_t i = 0; i < AFD__N_ROW_SLOTS; i++) {
-		if (link->out[i].state == AFD__SLOT_ARRIVED || link->out[i].state == AFD__SLOT_DRAINING)
+		if (link->out[i].state == AFD__SLOT_ARRIVED ||
+			link->out[i].state == AFD__SLOT_DRAINING)
 			return true;
 	}
 	return false;
@@ -210,24 +230,30 @@ static int take_goodbye(struct afd__link *link, const void *payload, size_t byte
 		if (*c < ' ' || *c > '~')
 			*c = '?';
 	}
-	if (reason == AFD__GOODBYE_DRAIN && link->net->attention && owes_or_has_replied(link))
+	if (reason == AFD__GOODBYE_DRAIN && link->kind == AFD__LINK_TO_FFN &&
+		owes_or_has_replied(link))
 		link->leaving = true;
 	else
 		afd__link_leave(link, text);
 	return 0;
 }
 
-static int take_control(struct afd__link *link, uint32_t slot, const struct afd__header *h, size_t bytes, uint64_t now)
+static int take_control(struct afd__link *link, uint32_t slot, const struct afd__header *h,
+	size_t bytes, uint64_t now)
 {
 	uint8_t payload[AFD__CONTROL_BYTES];
 	size_t payload_bytes = bytes - h->header_bytes;
 	int rc;
 
 	if (slot >= AFD__N_CONTROL)
-		return afd__error(-EPROTO, "a control frame came in slot %u, which is for rows", slot);
+		return afd__error(
+			-EPROTO, "a control frame came in slot %u, which is for rows", slot);
 	if (payload_bytes > sizeof(payload))
-		return afd__error(-EPROTO, "control frame: %zu bytes of payload, limit %zu", payload_bytes, sizeof(payload));
-	memcpy(payload, (const uint8_t *)link->wire.ops->receive_slot(&link->wire, slot) + h->header_bytes, payload_bytes);
+		return afd__error(-EPROTO, "control frame: %zu bytes of payload, limit %zu",
+			payload_bytes, sizeof(payload));
+	memcpy(payload,
+		(const uint8_t *)link->wire.ops->receive_slot(&link->wire, slot) + h->header_bytes,
+		payload_bytes);
 	rc = link->wire.ops->post_receive(&link->wire, slot);
 	if (rc)
 		return rc;
@@ -237,22 +263,28 @@ static int take_control(struct afd__link *link, uint32_t slot, const struct afd_
 	case AFD__GOODBYE:
 		return take_goodbye(link, payload, payload_bytes);
 	default:
+		if (link->kind == AFD__LINK_IN_GROUP)
+			return afd__group_control(link, h, payload, payload_bytes);
 		if (link->net->attention)
-			return afd__error(-EPROTO, "control frame: type %u is not for the attention side", h->type);
+			return afd__error(-EPROTO,
+				"control frame: type %u is not for the attention side", h->type);
 		return afd__parts_control(link, h, payload, payload_bytes, now);
 	}
 }
 
 /* ---- what came ---- */
 
-/* Requests and control frames count up by one; a reply says which request it answers instead (frames.c checks it). */
+/* Requests and control frames count up by one; a reply says which request it answers instead
+ * (frames.c checks it). */
 static int check_sequence(struct afd__link *link, const struct afd__header *h)
 {
 	if (h->kind == AFD__FRAME_ROWS && h->type == AFD__ROWS_Y)
 		return 0;
 	if (h->sequence != link->sequence_in + 1)
-		return afd__error(-EPROTO, "frame: sequence is %llu, must be %llu: a frame was lost or came twice",
-				  (unsigned long long)h->sequence, (unsigned long long)(link->sequence_in + 1));
+		return afd__error(-EPROTO,
+			"frame: sequence is %llu, must be %llu: a frame was lost or came twice",
+			(unsigned long long)h->sequence,
+			(unsigned long long)(link->sequence_in + 1));
 	link->sequence_in++;
 	return 0;
 }
@@ -264,19 +296,26 @@ static int take_frame(struct afd__link *link, uint32_t slot, uint32_t bytes, uin
 	int rc;
 
 	/* The peer may still write there: what is checked is what is used. */
-	memcpy(copy, link->wire.ops->receive_slot(&link->wire, slot), bytes < sizeof(copy) ? bytes : sizeof(copy));
+	memcpy(copy, link->wire.ops->receive_slot(&link->wire, slot),
+		bytes < sizeof(copy) ? bytes : sizeof(copy));
 	rc = afd__wire_decode(&h, copy, bytes);
 	if (!rc)
 		rc = check_sequence(link, &h);
 	if (rc)
 		return rc;
 	link->heard_ns = link->quiet_ns = now;
+	link->noticed_ns = 0;
 	if (h.kind == AFD__FRAME_CONTROL)
 		return take_control(link, slot, &h, bytes, now);
 	if (slot < AFD__N_CONTROL)
-		return afd__error(-EPROTO, "a frame of rows came in slot %u, which is for control", slot);
-	return link->net->attention ? afd__frames_take(link, slot, &h, bytes, now) :
-				      afd__parts_take(link, slot, &h, bytes, now);
+		return afd__error(
+			-EPROTO, "a frame of rows came in slot %u, which is for control", slot);
+	if (link->kind == AFD__LINK_IN_GROUP)
+		return afd__group_take(link, slot, &h, bytes, now);
+	if (h.kind != AFD__FRAME_ROWS)
+		return afd__error(-EPROTO, "frame: kind %u is of an attention group", h.kind);
+	return link->net->attention ? afd__frames_take(link, slot, &h, bytes, now)
+				    : afd__parts_take(link, slot, &h, bytes, now);
 }
 
 static int complete(struct afd__link *link, const struct afd__completion *done, uint64_t now)
@@ -313,6 +352,8 @@ int afd__link_poll(struct afd__link *link, uint64_t now)
 
 static uint64_t deadline_of(const struct afd__link *link)
 {
+	if (link->noticed_ns)
+		return link->noticed_ns + AFD__GRACE_MS * MS;
 	return link->quiet_ns + link->net->params.deadline_ms * MS;
 }
 
@@ -322,7 +363,8 @@ static const struct afd__slot_out *oldest_owed(const struct afd__link *link)
 	const struct afd__slot_out *oldest = NULL;
 
 	for (uint32_t i = 0; i < AFD__N_ROW_SLOTS; i++) {
-		if (link->out[i].state == AFD__SLOT_POSTED && (!oldest || link->out[i].sequence < oldest->sequence))
+		if (link->out[i].state == AFD__SLOT_POSTED &&
+			(!oldest || link->out[i].sequence < oldest->sequence))
 			oldest = &link->out[i];
 	}
 	return oldest;
@@ -332,12 +374,16 @@ static int silence(struct afd__link *link, uint64_t now)
 {
 	const struct afd__slot_out *out = oldest_owed(link);
 
+	if (link->kind == AFD__LINK_IN_GROUP)
+		return afd__group_silence(link, now);
 	assert(out);
 	return afd__error(-ETIMEDOUT,
-			  "attention waited for the FFN peer: silent for %llu ms, limit %u, layer %u, lane %u, part %u of %u; "
-			  "last heard of %llu ms ago",
-			  (unsigned long long)((now - link->quiet_ns) / MS), link->net->params.deadline_ms, out->layer,
-			  out->lane, out->part + 1, out->n_parts, (unsigned long long)((now - link->heard_ns) / MS));
+		"attention waited for the FFN peer: silent for %llu ms, limit %u, layer %u, lane "
+		"%u, part %u of %u; "
+		"last heard of %llu ms ago",
+		(unsigned long long)((now - link->quiet_ns) / MS), link->net->params.deadline_ms,
+		out->layer, out->lane, out->part + 1, out->n_parts,
+		(unsigned long long)((now - link->heard_ns) / MS));
 }
 
 static int send_due(struct afd__link *link)
@@ -362,25 +408,45 @@ static int send_due(struct afd__link *link)
 	return moved;
 }
 
+/* The peer waits for us, and has not heard of us for long. */
+static bool is_beat_due(const struct afd__link *link, uint64_t now)
+{
+	bool owes = link->kind == AFD__LINK_IN_GROUP ? afd__group_owes(link) : link->n_owed;
+
+	return owes && now >= link->spoke_ns + AFD__BEAT_MS * MS;
+}
+
+static bool is_waited_for(const struct afd__link *link)
+{
+	return link->kind != AFD__LINK_FROM_ATTENTION && link->n_owed;
+}
+
 int afd__link_timers(struct afd__link *link, uint64_t now)
 {
-	if (!link->net->attention)
-		return link->n_owed && now >= link->spoke_ns + AFD__BEAT_MS * MS &&
-		       afd__link_control(link, AFD__BEAT, NULL, 0) == 1;
 	if (link->leaving && !owes_or_has_replied(link)) {
 		afd__link_leave(link, "");
 		return 1;
 	}
-	if (link->n_owed && now >= deadline_of(link)) {
-		afd__link_fail(link, silence(link, now));
+	if (is_waited_for(link) && now >= deadline_of(link)) {
+		if (link->noticed_ns)
+			afd__link_fail(link, silence(link, now));
+		link->noticed_ns = now;
 		return 1;
 	}
-	return send_due(link);
+	if (link->kind != AFD__LINK_TO_FFN && is_beat_due(link, now) &&
+		afd__link_control(link, AFD__BEAT, NULL, 0) == 1)
+		return 1;
+	return link->net->attention && link->phase == AFD__LINK_JOINED ? send_due(link) : 0;
 }
 
 uint64_t afd__link_next_timer(const struct afd__link *link)
 {
-	if (!link->n_owed)
-		return UINT64_MAX;
-	return link->net->attention ? deadline_of(link) : link->spoke_ns + AFD__BEAT_MS * MS;
+	uint64_t beat = link->spoke_ns + AFD__BEAT_MS * MS, deadline;
+
+	if (link->kind == AFD__LINK_FROM_ATTENTION)
+		return link->n_owed ? beat : UINT64_MAX;
+	deadline = is_waited_for(link) ? deadline_of(link) : UINT64_MAX;
+	if (link->kind == AFD__LINK_IN_GROUP && afd__group_owes(link) && beat < deadline)
+		return beat;
+	return deadline;
 }

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The registry is published once by compare and swap, so that contexts which never use a transport have none. In a child
- * of fork the lock may be held by a thread that does not exist there; the child is alone, and goes without it.
+ * The registry is published once by compare and swap, so that contexts which never use a transport
+ * have none. In a child of fork the lock may be held by a thread that does not exist there; the
+ * child is alone, and goes without it.
  */
 #include "local.h"
 
@@ -48,7 +49,8 @@ static struct local_mapping *find_mapping(struct afd__local *local, const struct
 	return mapping;
 }
 
-static int map_fresh(struct afd_context *ctx, int fd, size_t bytes, const struct stat *st, struct local_mapping **out)
+static int map_fresh(struct afd_context *ctx, int fd, size_t bytes, const struct stat *st,
+	struct local_mapping **out)
 {
 	struct local_mapping *mapping = afd__alloc(ctx, 1, sizeof(*mapping));
 
@@ -57,7 +59,8 @@ static int map_fresh(struct afd_context *ctx, int fd, size_t bytes, const struct
 	mapping->memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
 	if (mapping->memory == MAP_FAILED) {
 		afd__free(mapping);
-		return afd__error(-ENOMEM, "slots: no %zu bytes of shared memory: %s", bytes, strerror(errno));
+		return afd__error(-ENOMEM, "slots: no %zu bytes of shared memory: %s", bytes,
+			strerror(errno));
 	}
 	mapping->bytes = bytes;
 	mapping->device = st->st_dev;

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * loop: both ends in one context. The name is an entry of the context's registry; the ends meet by a socket pair, and
- * the slots are plain memory of the context, freed by the end that leaves last. Each end may be driven by its own thread.
+ * loop: both ends in one context. The name is an entry of the context's registry; the ends meet by
+ * a socket pair, and the slots are plain memory of the context, freed by the end that leaves last.
+ * Each end may be driven by its own thread.
  */
 #include <fcntl.h>
 #include <string.h>
@@ -65,13 +66,15 @@ static struct loop_endpoint *find_endpoint(struct afd__local *local, const char 
 	return endpoint;
 }
 
-static int publish(struct afd_context *ctx, struct afd__local *local, struct loop_endpoint *endpoint)
+static int publish(
+	struct afd_context *ctx, struct afd__local *local, struct loop_endpoint *endpoint)
 {
 	int rc = 0;
 
 	afd__local_lock(ctx, local);
 	if (find_endpoint(local, endpoint->name)) {
-		rc = afd__error(-EADDRINUSE, "loop:%s: somebody listens there in this context", endpoint->name);
+		rc = afd__error(-EADDRINUSE, "loop:%s: somebody listens there in this context",
+			endpoint->name);
 	} else {
 		endpoint->next = local->endpoints;
 		local->endpoints = endpoint;
@@ -134,7 +137,8 @@ static int loop_accept(struct afd__listener *ln, struct afd__wire *wire)
 	afd__local_lock(ln->ctx, local);
 	if (endpoint->n_waiting) {
 		first = endpoint->waiting[0];
-		memmove(endpoint->waiting, endpoint->waiting + 1, --endpoint->n_waiting * sizeof(first));
+		memmove(endpoint->waiting, endpoint->waiting + 1,
+			--endpoint->n_waiting * sizeof(first));
 	}
 	afd__local_unlock(ln->ctx, local);
 	if (first.socket < 0)
@@ -164,9 +168,11 @@ static int enqueue(struct afd_context *ctx, const char *name, const struct waiti
 	afd__local_lock(ctx, local);
 	endpoint = find_endpoint(local, name);
 	if (!endpoint)
-		rc = afd__error(-ECONNREFUSED, "loop:%s: nobody listens there in this context", name);
+		rc = afd__error(
+			-ECONNREFUSED, "loop:%s: nobody listens there in this context", name);
 	else if (endpoint->n_waiting == BACKLOG)
-		rc = afd__error(-ECONNREFUSED, "loop:%s: %d connections wait there already", name, BACKLOG);
+		rc = afd__error(
+			-ECONNREFUSED, "loop:%s: %d connections wait there already", name, BACKLOG);
 	if (!rc) {
 		endpoint->waiting[endpoint->n_waiting++] = *waiting;
 		eventfd_write(endpoint->bell, 1);
@@ -268,8 +274,8 @@ static int loop_bind(struct afd__wire *wire, const struct afd__wire_slots *geome
 	size_t bytes;
 	int rc;
 
-	rc = accepting ? bind_accepting(wire, geometry) :
-			 afd__socket_receive(pair->socket, message, sizeof(message), &bytes);
+	rc = accepting ? bind_accepting(wire, geometry)
+		       : afd__socket_receive(pair->socket, message, sizeof(message), &bytes);
 	if (rc != 1)
 		return rc;
 	rc = afd__pair_watch(wire, 0);

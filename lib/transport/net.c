@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Progress and waiting. A round polls every link, moves handshakes and frames on, and looks at the clock; rounds repeat
- * until one moves nothing. Only then the transport is armed and its epoll set emptied, so that its descriptor is readable
- * exactly when a poll would find something.
+ * Progress and waiting. A round polls every link, moves handshakes and frames on, and looks at the
+ * clock; rounds repeat until one moves nothing. Only then the transport is armed and its epoll set
+ * emptied, so that its descriptor is readable exactly when a poll would find something.
  *
- * A wait is a bounded spin over the rings, then a sleep on the descriptor: what ends it is a doorbell, a socket or a
- * pidfd, all in one set. Every sleep is bounded by the next deadline.
+ * A wait is a bounded spin over the rings, then a sleep on the descriptor: what ends it is a
+ * doorbell, a socket or a pidfd, all in one set. Every sleep is bounded by the next deadline.
  */
 #include <limits.h>
 #include <poll.h>
@@ -20,32 +20,17 @@ static const uint64_t MS = 1000000;
 
 int afd__net_check(const afd_transport *net)
 {
-	return net ? afd__context_check(net->ctx, "transport") : afd__error(-EINVAL, "transport: the handle is NULL");
+	return net ? afd__context_check(net->ctx, "transport")
+		   : afd__error(-EINVAL, "transport: the handle is NULL");
 }
 
 /* ---- rounds ---- */
-
-/* While nobody looked, nobody was kept waiting. */
-static void forgive_gap(afd_transport *net, uint64_t now)
-{
-	uint64_t gap = now - net->looked_ns;
-
-	net->looked_ns = now;
-	if (gap < AFD__GAP_MS * MS || !net->attention)
-		return;
-	for (uint32_t i = 0; i < net->max_links; i++) {
-		net->links[i]->quiet_ns += gap - AFD__GAP_MS * MS;
-		if (net->links[i]->quiet_ns > now)
-			net->links[i]->quiet_ns = now;
-	}
-}
 
 static int round_of(afd_transport *net)
 {
 	uint64_t now = afd__now_ns();
 	int moved = 0;
 
-	forgive_gap(net, now);
 	for (uint32_t i = 0; i < net->max_links; i++) {
 		if (afd__link_is_joined(net->links[i]))
 			moved |= afd__link_poll(net->links[i], now);
@@ -57,10 +42,13 @@ static int round_of(afd_transport *net)
 	}
 	if (net->attention)
 		moved |= afd__frames_round(net);
+	if (net->params.group_size > 1)
+		moved |= afd__group_round(net);
 	return moved;
 }
 
-/* FFN side: frees links that have ended and of which the stage holds nothing. Not while events may still name them. */
+/* FFN side: frees links that have ended and of which the stage holds nothing. Not while events may
+ * still name them. */
 static void reap(afd_transport *net)
 {
 	for (uint32_t i = 0; !net->attention && i < net->max_links; i++) {
@@ -105,7 +93,7 @@ static void take_event(afd_transport *net, const struct epoll_event *event)
 	/* The peer is gone, but what it said last counts: a goodbye, or the last reply. */
 	afd__link_poll(link, afd__now_ns());
 	if (link->phase == AFD__LINK_JOINED)
-		afd__link_fail(link, afd__error(rc, "the %s peer is gone", net->attention ? "FFN" : "attention"));
+		afd__link_fail(link, afd__error(rc, "%s is gone", link->who));
 }
 
 /* Empties the epoll set. 1 when there was something, -EIO. */
@@ -115,7 +103,9 @@ static int harvest(afd_transport *net)
 	int n = epoll_wait(net->epoll_fd, events, EVENTS, 0);
 
 	if (n < 0)
-		return errno == EINTR ? 1 : afd__error(-EIO, "transport: epoll_wait: %s", strerror(errno));
+		return errno == EINTR
+			       ? 1
+			       : afd__error(-EIO, "transport: epoll_wait: %s", strerror(errno));
 	for (int i = 0; i < n; i++)
 		take_event(net, &events[i]);
 	return n > 0;
@@ -173,7 +163,12 @@ static int state_of(const afd_transport *net)
 {
 	if (net->error)
 		return afd__error(net->error, "%s", net->error_text);
-	return !net->attention || net->n_joined == net->n_addresses;
+	/* A rank that has left. */
+	for (uint32_t i = net->n_addresses; net->attention && i < net->max_links; i++) {
+		if (net->links[i] && net->links[i]->error)
+			return afd__link_error(net->links[i]);
+	}
+	return !net->attention || net->n_joined == net->n_links_wanted;
 }
 
 int afd_transport_poll(afd_transport *net)
@@ -194,15 +189,17 @@ int afd_transport_wait(afd_transport *net, int32_t timeout_ms)
 	if (rc)
 		return rc;
 	if (!timeout_ms)
-		timeout_ms = net->params.connect_timeout_ms > INT32_MAX ? INT32_MAX : (int32_t)net->params.connect_timeout_ms;
+		timeout_ms = net->params.connect_timeout_ms > INT32_MAX
+				     ? INT32_MAX
+				     : (int32_t)net->params.connect_timeout_ms;
 	until = afd__now_ns() + (timeout_ms < 0 ? 0 : (uint64_t)timeout_ms * MS);
 	while (!(rc = afd_transport_poll(net))) {
 		uint64_t now = afd__now_ns();
 
 		if (now >= until) {
 			afd__handshake_missing(net, missing, sizeof(missing));
-			return afd__error(-ETIMEDOUT, "transport: waited %d ms, missing: %s", timeout_ms < 0 ? 0 : timeout_ms,
-					  missing);
+			return afd__error(-ETIMEDOUT, "transport: waited %d ms, missing: %s",
+				timeout_ms < 0 ? 0 : timeout_ms, missing);
 		}
 		rc = afd__transport_sleep(net, -1, (int32_t)((until - now + MS - 1) / MS));
 		if (rc < 0)
@@ -302,7 +299,8 @@ static bool spin(afd_transport *net, int fd, int32_t timeout_ms)
 
 int afd__transport_sleep(afd_transport *net, int fd, int32_t timeout_ms)
 {
-	struct pollfd both[2] = { { .fd = net->epoll_fd, .events = POLLIN }, { .fd = fd, .events = POLLIN } };
+	struct pollfd both[2] = { { .fd = net->epoll_fd, .events = POLLIN },
+		{ .fd = fd, .events = POLLIN } };
 	int32_t timer_ms = afd_transport_timeout_ms(net);
 	int n;
 

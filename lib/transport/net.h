@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The inside of the front door: a transport and its links. Read link.h's part first: a link is one peer, from its first
- * byte to its last; frames (attention side) and parts (FFN side) are what stands on joined links.
+ * The inside of the front door: a transport and its links. A link is one peer, from its first byte
+ * to its last; frames (attention side) and parts (FFN side) stand on joined links.
  *
- * Everything is driven by afd__net_settle: rings are polled, handshakes moved on, timers looked at, until nothing moves;
- * then the transport is armed, so that its descriptor wakes whoever sleeps. One thread at a time.
+ * Everything is driven by afd__net_settle: rings are polled, handshakes moved on, timers looked at,
+ * until nothing moves; then the transport is armed, so that its descriptor wakes whoever sleeps.
+ * One thread at a time.
  */
 #ifndef AFD_LIB_TRANSPORT_NET_H
 #define AFD_LIB_TRANSPORT_NET_H
@@ -18,31 +19,40 @@
 #include "wire.h"
 
 enum {
-	AFD__N_CONTROL = 4,         /* control slots of a link, each way */
+	AFD__N_CONTROL = 4, /* control slots of a link, each way */
 	AFD__CONTROL_BYTES = 512,
 	AFD__SLOTS_PER_LANE = 2,
 	AFD__N_ROW_SLOTS = AFD__SLOTS_PER_LANE * AFD_MAX_LANES,
-	AFD__PENDING_MAX = 64,      /* handshakes under way on the FFN side */
-	AFD__TARGETS_MAX = 1,       /* FFN peers of one frame: 1 until shards */
-	AFD__BEAT_MS = 50,          /* so that a peer hears from us every 100 ms, whatever the timers do */
-	AFD__HANDSHAKE_MS = 5000,   /* FFN side: the longest that a stranger may take */
-	AFD__RETRY_MS = 20,         /* attention side: how often a server that is not up is tried */
-	AFD__GAP_MS = 100,          /* a longer time without a poll does not count as the peer's silence */
+	AFD__PENDING_MAX = 64, /* handshakes under way on the FFN side */
+	AFD__GROUP_MAX = 64,   /* ranks of an attention group */
+	AFD__BEAT_MS = 50, /* so that a peer hears from us every 100 ms, whatever the timers do */
+	AFD__HANDSHAKE_MS = 5000, /* FFN side: the longest that a stranger may take */
+	AFD__RETRY_MS = 20,       /* attention side: how often a server that is not up is tried */
+	/* Attention side: silence is confirmed once more, as both processes may have been frozen.
+	 */
+	AFD__GRACE_MS = 100,
 };
 
 /* ---- a link ---- */
 
 enum afd__link_phase {
-	AFD__LINK_IDLE,       /* attention side: to be connected at retry_ns */
+	AFD__LINK_IDLE, /* attention side: to be connected at retry_ns */
 	AFD__LINK_CONNECTING,
-	AFD__LINK_HELLO,      /* attention: our hello goes out. FFN: the peer's is awaited */
-	AFD__LINK_WELCOME,    /* attention: awaited. FFN: goes out */
+	AFD__LINK_HELLO,   /* attention: our hello goes out. FFN: the peer's is awaited */
+	AFD__LINK_WELCOME, /* attention: awaited. FFN: goes out */
 	AFD__LINK_BINDING,
-	AFD__LINK_READY,      /* attention: goes out. FFN: awaited */
-	AFD__LINK_REFUSING,   /* a refusal goes out, then the end */
+	AFD__LINK_READY,    /* attention: goes out. FFN: awaited */
+	AFD__LINK_REFUSING, /* a refusal goes out, then the end */
 	AFD__LINK_JOINED,
-	AFD__LINK_LEFT,       /* orderly */
+	AFD__LINK_LEFT, /* orderly */
 	AFD__LINK_LOST,
+};
+
+/* Who the peer is to us. */
+enum afd__link_kind {
+	AFD__LINK_TO_FFN,         /* we are attention */
+	AFD__LINK_FROM_ATTENTION, /* we are FFN */
+	AFD__LINK_IN_GROUP,       /* both are attention */
 };
 
 /* Attention side: what a row slot holds. */
@@ -60,7 +70,7 @@ struct afd__slot_out {
 	uint64_t sequence, posted_ns;
 	uint32_t lane, layer, row0, n_rows, step;
 	uint16_t part, n_parts;
-	uint8_t state;
+	uint8_t state, type, top_k;
 	bool unsent;    /* the backend has not given x's slot back */
 	bool abandoned; /* its frame has ended; the reply is dropped when it comes */
 };
@@ -77,9 +87,9 @@ struct afd__slot_in {
 
 /* FFN side: what a lane of a peer is about. */
 struct afd__lane_in {
-	uint32_t n_rows;      /* of the open step; 0: none */
-	uint32_t next_layer;  /* n_layers: done */
-	uint32_t layer;       /* of the frame whose parts come */
+	uint32_t n_rows;     /* of the open step; 0: none */
+	uint32_t next_layer; /* n_layers: done */
+	uint32_t layer;      /* of the frame whose parts come */
 	uint16_t next_part, n_parts;
 	uint64_t last_ns;
 };
@@ -92,13 +102,16 @@ struct afd__link {
 	struct afd__tag tag; /* first: events lead here */
 	afd_transport *net;
 	struct afd__wire wire;
-	bool open;           /* wire has to be closed */
-	bool stirred;        /* something may have to be done for the handshake */
+	bool open;    /* wire has to be closed */
+	bool stirred; /* something may have to be done for the handshake */
+	enum afd__link_kind kind;
 	enum afd__link_phase phase;
-	uint32_t index;      /* among joined links; stable while anything of it is here */
-	uint64_t number;     /* in order of arrival, from 1 */
-	char name[128];      /* its address, on the FFN side with #number */
-	int error;           /* first cause */
+	const struct afd__address *address; /* that we connect to; NULL: the peer came to us */
+	uint32_t index;  /* among joined links; stable while anything of it is here */
+	uint64_t number; /* in order of arrival, from 1 */
+	char name[128];  /* its address, on the FFN side with #number */
+	char who[40];    /* the peer, for errors: "the FFN peer", "rank 1 of the group" */
+	int error;       /* first cause */
 	char error_text[512];
 
 	/* handshake */
@@ -110,31 +123,43 @@ struct afd__link {
 	/* what was agreed on */
 	uint32_t lanes, max_rows;
 	int32_t to_ffn_dtype, to_attention_dtype;
+	int32_t gate;
 	char device[16], version[16];
 	uint64_t weights[2];
+	uint32_t rank; /* of its shard among targets, or in the group */
+	bool placed;   /* attention side: its shard is known */
+	struct afd__target shard;
 
 	/* the flow */
 	uint64_t sequence_out, sequence_in;
-	uint64_t heard_ns;       /* last frame of the peer */
-	uint64_t quiet_ns;       /* attention: since when the peer is silent although it owes a reply */
-	uint64_t spoke_ns;       /* our last frame */
-	uint32_t control_free;   /* bits of control slots that are ours */
-	uint32_t n_owed;         /* attention: replies that we wait for; FFN: replies that we owe */
-	bool leaving;            /* the peer said that it takes no new frames */
+	uint64_t heard_ns; /* last frame of the peer */
+	uint64_t quiet_ns; /* attention: since when the peer is silent although it owes a reply */
+	uint64_t spoke_ns; /* our last frame */
+	uint32_t control_free; /* bits of control slots that are ours */
+	uint32_t n_owed;       /* attention: replies that we wait for; FFN: replies that we owe */
+	bool leaving;          /* the peer said that it takes no new frames */
 	bool goodbye_said;
+	uint64_t noticed_ns; /* attention: when the deadline was seen to have passed; 0: it was not
+			      */
 
 	/* attention side */
 	struct afd__slot_out out[AFD__N_ROW_SLOTS]; /* [lane][turn] */
 	uint8_t turn[AFD_MAX_LANES];                /* which of the lane's slots is next */
-	bool open_due, close_due;                   /* control frames that wait for a slot; rows wait behind them */
+	bool open_due, close_due; /* control frames that wait for a slot; rows wait behind them */
 	struct afd__step_open step_open;
 	struct afd__step_close step_close;
 
 	/* FFN side */
-	struct afd__slot_in in[AFD__N_ROW_SLOTS];   /* [lane][turn] */
+	struct afd__slot_in in[AFD__N_ROW_SLOTS]; /* [lane][turn] */
 	struct afd__lane_in lane[AFD_MAX_LANES];
 	uint64_t step;
-	uint32_t n_taken;        /* parts that the stage holds; the link lives as long as they */
+	uint32_t n_taken; /* parts that the stage holds; the link lives as long as they */
+
+	/* In a group: `out` sends, `in` receives. */
+	uint8_t turn_in[AFD_MAX_LANES], turn_came[AFD_MAX_LANES]; /* to be read, to come next */
+	struct afd__step_open peer_open;                          /* the last that it began */
+	uint64_t peer_closed;                                     /* the last that it cancelled */
+	uint64_t beat_ns;                                         /* when beats were last thought of */
 
 	struct afd_peer_info counts;
 	struct afd__link_metrics metrics;
@@ -144,65 +169,90 @@ struct afd__link {
 
 struct afd__frame_target {
 	struct afd__link *link;
-	uint16_t next_part; /* to fill */
+	uint32_t n_rows; /* 0: it has no part in this frame */
 	uint32_t rows_done;
+	uint16_t n_parts, next_part; /* next to fill */
 };
 
 struct afd__frame_out {
 	bool active;
 	int error;
 	char error_text[512];
-	uint32_t layer, n_rows, part_rows;
-	uint16_t n_parts;
+	uint32_t layer;
 	struct afd__frame_io io;
-	uint32_t n_targets;
-	struct afd__frame_target targets[AFD__TARGETS_MAX];
+	uint32_t n_targets; /* all of the transport's, since an earlier frame may still touch any */
+	struct afd__frame_target targets[AFD__TARGETS_MAX]; /* by rank of shard */
+};
+
+/* ---- an operation over the group on its way (group.c) ---- */
+
+enum { AFD__NOBODY = UINT32_MAX };
+struct afd__group_op {
+	bool active;
+	uint8_t type; /* enum afd__collective_type */
+	int error;
+	char error_text[512];
+	uint32_t layer, n_rows;
+	struct afd__group_io io;
+	uint32_t filling, draining; /* ranks whose slot the stage writes, reads; AFD__NOBODY */
+	uint32_t rank;              /* reduce: whose turn it is to be drained, */
+	uint16_t part;              /* and of which part */
+	uint16_t sent[AFD__GROUP_MAX], read[AFD__GROUP_MAX]; /* parts, by rank */
+	bool waits[AFD__GROUP_MAX];                          /* counted in the link's n_owed */
 };
 
 /* ---- a transport ---- */
 
 struct afd_transport {
 	struct afd_context *ctx;
-	struct afd_transport_params params; /* defaults filled in; listen and connect are not kept */
+	struct afd_transport_params
+		params; /* defaults filled in; listen and connect are not kept */
 	struct afd_contract contract;
 	uint8_t ffn_kinds[AFD__LAYERS_MAX];
 	bool attention;
 	int epoll_fd;
 	struct afd__address *addresses; /* [n_addresses] */
-	uint32_t n_addresses;
+	uint32_t n_addresses;           /* FFN peers, or what we listen at */
+	struct afd__address *group;     /* [group_index + 1]: those of lower ranks, and our own */
+	uint32_t n_links_wanted;        /* attention side: FFN peers and other ranks */
 	struct afd__listener *listeners; /* [n_listeners] */
 	uint32_t n_listeners;
 	bool listeners_stirred;
-	uint64_t accept_again_ns;        /* descriptors had run out; 0: no */
+	uint64_t accept_again_ns; /* descriptors had run out; 0: no */
 
 	const void *owner;
+	struct afd_shard shard; /* FFN side */
+	bool shard_given;       /* by the params */
 	uint64_t weights[2];
 	char device[16];
 
-	struct afd__link **links;        /* [max_links]; attention: by address. FFN: by index, NULL is free */
+	struct afd__link **links; /* [max_links]; attention: FFN peers by address, then the other
+				     ranks, NULL: has not come. FFN: by index, NULL is free */
+	struct afd__link *targets[AFD__TARGETS_MAX]; /* attention: by rank of shard, once all are
+							placed */
 	uint32_t max_links;
 	struct afd__link *pending[AFD__PENDING_MAX]; /* FFN side: handshakes, oldest first */
 	uint32_t n_pending;
 	uint32_t n_joined;
-	uint64_t n_accepted;             /* for names */
-	struct afd_peer_info *departed;  /* [max_links] ring: links that have gone (FFN side) */
+	uint64_t n_accepted;            /* for names */
+	struct afd_peer_info *departed; /* [max_links] ring: links that have gone (FFN side) */
 	uint32_t n_departed;
 
-	uint64_t step;                   /* attention side: number of the open step */
+	uint64_t step; /* attention side: number of the open step */
 	bool step_open;
 	struct afd__frame_out frames[AFD_MAX_LANES];
+	struct afd__group_op groups[AFD_MAX_LANES];
 	struct afd_frame host[AFD_MAX_LANES]; /* a host's frames, with its memory (host.c) */
-	float *row;                      /* [hidden_size] between two 16-bit dtypes (host.c) */
+	float *row;                           /* [hidden_size] between two 16-bit dtypes (host.c) */
 
 	struct afd__slot_in *arrived, **arrived_end; /* FFN side: oldest first */
 	bool draining;
 
-	int error;                       /* attention side: of the first link that failed */
+	int error; /* attention side: of the first link that failed */
 	char error_text[512];
 	uint64_t created_ns;
-	uint64_t looked_ns;              /* when rings were last polled: silence counts only while somebody listens */
-	bool undone;                     /* a poll ended with work left */
-	uint64_t warned_ns;              /* refusals are logged at a limited rate */
+	bool undone;        /* a poll ended with work left */
+	uint64_t warned_ns; /* refusals are logged at a limited rate */
 	uint32_t n_warned, n_unwarned;
 	struct afd__metric *peers_metric, *refused_metric, *lost_metric;
 };
@@ -221,10 +271,27 @@ uint64_t afd__handshake_timer(const afd_transport *net);
 /* A summary of who is missing, for errors of waiting. */
 void afd__handshake_missing(const afd_transport *net, char *text, size_t capacity);
 
+/* ---- judge.c ---- */
+void afd__hello_state_ours(const struct afd__link *link, struct afd__hello *hello, uint32_t kind);
+/* The side that accepted: 1 when the peer is refused, and the refusal is filled. */
+int afd__hello_judge(
+	const struct afd__link *link, const struct afd__hello *said, struct afd__hello *refusal);
+/* The side that connected: 1 when the welcome is not one that we can use. */
+int afd__welcome_judge(
+	const struct afd__link *link, const struct afd__hello *said, struct afd__hello *refusal);
+
+/* ---- shards.c ---- */
+/* FFN side, from its params or its stage. */
+int afd__shards_check(const afd_transport *net, const struct afd_shard *shard);
+/* Attention side: takes what an FFN peer said of its shard; with the last of them all are held
+ * together. An error fills the refusal too. */
+int afd__shards_place(struct afd__link *link, struct afd__hello *refusal);
+
 /* ---- link.c ---- */
 struct afd__link *afd__link_create(afd_transport *net, const struct afd__address *address);
 void afd__link_destroy(struct afd__link *link); /* closes the wire too */
-void afd__link_geometry(const struct afd__link *link, uint32_t hidden_size, struct afd__wire_slots *geometry);
+void afd__link_geometry(
+	const struct afd__link *link, uint32_t hidden_size, struct afd__wire_slots *geometry);
 void afd__link_joined(struct afd__link *link, uint64_t now);
 /* Polls the wire and takes what came. 1 when anything came. Errors end the link. */
 int afd__link_poll(struct afd__link *link, uint64_t now);
@@ -239,20 +306,57 @@ int afd__link_error(const struct afd__link *link); /* sets the thread's text aga
 /* 1 sent, 0 no slot is free, negative: the link has failed. */
 int afd__link_control(struct afd__link *link, uint32_t type, const void *payload, size_t bytes);
 int afd__link_goodbye(struct afd__link *link, uint32_t reason, const char *text);
-static inline bool afd__link_is_joined(const struct afd__link *link) { return link && link->phase == AFD__LINK_JOINED; }
+static inline bool afd__link_is_joined(const struct afd__link *link)
+{
+	return link && link->phase == AFD__LINK_JOINED;
+}
+
+/* ---- group.c ---- */
+int afd__group_round(afd_transport *net);
+int afd__group_take(struct afd__link *link, uint32_t slot, const struct afd__header *h,
+	size_t bytes, uint64_t now);
+int afd__group_control(
+	struct afd__link *link, const struct afd__header *h, const void *payload, size_t bytes);
+void afd__group_lost(struct afd__link *link);
+void afd__group_cancel(afd_transport *net);
+void afd__group_disown(afd_transport *net);
+/* The peer may be waiting for us. */
+bool afd__group_owes(const struct afd__link *link);
+/* The text of a deadline that has passed. */
+int afd__group_silence(const struct afd__link *link, uint64_t now);
+static inline bool afd__group_is_idle(const struct afd__group_op *op)
+{
+	return !op->active && op->filling == AFD__NOBODY && op->draining == AFD__NOBODY;
+}
+static inline uint32_t afd__group_link_index(const afd_transport *net, uint32_t rank)
+{
+	return net->n_addresses + rank - (rank > net->params.group_index);
+}
 
 /* ---- frames.c ---- */
 int afd__frames_round(afd_transport *net);
-int afd__frames_take(struct afd__link *link, uint32_t slot, const struct afd__header *h, size_t bytes, uint64_t now);
+int afd__frames_take(struct afd__link *link, uint32_t slot, const struct afd__header *h,
+	size_t bytes, uint64_t now);
 void afd__frames_lost(struct afd__link *link);
-int afd__frames_clear(afd_transport *net, uint32_t lane); /* a frame without rows: what the last one left is forgotten */
-void afd__frames_disown(afd_transport *net); /* the stage is gone: nothing is filled or drained any more */
-int afd__frames_begin(afd_transport *net, const struct afd_step_params *params);
-int afd__frames_cancel(afd_transport *net);
+/* The stage is gone: nothing is filled or drained any more. */
+void afd__frames_disown(afd_transport *net);
+
+/* Ends a frame with its result; what is still on the wire is dropped when it comes. */
+void afd__frame_end(struct afd__frame_out *frame, uint32_t lane, int rc);
+/* A fill or drain of the lane is under way. */
+bool afd__frame_is_touched(const struct afd__frame_out *frame, uint32_t lane);
+
+/* ---- steps.c ---- */
+/* The first cause of why nothing can be sent; 0 when something can. */
+int afd__steps_check_links(const afd_transport *net);
+/* A frame without rows: what the last one left is forgotten. */
+int afd__frames_clear(afd_transport *net, uint32_t lane);
 
 /* ---- parts.c ---- */
-int afd__parts_take(struct afd__link *link, uint32_t slot, const struct afd__header *h, size_t bytes, uint64_t now);
-int afd__parts_control(struct afd__link *link, const struct afd__header *h, const void *payload, size_t bytes, uint64_t now);
+int afd__parts_take(struct afd__link *link, uint32_t slot, const struct afd__header *h,
+	size_t bytes, uint64_t now);
+int afd__parts_control(struct afd__link *link, const struct afd__header *h, const void *payload,
+	size_t bytes, uint64_t now);
 void afd__parts_lost(struct afd__link *link);
 
 /* ---- peers.c ---- */

@@ -1,19 +1,23 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The seam to transports. A backend moves slots between two peers. It knows no layer, never retries, and never blocks.
- * The front door (link.c and its neighbours) has credits, order, deadlines, the handshake and the check of headers, once.
+ * The seam to transports. A backend moves slots between two peers. It knows no layer, never
+ * retries, and never blocks. The front door (link.c and its neighbours) has credits, order,
+ * deadlines, the handshake and the check of headers, once.
  *
  * Promises, held against each backend by the conformance suite:
  *   - slots posted to send arrive whole, once, and in order; or the link fails;
- *   - a slot that was posted to send belongs to the backend until poll reports AFD__SENT for it; one that poll reported as
- *     AFD__RECEIVED belongs to the front door until it is posted to receive again;
+ *   - a slot that was posted to send belongs to the backend until poll reports AFD__SENT for it;
+ * one that poll reported as AFD__RECEIVED belongs to the front door until it is posted to receive
+ * again. A slot whose return the peer has shown in another way (it asks in it again) may be posted
+ * before that report, which is then left out;
  *   - after the first error every call on the wire returns that error, until close;
  *   - slots stay mapped until close, also after an error and after shut;
- *   - close is allowed at any time after a successful listen, accept or connect, and frees everything. In a child of fork
- *     it closes descriptors and memory without a word to the peer.
+ *   - close is allowed at any time after a successful listen, accept or connect, and frees
+ * everything. In a child of fork it closes descriptors and memory without a word to the peer.
  *
- * A wire is made in two steps: first it carries small messages (the handshake) by hello_send and hello_receive; when both
- * sides agree, bind makes the slots of that geometry on both sides, and only slots cross from then on.
+ * A wire is made in two steps: first it carries small messages (the handshake) by hello_send and
+ * hello_receive; when both sides agree, bind makes the slots of that geometry on both sides, and
+ * only slots cross from then on.
  */
 #ifndef AFD_LIB_TRANSPORT_OPS_H
 #define AFD_LIB_TRANSPORT_OPS_H
@@ -23,29 +27,38 @@
 #define AFD__HELLO_MAX 4096 /* bytes of one handshake message */
 #define AFD__SLOTS_MAX 256  /* slots of a wire, each way */
 
-struct afd__wire_slots {       /* the geometry, the same on both sides */
-	uint32_t n_slots;      /* each way */
-	uint32_t n_control;    /* of these, the first: small ones of control_bytes */
+struct afd__wire_slots {                  /* the geometry, the same on both sides */
+	uint32_t n_slots;                 /* each way */
+	uint32_t n_control;               /* of these, the first: small ones of control_bytes */
+	uint32_t eager;                   /* 1: the return of any slot wakes its sender; 0: of
+					     control slots only */
 	size_t control_bytes, slot_bytes; /* multiples of 64 */
 };
 
 enum afd__completion_kind { AFD__RECEIVED = 1, AFD__SENT };
-struct afd__completion { int32_t kind; uint32_t slot; uint32_t bytes; };
+struct afd__completion {
+	int32_t kind;
+	uint32_t slot;
+	uint32_t bytes;
+};
 
 struct afd__transport_ops;
 
 /*
- * What an event on a descriptor is for. The backend adds its descriptors to epoll_fd with the address of its `tag` plus
- * 0 .. 7 as data.ptr, and gets the event back by `event` with that number.
+ * What an event on a descriptor is for. The backend adds its descriptors to epoll_fd with the
+ * address of its `tag` plus 0 .. 7 as data.ptr, and gets the event back by `event` with that
+ * number.
  */
-struct afd__tag { _Alignas(8) int32_t kind; };
+struct afd__tag {
+	_Alignas(8) int32_t kind;
+};
 enum afd__tag_kind { AFD__TAG_WIRE = 1, AFD__TAG_LISTENER };
 
-struct afd__wire {  /* one end of a connection; the backend's part of a link */
+struct afd__wire { /* one end of a connection; the backend's part of a link */
 	const struct afd__transport_ops *ops;
 	struct afd_context *ctx;
 	void *state;
-	int epoll_fd;         /* the transport's */
+	int epoll_fd; /* the transport's */
 	struct afd__tag *tag;
 	struct afd__wire_slots geometry;
 	int error;
@@ -66,37 +79,45 @@ struct afd__transport_ops {
 	int (*probe)(struct afd_context *ctx);
 	int (*listen)(struct afd__listener *ln, const char *name);
 	void (*unlisten)(struct afd__listener *ln);
-	/* 1: *wire has a new connection; 0: none waits; -EACCES: one came and was refused, there may be more. */
+	/* 1: *wire has a new connection; 0: none waits; -EACCES: one came and was refused, there
+	 * may be more. */
 	int (*accept)(struct afd__listener *ln, struct afd__wire *wire);
-	/* Begins; 1 when connected, 0 while it is under way (called again), -ECONNREFUSED: nobody listens (may be tried
-	 * again). After an error there is nothing to close. */
+	/* Begins; 1 when connected, 0 while it is under way (called again), -ECONNREFUSED: nobody
+	 * listens (may be tried again). After an error there is nothing to close. */
 	int (*connect)(struct afd__wire *wire, const char *name);
 
-	/* 1: sent or received (*bytes set) whole; 0: not now. A peer that went away: -ECONNRESET. */
+	/* 1: sent or received (*bytes set) whole; 0: not now. A peer that went away: -ECONNRESET.
+	 */
 	int (*hello_send)(struct afd__wire *wire, const void *message, size_t bytes);
 	int (*hello_receive)(struct afd__wire *wire, void *message, size_t capacity, size_t *bytes);
 
-	/* Makes the slots. `accepting` is 1 on the side that accepted. 1 when bound, 0 while the other side has to act. */
+	/* Makes the slots. `accepting` is 1 on the side that accepted. 1 when bound, 0 while the
+	 * other side has to act. */
 	int (*bind)(struct afd__wire *wire, const struct afd__wire_slots *geometry, int accepting);
-	/* The memory of a slot: where the sender writes, and where the receiver reads. Fixed after bind. 64-byte aligned. */
+	/* The memory of a slot: where the sender writes, and where the receiver reads. Fixed after
+	 * bind. 64-byte aligned. */
 	void *(*send_slot)(struct afd__wire *wire, uint32_t slot);
 	const void *(*receive_slot)(struct afd__wire *wire, uint32_t slot);
 
 	/* -EAGAIN: the peer has not posted that slot to receive; nothing happened. */
 	int (*post_send)(struct afd__wire *wire, uint32_t slot, uint32_t bytes);
-	int (*post_receive)(struct afd__wire *wire, uint32_t slot); /* all slots are posted after bind */
-	/* Up to max completions, in order; 0: none; negative: the wire failed (the completions before it were reported). */
+	int (*post_receive)(
+		struct afd__wire *wire, uint32_t slot); /* all slots are posted after bind */
+	/* Up to max completions, in order; 0: none; negative: the wire failed (the completions
+	 * before it were reported). */
 	int (*poll)(struct afd__wire *wire, struct afd__completion *out, int max);
-	/* 1: poll has something to report. As cheap as it can be: a spinning wait asks it. Ends arm, as poll does. */
+	/* 1: poll has something to report. As cheap as it can be: a spinning wait asks it. Ends
+	 * arm, as poll does. */
 	int (*ready)(struct afd__wire *wire);
-	/* Before sleeping on the epoll descriptor: from now on a completion makes it readable. 1: something came meanwhile,
-	 * poll first. */
+	/* Before sleeping on the epoll descriptor: from now on a completion makes it readable. 1:
+	 * something came meanwhile, poll first. */
 	int (*arm)(struct afd__wire *wire);
-	/* An event on descriptor number `which` of the tag. 0, or negative: the peer is gone. What it had sent before is
-	 * still to be polled. */
+	/* An event on descriptor number `which` of the tag. 0, or negative: the peer is gone. What
+	 * it had sent before is still to be polled. */
 	int (*event)(struct afd__wire *wire, unsigned which, uint32_t events);
 
-	/* Ends the connection and its descriptors; the peer notices. Slots stay mapped until close. Twice is fine. */
+	/* Ends the connection and its descriptors; the peer notices. Slots stay mapped until close.
+	 * Twice is fine. */
 	void (*shut)(struct afd__wire *wire);
 	void (*close)(struct afd__wire *wire); /* shut, and frees */
 };

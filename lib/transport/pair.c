@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Death is told twice: by the socket, whose end is seen at once, and by the peer's pidfd, because a child that the peer
- * forked may hold the socket open. The doorbell is watched edge-triggered and never read: each ring is an event of its
- * own, and a read could block if the peer changed the flags that both share.
+ * Death is told twice: by the socket, whose end is seen at once, and by the peer's pidfd, because a
+ * child that the peer forked may hold the socket open. The doorbell is watched edge-triggered and
+ * never read: each ring is an event of its own, and a read could block if the peer changed the
+ * flags that both share.
  */
 #include "pair.h"
 
@@ -24,7 +25,8 @@ int afd__pair_open(struct afd__wire *wire, int socket)
 		goto fail;
 	pair->socket = socket;
 	pair->our_bell = pair->peer_bell = pair->pidfd = -1;
-	rc = afd__socket_watch(wire->epoll_fd, socket, EPOLLIN | EPOLLRDHUP, wire->tag, WHICH_SOCKET);
+	rc = afd__socket_watch(
+		wire->epoll_fd, socket, EPOLLIN | EPOLLRDHUP, wire->tag, WHICH_SOCKET);
 	if (rc)
 		goto fail;
 	wire->state = pair;
@@ -44,7 +46,8 @@ int afd__pair_bell(int *out)
 int afd__pair_watch(struct afd__wire *wire, pid_t peer_pid)
 {
 	struct pair *pair = pair_of(wire);
-	int rc = afd__socket_watch(wire->epoll_fd, pair->our_bell, EPOLLIN | EPOLLET, wire->tag, WHICH_BELL);
+	int rc = afd__socket_watch(
+		wire->epoll_fd, pair->our_bell, EPOLLIN | EPOLLET, wire->tag, WHICH_BELL);
 
 	if (rc || peer_pid <= 0 || peer_pid == getpid())
 		return rc;
@@ -66,7 +69,8 @@ void afd__pair_shut(struct afd__wire *wire)
 	if (pair->peer_bell >= 0)
 		close(pair->peer_bell);
 	pair->peer_bell = -1;
-	/* A child that holds the socket would hide its end from the peer; shutdown does not ask who holds it. */
+	/* A child that holds the socket would hide its end from the peer; shutdown does not ask who
+	 * holds it. */
 	if (pair->socket >= 0 && !afd__forked(wire->ctx))
 		shutdown(pair->socket, SHUT_RDWR);
 	afd__socket_forget(wire->ctx, wire->epoll_fd, &pair->socket);
@@ -119,7 +123,8 @@ const void *afd__pair_receive_slot(struct afd__wire *wire, uint32_t slot)
 
 int afd__pair_post_send(struct afd__wire *wire, uint32_t slot, uint32_t bytes)
 {
-	return wire->error ? failed(wire) : afd__segment_post_send(&pair_of(wire)->end, slot, bytes);
+	return wire->error ? failed(wire)
+			   : afd__segment_post_send(&pair_of(wire)->end, slot, bytes);
 }
 
 int afd__pair_post_receive(struct afd__wire *wire, uint32_t slot)
@@ -129,7 +134,8 @@ int afd__pair_post_receive(struct afd__wire *wire, uint32_t slot)
 
 int afd__pair_poll(struct afd__wire *wire, struct afd__completion *out, int max)
 {
-	return wire->error ? failed(wire) : fail(wire, afd__segment_poll(&pair_of(wire)->end, out, max));
+	return wire->error ? failed(wire)
+			   : fail(wire, afd__segment_poll(&pair_of(wire)->end, out, max));
 }
 
 int afd__pair_ready(struct afd__wire *wire)

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * One end of a link on one host: a socket that carries the handshake and tells the peer's death, a segment that carries
- * the slots, and two doorbells. All that loop: and shm: have in common; they add how the ends meet and where the
- * memory comes from.
+ * One end of a link on one host: a socket that carries the handshake and tells the peer's death, a
+ * segment that carries the slots, and two doorbells. All that loop: and shm: have in common; they
+ * add how the ends meet and where the memory comes from.
  */
 #ifndef AFD_LIB_TRANSPORT_PAIR_H
 #define AFD_LIB_TRANSPORT_PAIR_H
@@ -15,7 +15,7 @@ struct pair {
 	struct segment_end end;
 	int socket;
 	int our_bell, peer_bell; /* eventfds; -1 before bind, in shm: */
-	int pidfd;               /* of the peer; -1: this kernel has none, or the peer is this process */
+	int pidfd; /* of the peer; -1: this kernel has none, or the peer is this process */
 	struct local_mapping *mapping; /* shm: the segment */
 	struct loop_pipe *pipe;        /* loop: the segment, and who uses it */
 };
@@ -25,7 +25,8 @@ static inline struct pair *pair_of(const struct afd__wire *wire)
 	return wire->state;
 }
 
-/* Makes wire->state for a connected socket and watches it. On failure nothing is left, and the socket is closed. */
+/* Makes wire->state for a connected socket and watches it. On failure nothing is left, and the
+ * socket is closed. */
 int afd__pair_open(struct afd__wire *wire, int socket);
 /* Watches our bell, and the peer's process when peer_pid is not 0 nor our own. */
 int afd__pair_watch(struct afd__wire *wire, pid_t peer_pid);

@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Parts on the FFN side: what arrives waits in one queue, oldest first, until the stage takes it, and is answered in the
- * slot of the same number. The slots of a part stay mapped until its answer, also when its peer is gone: a link lives as
- * long as the stage holds a part of it.
+ * Parts on the FFN side: what arrives waits in one queue, oldest first, until the stage takes it,
+ * and is answered in the slot of the same number. The slots of a part stay mapped until its answer,
+ * also when its peer is gone: a link lives as long as the stage holds a part of it.
  *
- * A peer's frames must follow each other as docs/wire.md says; one that breaks the order loses its link and nothing else
- * happens.
+ * A peer's frames must follow each other as docs/wire.md says; one that breaks the order loses its
+ * link and nothing else happens.
  */
 #include <assert.h>
 #include <string.h>
@@ -48,34 +48,53 @@ static struct afd__slot_in *unqueue(afd_transport *net, const struct afd__link *
 
 /* ---- what arrives ---- */
 
-static int check_part(const struct afd__link *link, uint32_t row_slot, const struct afd__header *h, size_t bytes)
+static int check_part(
+	const struct afd__link *link, uint32_t row_slot, const struct afd__header *h, size_t bytes)
 {
 	const afd_transport *net = link->net;
 	const struct afd__lane_in *lane;
+	uint32_t top_k;
 
 	if (h->type != AFD__ROWS_X)
-		return afd__error(-EPROTO, "frame of rows: type %u is not for the FFN side", h->type);
+		return afd__error(
+			-EPROTO, "frame of rows: type %u is not for the FFN side", h->type);
 	if (h->lane >= link->lanes || h->lane != row_slot / AFD__SLOTS_PER_LANE)
-		return afd__error(-EPROTO, "frame of rows: lane is %u in slot %u, limit %u", h->lane, row_slot, link->lanes - 1);
-	if (h->layer < net->params.first_layer || h->layer - net->params.first_layer >= net->params.n_layers)
-		return afd__error(-EPROTO, "frame of rows: layer is %u, held are %u .. %u", h->layer, net->params.first_layer,
-				  net->params.first_layer + net->params.n_layers - 1);
+		return afd__error(-EPROTO, "frame of rows: lane is %u in slot %u, limit %u",
+			h->lane, row_slot, link->lanes - 1);
+	if (h->layer < net->params.first_layer ||
+		h->layer - net->params.first_layer >= net->params.n_layers)
+		return afd__error(-EPROTO, "frame of rows: layer is %u, held are %u .. %u",
+			h->layer, net->params.first_layer,
+			net->params.first_layer + net->params.n_layers - 1);
 	if (!link->step || h->step != (uint32_t)link->step)
-		return afd__error(-EPROTO, "frame of rows: step is %u, open is %llu", h->step, (unsigned long long)link->step);
+		return afd__error(-EPROTO, "frame of rows: step is %u, open is %llu", h->step,
+			(unsigned long long)link->step);
+	top_k = link->gate == AFD_GATE_ATTENTION && net->ffn_kinds[h->layer] == AFD_FFN_MOE
+			? net->contract.top_k
+			: 0;
+	if (h->top_k != top_k)
+		return afd__error(-EPROTO, "frame of rows: top_k is %u at layer %u, must be %u",
+			h->top_k, h->layer, top_k);
 	if (h->dtype != link->to_ffn_dtype)
-		return afd__error(-EPROTO, "frame of rows: dtype is %s, agreed was %s", afd_dtype_name(h->dtype),
-				  afd_dtype_name(link->to_ffn_dtype));
+		return afd__error(-EPROTO, "frame of rows: dtype is %s, agreed was %s",
+			afd_dtype_name(h->dtype), afd_dtype_name(link->to_ffn_dtype));
 	lane = &link->lane[h->lane];
-	if (h->part && (h->part != lane->next_part || h->n_parts != lane->n_parts || h->layer != lane->layer))
-		return afd__error(-EPROTO, "frame of rows: part %u of %u of layer %u follows part %d of %u of layer %u", h->part,
-				  h->n_parts, h->layer, (int)lane->next_part - 1, lane->n_parts, lane->layer);
+	if (h->part && (h->part != lane->next_part || h->n_parts != lane->n_parts ||
+			       h->layer != lane->layer))
+		return afd__error(-EPROTO,
+			"frame of rows: part %u of %u of layer %u follows part %d of %u of layer "
+			"%u",
+			h->part, h->n_parts, h->layer, (int)lane->next_part - 1, lane->n_parts,
+			lane->layer);
 	if (!h->part && lane->next_part != lane->n_parts)
-		return afd__error(-EPROTO, "frame of rows: layer %u begins, layer %u has %u of %u parts", h->layer, lane->layer,
-				  lane->next_part, lane->n_parts);
+		return afd__error(-EPROTO,
+			"frame of rows: layer %u begins, layer %u has %u of %u parts", h->layer,
+			lane->layer, lane->next_part, lane->n_parts);
 	return afd__wire_check_rows(h, bytes, net->contract.hidden_size, link->max_rows);
 }
 
-int afd__parts_take(struct afd__link *link, uint32_t slot, const struct afd__header *h, size_t bytes, uint64_t now)
+int afd__parts_take(struct afd__link *link, uint32_t slot, const struct afd__header *h,
+	size_t bytes, uint64_t now)
 {
 	struct afd__slot_in *in = in_of(link, slot);
 	struct afd__lane_in *lane;
@@ -107,7 +126,8 @@ static uint32_t saturated(uint64_t ns)
 	return ns > UINT32_MAX ? UINT32_MAX : (uint32_t)ns;
 }
 
-static int send_reply(struct afd__link *link, struct afd__slot_in *in, int status, uint64_t gather_ns, uint64_t compute_ns)
+static int send_reply(struct afd__link *link, struct afd__slot_in *in, int status,
+	uint64_t gather_ns, uint64_t compute_ns)
 {
 	const struct afd__transport_ops *ops = link->wire.ops;
 	uint8_t *memory = ops->send_slot(&link->wire, in->slot);
@@ -118,11 +138,13 @@ static int send_reply(struct afd__link *link, struct afd__slot_in *in, int statu
 	h.header_bytes = AFD__HEADER_BYTES;
 	h.type = AFD__ROWS_Y;
 	h.flags = 0;
+	h.top_k = 0;
 	h.dtype = (uint8_t)link->to_attention_dtype;
 	h.queue_ns = saturated(in->taken_ns - in->arrived_ns);
 	h.gather_ns = saturated(gather_ns);
 	h.compute_ns = saturated(compute_ns);
-	bytes = afd__wire_rows_bytes(h.n_rows, link->net->contract.hidden_size, link->to_attention_dtype);
+	bytes = afd__wire_rows_bytes(
+		h.n_rows, link->net->contract.hidden_size, link->to_attention_dtype);
 	if (status) {
 		h.status = afd__wire_status(status);
 		h.n_rows = 0;
@@ -135,12 +157,15 @@ static int send_reply(struct afd__link *link, struct afd__slot_in *in, int statu
 	if (!rc)
 		rc = ops->post_send(&link->wire, in->slot, (uint32_t)(AFD__HEADER_BYTES + bytes));
 	if (rc == -EAGAIN)
-		rc = afd__error(-EPROTO, "the peer asked in slot %u before it had read the last reply there", in->slot);
+		rc = afd__error(-EPROTO,
+			"the peer asked in slot %u before it had read the last reply there",
+			in->slot);
 	link->spoke_ns = afd__now_ns();
 	return rc;
 }
 
-static void finish(struct afd__link *link, struct afd__slot_in *in, int status, uint64_t gather_ns, uint64_t compute_ns)
+static void finish(struct afd__link *link, struct afd__slot_in *in, int status, uint64_t gather_ns,
+	uint64_t compute_ns)
 {
 	int rc;
 
@@ -189,8 +214,8 @@ static int take_open(struct afd__link *link, const void *payload, size_t bytes, 
 	if (rc)
 		return rc;
 	if (open.step <= link->step)
-		return afd__error(-EPROTO, "step open: step is %llu after %llu", (unsigned long long)open.step,
-				  (unsigned long long)link->step);
+		return afd__error(-EPROTO, "step open: step is %llu after %llu",
+			(unsigned long long)open.step, (unsigned long long)link->step);
 	forget_step(link);
 	link->step = open.step;
 	for (uint32_t i = 0; i < link->lanes; i++) {
@@ -201,7 +226,8 @@ static int take_open(struct afd__link *link, const void *payload, size_t bytes, 
 	return 0;
 }
 
-int afd__parts_control(struct afd__link *link, const struct afd__header *h, const void *payload, size_t bytes, uint64_t now)
+int afd__parts_control(struct afd__link *link, const struct afd__header *h, const void *payload,
+	size_t bytes, uint64_t now)
 {
 	struct afd__step_close close;
 	int rc;
@@ -212,8 +238,8 @@ int afd__parts_control(struct afd__link *link, const struct afd__header *h, cons
 	if (rc)
 		return rc;
 	if (close.step != link->step)
-		return afd__error(-EPROTO, "step close: step is %llu, open is %llu", (unsigned long long)close.step,
-				  (unsigned long long)link->step);
+		return afd__error(-EPROTO, "step close: step is %llu, open is %llu",
+			(unsigned long long)close.step, (unsigned long long)link->step);
 	forget_step(link);
 	if (close.reason == AFD__CLOSE_CANCELLED)
 		cancel_arrived(link);
@@ -234,8 +260,10 @@ void afd__parts_lost(struct afd__link *link)
 
 int afd__exchange_take(afd_transport *net, struct afd__part *part)
 {
+	struct afd__wire_part layout;
 	struct afd__slot_in *in;
 	struct afd__link *link;
+	const uint8_t *x;
 
 	if (!net->arrived)
 		afd__net_move(net);
@@ -249,23 +277,44 @@ int afd__exchange_take(afd_transport *net, struct afd__part *part)
 	in->state = AFD__PART_TAKEN;
 	in->taken_ns = afd__now_ns();
 	link->n_taken++;
+	x = (const uint8_t *)link->wire.ops->receive_slot(&link->wire, in->slot) +
+	    in->header.header_bytes;
+	afd__wire_part(&layout, in->header.n_rows, net->contract.hidden_size, link->to_ffn_dtype,
+		in->header.top_k);
 	*part = (struct afd__part){
-		.link = link, .peer = link->index, .lane = in->header.lane, .layer = in->header.layer, .part = in->header.part,
-		.n_parts = in->header.n_parts, .n_rows = in->header.n_rows, .x_dtype = link->to_ffn_dtype,
-		.y_dtype = link->to_attention_dtype, .step = link->step, .arrived_ns = in->arrived_ns, .slot = in->slot,
+		.link = link,
+		.peer = link->index,
+		.lane = in->header.lane,
+		.layer = in->header.layer,
+		.part = in->header.part,
+		.n_parts = in->header.n_parts,
+		.n_rows = in->header.n_rows,
+		.x_dtype = link->to_ffn_dtype,
+		.y_dtype = link->to_attention_dtype,
+		.step = link->step,
+		.arrived_ns = in->arrived_ns,
+		.slot = in->slot,
 		.sequence = in->header.sequence,
-		.x = (const uint8_t *)link->wire.ops->receive_slot(&link->wire, in->slot) + in->header.header_bytes,
-		.y = (uint8_t *)link->wire.ops->send_slot(&link->wire, in->slot) + AFD__HEADER_BYTES,
+		.x = x,
+		.y = (uint8_t *)link->wire.ops->send_slot(&link->wire, in->slot) +
+		     AFD__HEADER_BYTES,
+		.top_k = in->header.top_k,
 	};
+	if (part->top_k) {
+		part->ids = (const int32_t *)(x + layout.ids);
+		part->weights = (const float *)(x + layout.weights);
+	}
 	return 1;
 }
 
-int afd__exchange_reply(afd_transport *net, const struct afd__part *part, int status, uint64_t gather_ns, uint64_t compute_ns)
+int afd__exchange_reply(afd_transport *net, const struct afd__part *part, int status,
+	uint64_t gather_ns, uint64_t compute_ns)
 {
 	struct afd__link *link = part->link;
 	struct afd__slot_in *in = in_of(link, part->slot);
 
-	assert(in->state == AFD__PART_TAKEN && in->header.sequence == part->sequence && link->n_taken);
+	assert(in->state == AFD__PART_TAKEN && in->header.sequence == part->sequence &&
+		link->n_taken);
 	link->n_taken--;
 	if (link->phase == AFD__LINK_JOINED)
 		finish(link, in, status, gather_ns, compute_ns);
@@ -274,19 +323,24 @@ int afd__exchange_reply(afd_transport *net, const struct afd__part *part, int st
 	return 0;
 }
 
-uint32_t afd__exchange_sources(const afd_transport *net, struct afd__source *sources, uint32_t capacity)
+uint32_t afd__exchange_sources(
+	const afd_transport *net, struct afd__source *sources, uint32_t capacity)
 {
 	uint32_t n = 0;
 
 	for (uint32_t i = 0; i < net->max_links; i++) {
 		const struct afd__link *link = net->links[i];
 
-		for (uint32_t lane = 0; afd__link_is_joined(link) && lane < link->lanes && n < capacity; lane++) {
+		for (uint32_t lane = 0;
+			afd__link_is_joined(link) && lane < link->lanes && n < capacity; lane++) {
 			const struct afd__lane_in *in = &link->lane[lane];
 
 			if (in->n_rows)
-				sources[n++] = (struct afd__source){ .peer = i, .lane = lane, .next_layer = in->next_layer,
-								     .n_rows = in->n_rows, .last_ns = in->last_ns };
+				sources[n++] = (struct afd__source){ .peer = i,
+					.lane = lane,
+					.next_layer = in->next_layer,
+					.n_rows = in->n_rows,
+					.last_ns = in->last_ns };
 		}
 	}
 	return n;
@@ -297,18 +351,30 @@ uint32_t afd__exchange_n_joined(const afd_transport *net)
 	return net->n_joined;
 }
 
+/* Whether the link may need a beat now. In a group that depends on what has come, so it is looked
+ * at now and then. */
+static bool is_beat_thought_of(struct afd__link *link, uint64_t now)
+{
+	if (link->kind == AFD__LINK_FROM_ATTENTION)
+		return now >= afd__link_next_timer(link);
+	if (link->kind == AFD__LINK_TO_FFN || !link->net->step_open ||
+		now < link->beat_ns + AFD__BEAT_MS / 2 * UINT64_C(1000000))
+		return false;
+	link->beat_ns = now;
+	return true;
+}
+
 void afd__transport_beat(afd_transport *net)
 {
 	uint64_t now = afd__now_ns();
 
-	if (net->attention)
-		return;
-	for (uint32_t i = 0; i < net->max_links; i++) {
+	for (uint32_t i = net->attention ? net->n_addresses : 0; i < net->max_links; i++) {
 		struct afd__link *link = net->links[i];
 
-		if (!afd__link_is_joined(link) || now < afd__link_next_timer(link))
+		if (!afd__link_is_joined(link) || !is_beat_thought_of(link, now))
 			continue;
-		/* Slots of earlier beats come back by polling; what else came waits in the queue. */
+		/* Slots of earlier beats come back by polling; what else came waits in the queue.
+		 */
 		afd__link_poll(link, now);
 		if (link->phase == AFD__LINK_JOINED)
 			afd__link_timers(link, now);
@@ -327,7 +393,8 @@ int afd__exchange_drain(afd_transport *net)
 			continue;
 		if (link->n_owed || link->n_taken)
 			done = 0;
-		if (link->phase == AFD__LINK_JOINED && afd__link_goodbye(link, AFD__GOODBYE_DRAIN, "it drains") == 0)
+		if (link->phase == AFD__LINK_JOINED &&
+			afd__link_goodbye(link, AFD__GOODBYE_DRAIN, "it drains") == 0)
 			done = 0;
 	}
 	return done;

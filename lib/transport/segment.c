@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Layout: two flags, one for each end, a cache line apart; four rings (posted and returned, each way); then the slots, those
- * of the accepting end first. Slots begin on pages, so that a device can map them one by one.
+ * Layout: two flags, one for each end, a cache line apart; four rings (posted and returned, each
+ * way); then the slots, those of the accepting end first. Slots begin on pages, so that a device
+ * can map them one by one.
  *
- * A slot that was read is returned without waking the sender, unless it is a control slot: the sender of rows waits for
- * the reply, and finds the slot returned when that comes.
+ * A slot that was read is returned without waking the sender, unless it is a control slot or the
+ * geometry is eager: the sender of rows waits for the reply, and finds the slot returned when that
+ * comes.
  */
 #include "segment.h"
 
@@ -14,9 +16,12 @@
 
 enum { LINE = 64, PAGE = 4096, RING_ENTRIES = AFD__SLOTS_MAX };
 
-struct flag { _Alignas(LINE) _Atomic uint32_t sleeps; };
+struct flag {
+	_Alignas(LINE) _Atomic uint32_t sleeps;
+};
 
-/* Everything is indexed by the end that writes it, but for flags: by the end that sleeps. 0: the accepting end. */
+/* Everything is indexed by the end that writes it, but for flags: by the end that sleeps. 0: the
+ * accepting end. */
 struct head {
 	struct flag flags[2];
 	_Alignas(LINE) struct ring_entry posted[2][RING_ENTRIES];
@@ -52,14 +57,18 @@ int afd__segment_bytes(const struct afd__wire_slots *g, size_t *bytes)
 {
 	size_t data, total;
 
-	if (!g->n_slots || g->n_slots > AFD__SLOTS_MAX || g->n_control > g->n_slots || !g->control_bytes ||
-	    g->control_bytes > PAGE || !g->slot_bytes || g->slot_bytes > UINT32_MAX - PAGE)
-		return afd__error(-EINVAL, "slots: %u of %zu bytes and %u of %zu bytes are out of range",
-				  g->n_slots - g->n_control, g->slot_bytes, g->n_control, g->control_bytes);
+	if (!g->n_slots || g->n_slots > AFD__SLOTS_MAX || g->n_control > g->n_slots ||
+		!g->control_bytes || g->control_bytes > PAGE || !g->slot_bytes ||
+		g->slot_bytes > UINT32_MAX - PAGE)
+		return afd__error(-EINVAL,
+			"slots: %u of %zu bytes and %u of %zu bytes are out of range",
+			g->n_slots - g->n_control, g->slot_bytes, g->n_control, g->control_bytes);
 	if (__builtin_mul_overflow((size_t)(g->n_slots - g->n_control), slot_span(g), &data) ||
-	    __builtin_add_overflow(data, control_span(g), &data) || __builtin_mul_overflow(data, (size_t)2, &total) ||
-	    __builtin_add_overflow(total, afd__segment_head_bytes(), bytes))
-		return afd__error(-EINVAL, "slots: %u of %zu bytes overflow", g->n_slots, g->slot_bytes);
+		__builtin_add_overflow(data, control_span(g), &data) ||
+		__builtin_mul_overflow(data, (size_t)2, &total) ||
+		__builtin_add_overflow(total, afd__segment_head_bytes(), bytes))
+		return afd__error(
+			-EINVAL, "slots: %u of %zu bytes overflow", g->n_slots, g->slot_bytes);
 	return 0;
 }
 
@@ -68,8 +77,8 @@ static struct ring ring_at(struct ring_entry *entries)
 	return (struct ring){ .entries = entries, .mask = RING_ENTRIES - 1 };
 }
 
-void afd__segment_attach(struct segment_end *end, void *memory, const struct afd__wire_slots *geometry, int accepting,
-		    int peer_bell)
+void afd__segment_attach(struct segment_end *end, void *memory,
+	const struct afd__wire_slots *geometry, int accepting, int peer_bell)
 {
 	struct head *head = memory;
 	int us = !accepting, peer = !us;
@@ -122,50 +131,84 @@ static void ring_doorbell(struct segment_end *end)
 		eventfd_write(end->peer_bell, 1);
 }
 
+int afd__segment_post_receive(struct segment_end *end, uint32_t slot)
+{
+	assert(end->held[slot]);
+	end->held[slot] = false;
+	ring_write(&end->freed, (uint16_t)slot, 0);
+	if (slot < end->geometry.n_control || end->geometry.eager)
+		ring_doorbell(end);
+	return 0;
+}
+
+/* Takes what the peer gave back. -EPROTO: an entry contradicts our account; it stays unread, so the
+ * failure repeats. */
+static int take_returned(struct segment_end *end)
+{
+	uint64_t bytes;
+	uint16_t slot;
+
+	while (ring_read(&end->returned, &slot, &bytes)) {
+		if (slot >= end->geometry.n_slots || end->ours[slot]) {
+			end->returned.next--;
+			return afd__error(
+				-EPROTO, "the peer gave back slot %u, which it did not hold", slot);
+		}
+		end->ours[slot] = true;
+		end->back[end->n_back++] = slot;
+	}
+	return 0;
+}
+
+/* A slot may be sent again before poll has reported it, so n_back is bounded by taking it out of
+ * the list then. */
+static void forget_back(struct segment_end *end, uint32_t slot)
+{
+	uint32_t n = 0;
+
+	for (uint32_t i = 0; i < end->n_back; i++) {
+		if (end->back[i] != slot)
+			end->back[n++] = end->back[i];
+	}
+	end->n_back = n;
+}
+
 int afd__segment_post_send(struct segment_end *end, uint32_t slot, uint32_t bytes)
 {
 	assert(bytes && bytes <= slot_capacity(&end->geometry, slot));
+	/* The peer gives a slot back before it asks in it, so that its return may lie behind a
+	 * request that was polled. */
+	if (!end->ours[slot])
+		(void)take_returned(end);
 	if (!end->ours[slot])
 		return -EAGAIN;
+	forget_back(end, slot);
 	end->ours[slot] = false;
 	ring_write(&end->sent, (uint16_t)slot, bytes);
 	ring_doorbell(end);
 	return 0;
 }
 
-int afd__segment_post_receive(struct segment_end *end, uint32_t slot)
-{
-	assert(end->held[slot]);
-	end->held[slot] = false;
-	ring_write(&end->freed, (uint16_t)slot, 0);
-	if (slot < end->geometry.n_control)
-		ring_doorbell(end);
-	return 0;
-}
-
 static int poll_returned(struct segment_end *end, struct afd__completion *out, int max)
 {
-	uint64_t bytes;
-	uint16_t slot;
-	int n = 0;
+	int rc = take_returned(end), n = 0;
 
-	while (n < max && ring_read(&end->returned, &slot, &bytes)) {
-		if (slot >= end->geometry.n_slots || end->ours[slot]) {
-			end->returned.next--;
-			return n ? n : afd__error(-EPROTO, "the peer gave back slot %u, which it did not hold", slot);
-		}
-		end->ours[slot] = true;
-		out[n++] = (struct afd__completion){ .kind = AFD__SENT, .slot = slot };
+	while (n < max && (uint32_t)n < end->n_back) {
+		out[n] = (struct afd__completion){ .kind = AFD__SENT, .slot = end->back[n] };
+		n++;
 	}
-	return n;
+	end->n_back -= (uint32_t)n;
+	for (uint32_t i = 0; i < end->n_back; i++)
+		end->back[i] = end->back[i + (uint32_t)n];
+	return n ? n : rc;
 }
 
 static int received_error(const struct segment_end *end, uint32_t slot, uint64_t bytes)
 {
 	if (slot >= end->geometry.n_slots || end->held[slot])
 		return afd__error(-EPROTO, "the peer sent slot %u, which it did not have", slot);
-	return afd__error(-EPROTO, "the peer sent %llu bytes in slot %u, limit %zu", (unsigned long long)bytes, slot,
-			  slot_capacity(&end->geometry, slot));
+	return afd__error(-EPROTO, "the peer sent %llu bytes in slot %u, limit %zu",
+		(unsigned long long)bytes, slot, slot_capacity(&end->geometry, slot));
 }
 
 static int poll_received(struct segment_end *end, struct afd__completion *out, int max)
@@ -176,13 +219,16 @@ static int poll_received(struct segment_end *end, struct afd__completion *out, i
 
 	while (n < max && ring_read(&end->received, &slot, &bytes)) {
 		if (slot >= end->geometry.n_slots || end->held[slot] || !bytes ||
-		    bytes > slot_capacity(&end->geometry, slot)) {
-			/* The entry stays unread, so that the failure repeats after what came before it is reported. */
+			bytes > slot_capacity(&end->geometry, slot)) {
+			/* The entry stays unread, so that the failure repeats after what came
+			 * before it is reported. */
 			end->received.next--;
 			return n ? n : received_error(end, slot, bytes);
 		}
 		end->held[slot] = true;
-		out[n++] = (struct afd__completion){ .kind = AFD__RECEIVED, .slot = slot, .bytes = (uint32_t)bytes };
+		out[n++] = (struct afd__completion){
+			.kind = AFD__RECEIVED, .slot = slot, .bytes = (uint32_t)bytes
+		};
 	}
 	return n;
 }
@@ -197,7 +243,7 @@ static void disarm(struct segment_end *end)
 
 static bool has_entry(const struct segment_end *end)
 {
-	return ring_ready(&end->received) || ring_ready(&end->returned);
+	return end->n_back || ring_ready(&end->received) || ring_ready(&end->returned);
 }
 
 int afd__segment_poll(struct segment_end *end, struct afd__completion *out, int max)

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * shm: between processes of one user on one host. The ends meet at an abstract socket (no file; the name is free the moment
- * its last descriptor is gone); the accepting end makes the memory and hands it over with two doorbells. The memory is a
- * memfd, so nothing is left behind however a process ends, and sealed, so that no peer can shrink it under us.
+ * shm: between processes of one user on one host. The ends meet at an abstract socket (no file; the
+ * name is free the moment its last descriptor is gone); the accepting end makes the memory and
+ * hands it over with two doorbells. The memory is a memfd, so nothing is left behind however a
+ * process ends, and sealed, so that no peer can shrink it under us.
  */
 #include <fcntl.h>
 #include <stddef.h>
@@ -19,7 +20,8 @@
 
 enum { BACKLOG = 128, SEALS = F_SEAL_SHRINK | F_SEAL_GROW };
 
-struct attach { /* goes with the descriptors: memory, the connecting end's bell, the accepting end's bell */
+struct attach { /* goes with the descriptors: memory, the connecting end's bell, the accepting end's
+		   bell */
 	char magic[8];
 	uint64_t bytes;
 };
@@ -30,19 +32,22 @@ static int shm_probe(struct afd_context *ctx)
 	int fd = memfd_create("afd-probe", MFD_CLOEXEC | MFD_ALLOW_SEALING);
 
 	if (fd < 0)
-		return afd__error(errno == ENOSYS ? -ENODEV : -EIO, "shm: memfd_create: %s", strerror(errno));
+		return afd__error(
+			errno == ENOSYS ? -ENODEV : -EIO, "shm: memfd_create: %s", strerror(errno));
 	close(fd);
 	return 0;
 }
 
-/* The name holds the user, so that users do not collide; that the peer is this user is checked by its credentials. */
+/* The name holds the user, so that users do not collide; that the peer is this user is checked by
+ * its credentials. */
 static socklen_t socket_name(struct sockaddr_un *sun, const char *name)
 {
 	int bytes;
 
 	memset(sun, 0, sizeof(*sun));
 	sun->sun_family = AF_UNIX;
-	bytes = snprintf(sun->sun_path + 1, sizeof(sun->sun_path) - 1, "afd-%u-%s", (unsigned)geteuid(), name);
+	bytes = snprintf(sun->sun_path + 1, sizeof(sun->sun_path) - 1, "afd-%u-%s",
+		(unsigned)geteuid(), name);
 	return (socklen_t)(offsetof(struct sockaddr_un, sun_path) + 1 + (size_t)bytes);
 }
 
@@ -60,8 +65,8 @@ static int check_user(int fd, pid_t *pid)
 	if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &bytes))
 		return afd__error(-EIO, "shm: SO_PEERCRED: %s", strerror(errno));
 	if (peer.uid != geteuid())
-		return afd__error(-EACCES, "the peer is of user %u, we are of user %u", (unsigned)peer.uid,
-				  (unsigned)geteuid());
+		return afd__error(-EACCES, "the peer is of user %u, we are of user %u",
+			(unsigned)peer.uid, (unsigned)geteuid());
 	*pid = peer.pid;
 	return 0;
 }
@@ -81,8 +86,9 @@ static int shm_listen(struct afd__listener *ln, const char *name)
 	if (rc)
 		goto fail;
 	if (bind(*fd, (struct sockaddr *)&sun, sun_bytes) || listen(*fd, BACKLOG)) {
-		rc = errno == EADDRINUSE ? afd__error(-EADDRINUSE, "shm:%s: somebody listens there", name) :
-					   afd__error(-EIO, "shm:%s: bind: %s", name, strerror(errno));
+		rc = errno == EADDRINUSE
+			     ? afd__error(-EADDRINUSE, "shm:%s: somebody listens there", name)
+			     : afd__error(-EIO, "shm:%s: bind: %s", name, strerror(errno));
 		goto fail_socket;
 	}
 	rc = afd__socket_watch(ln->epoll_fd, *fd, EPOLLIN | EPOLLET, &ln->tag, 0);
@@ -139,10 +145,11 @@ static int shm_connect(struct afd__wire *wire, const char *name)
 		return rc;
 	if (connect(fd, (struct sockaddr *)&sun, sun_bytes)) {
 		/* EAGAIN: so many wait there that no more may; like nobody, it is tried again. */
-		rc = errno == ECONNREFUSED || errno == EAGAIN || errno == EINTR ?
-			     afd__error(-ECONNREFUSED, "shm:%s: %s", name,
-					errno == ECONNREFUSED ? "nobody listens there" : "it is busy") :
-			     afd__error(-EIO, "shm:%s: connect: %s", name, strerror(errno));
+		rc = errno == ECONNREFUSED || errno == EAGAIN || errno == EINTR
+			     ? afd__error(-ECONNREFUSED, "shm:%s: %s", name,
+				       errno == ECONNREFUSED ? "nobody listens there"
+							     : "it is busy")
+			     : afd__error(-EIO, "shm:%s: connect: %s", name, strerror(errno));
 		goto fail;
 	}
 	rc = check_user(fd, &pid);
@@ -171,20 +178,24 @@ static int make_memory(size_t bytes, int *out)
 	return 0;
 }
 
-/* Memory that can shrink would let the peer raise our SIGBUS; memory that is too small would too. */
+/* Memory that can shrink would let the peer raise our SIGBUS; memory that is too small would too.
+ */
 static int check_memory(int fd, size_t bytes)
 {
 	struct stat st;
 	int seals = fcntl(fd, F_GET_SEALS);
 
 	if (seals < 0 || (seals & SEALS) != SEALS)
-		return afd__error(-EPROTO, "shm: the peer's memory has seals 0x%x, must have 0x%x", (unsigned)seals, SEALS);
+		return afd__error(-EPROTO, "shm: the peer's memory has seals 0x%x, must have 0x%x",
+			(unsigned)seals, SEALS);
 	if (fstat(fd, &st) || st.st_size < 0 || (size_t)st.st_size != bytes)
-		return afd__error(-EPROTO, "shm: the peer's memory has %lld bytes, must have %zu", (long long)st.st_size, bytes);
+		return afd__error(-EPROTO, "shm: the peer's memory has %lld bytes, must have %zu",
+			(long long)st.st_size, bytes);
 	return 0;
 }
 
-static int attach_segment(struct afd__wire *wire, const struct afd__wire_slots *geometry, int accepting)
+static int attach_segment(
+	struct afd__wire *wire, const struct afd__wire_slots *geometry, int accepting)
 {
 	struct pair *pair = pair_of(wire);
 	pid_t pid = 0;
@@ -195,11 +206,13 @@ static int attach_segment(struct afd__wire *wire, const struct afd__wire_slots *
 	if (rc)
 		return rc;
 	wire->geometry = *geometry;
-	afd__segment_attach(&pair->end, pair->mapping->memory, geometry, accepting, pair->peer_bell);
+	afd__segment_attach(
+		&pair->end, pair->mapping->memory, geometry, accepting, pair->peer_bell);
 	return 1;
 }
 
-static int bind_accepting(struct afd__wire *wire, const struct afd__wire_slots *geometry, size_t bytes)
+static int bind_accepting(
+	struct afd__wire *wire, const struct afd__wire_slots *geometry, size_t bytes)
 {
 	struct attach attach = { .bytes = bytes };
 	struct pair *pair = pair_of(wire);
@@ -218,8 +231,10 @@ static int bind_accepting(struct afd__wire *wire, const struct afd__wire_slots *
 		fds[0] = memory;
 		fds[1] = pair->peer_bell;
 		fds[2] = pair->our_bell;
-		rc = afd__socket_send_fds(pair->socket, &attach, sizeof(attach), fds, SOCKET_FDS_MAX);
-		/* The handshake's messages are few and small: a full socket is a peer that does not read. */
+		rc = afd__socket_send_fds(
+			pair->socket, &attach, sizeof(attach), fds, SOCKET_FDS_MAX);
+		/* The handshake's messages are few and small: a full socket is a peer that does not
+		 * read. */
 		if (!rc)
 			rc = afd__error(-EPROTO, "shm: the peer does not read its socket");
 	}
@@ -227,21 +242,24 @@ static int bind_accepting(struct afd__wire *wire, const struct afd__wire_slots *
 	return rc < 0 ? rc : attach_segment(wire, geometry, 1);
 }
 
-static int bind_connecting(struct afd__wire *wire, const struct afd__wire_slots *geometry, size_t bytes)
+static int bind_connecting(
+	struct afd__wire *wire, const struct afd__wire_slots *geometry, size_t bytes)
 {
 	struct pair *pair = pair_of(wire);
 	int fds[SOCKET_FDS_MAX], rc;
 	struct attach attach;
 	size_t came;
 
-	rc = afd__socket_receive_fds(pair->socket, &attach, sizeof(attach), &came, fds, SOCKET_FDS_MAX);
+	rc = afd__socket_receive_fds(
+		pair->socket, &attach, sizeof(attach), &came, fds, SOCKET_FDS_MAX);
 	if (rc != 1)
 		return rc;
 	pair->our_bell = fds[1];
 	pair->peer_bell = fds[2];
-	if (came != sizeof(attach) || memcmp(attach.magic, attach_magic, sizeof(attach.magic)) || attach.bytes != bytes)
+	if (came != sizeof(attach) || memcmp(attach.magic, attach_magic, sizeof(attach.magic)) ||
+		attach.bytes != bytes)
 		rc = afd__error(-EPROTO, "shm: the peer attaches %llu bytes of slots, must be %zu",
-				(unsigned long long)(came == sizeof(attach) ? attach.bytes : 0), bytes);
+			(unsigned long long)(came == sizeof(attach) ? attach.bytes : 0), bytes);
 	else
 		rc = check_memory(fds[0], bytes);
 	if (!rc)
@@ -257,7 +275,8 @@ static int shm_bind(struct afd__wire *wire, const struct afd__wire_slots *geomet
 
 	if (rc)
 		return rc;
-	return accepting ? bind_accepting(wire, geometry, bytes) : bind_connecting(wire, geometry, bytes);
+	return accepting ? bind_accepting(wire, geometry, bytes)
+			 : bind_connecting(wire, geometry, bytes);
 }
 
 static void shm_close(struct afd__wire *wire)

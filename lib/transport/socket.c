@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * One message is one packet, so nothing is ever cut or joined. Descriptors that were not asked for are closed by the
- * kernel (no control buffer) or here (the wrong number of them).
+ * One message is one packet, so nothing is ever cut or joined. Descriptors that were not asked for
+ * are closed by the kernel (no control buffer) or here (the wrong number of them).
  */
 #include "socket.h"
 
@@ -95,15 +95,18 @@ static int take_fds(struct msghdr *msg, int *fds, int max)
 	return n;
 }
 
-int afd__socket_receive_fds(int fd, void *message, size_t capacity, size_t *bytes, int *fds, int n_fds)
+int afd__socket_receive_fds(
+	int fd, void *message, size_t capacity, size_t *bytes, int *fds, int n_fds)
 {
 	union {
 		struct cmsghdr align;
 		char bytes[CMSG_SPACE(SOCKET_FDS_MAX * sizeof(int))];
 	} control;
 	struct iovec part = { .iov_base = message, .iov_len = capacity };
-	struct msghdr msg = { .msg_iov = &part, .msg_iovlen = 1, .msg_control = control.bytes,
-			      .msg_controllen = sizeof(control.bytes) };
+	struct msghdr msg = { .msg_iov = &part,
+		.msg_iovlen = 1,
+		.msg_control = control.bytes,
+		.msg_controllen = sizeof(control.bytes) };
 	int rc = receive(fd, &msg, capacity, bytes), came;
 
 	if (rc != 1)
@@ -113,7 +116,8 @@ int afd__socket_receive_fds(int fd, void *message, size_t capacity, size_t *byte
 		return 1;
 	for (int i = 0; i < came && i < n_fds; i++)
 		close(fds[i]);
-	return afd__error(-EPROTO, "a message of %zu bytes with %d descriptors came, must have %d", *bytes, came, n_fds);
+	return afd__error(-EPROTO, "a message of %zu bytes with %d descriptors came, must have %d",
+		*bytes, came, n_fds);
 }
 
 int afd__socket_event(int fd)
@@ -124,7 +128,8 @@ int afd__socket_event(int fd)
 	if (n < 0 && (errno == EAGAIN || errno == EINTR))
 		return 0;
 	if (n > 0)
-		return afd__error(-EPROTO, "the peer sent a message of the handshake after its end");
+		return afd__error(
+			-EPROTO, "the peer sent a message of the handshake after its end");
 	return afd__error(-ECONNRESET, "the peer is gone");
 }
 
@@ -133,7 +138,8 @@ int afd__socket_watch(int epoll_fd, int fd, uint32_t events, struct afd__tag *ta
 	struct epoll_event event = { .events = events, .data.ptr = (char *)tag + which };
 
 	if (epoll_ctl(epoll_fd, EPOLL_CTL_ADD, fd, &event))
-		return afd__error(-EIO, "epoll: descriptor %d cannot be added: %s", fd, strerror(errno));
+		return afd__error(
+			-EIO, "epoll: descriptor %d cannot be added: %s", fd, strerror(errno));
 	return 0;
 }
 
@@ -141,7 +147,8 @@ void afd__socket_forget(const struct afd_context *ctx, int epoll_fd, int *fd)
 {
 	if (*fd < 0)
 		return;
-	/* Closing is not enough: a child of fork may hold the descriptor, and its events would still come to us. */
+	/* Closing is not enough: a child of fork may hold the descriptor, and its events would
+	 * still come to us. */
 	if (!afd__forked(ctx))
 		epoll_ctl(epoll_fd, EPOLL_CTL_DEL, *fd, NULL);
 	close(*fd);

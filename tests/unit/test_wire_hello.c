@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The messages of the handshake: round trips, what may be added later, what is refused, and that a disagreement names its
- * field and both values.
+ * The messages of the handshake: round trips, what may be added later, what is refused, and that a
+ * disagreement names its field and both values.
  */
 #include <stdarg.h>
 #include <setjmp.h>
@@ -25,8 +25,12 @@ static struct afd__hello hello, back;
 static void make(uint32_t kind)
 {
 	static const uint8_t kinds[3] = { AFD_FFN_DENSE, AFD_FFN_MOE, AFD_FFN_DENSE };
-	struct afd_contract contract = { .size = sizeof(contract), .hidden_size = 1024, .n_layers = 3, .ffn_kinds = kinds,
-	                                 .router = AFD_ROUTER_NONE, .activation = AFD_ACTIVATION_SILU };
+	struct afd_contract contract = { .size = sizeof(contract),
+		.hidden_size = 1024,
+		.n_layers = 3,
+		.ffn_kinds = kinds,
+		.router = AFD_ROUTER_NONE,
+		.activation = AFD_ACTIVATION_SILU };
 
 	memset(&hello, 0, sizeof(hello));
 	hello.kind = kind;
@@ -99,7 +103,9 @@ static void a_refusal_is_decoded_as_it_was_encoded(void **state)
 static void a_hello_of_1024_layers_fits(void **state)
 {
 	static uint8_t kinds[AFD__LAYERS_MAX];
-	struct afd_contract contract = { .hidden_size = 1, .n_layers = AFD__LAYERS_MAX, .ffn_kinds = kinds };
+	struct afd_contract contract = {
+		.hidden_size = 1, .n_layers = AFD__LAYERS_MAX, .ffn_kinds = kinds
+	};
 
 	make(AFD__WELCOME);
 	afd__hello_state(&hello, &contract);
