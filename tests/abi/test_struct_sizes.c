@@ -38,10 +38,10 @@ HOLDS(afd_step_params, 48, _pad, 44);
 HOLDS(afd_frame, 64, y_row_bytes, 56);
 HOLDS(afd_peer_info, 232, weights, 216);
 
-HOLDS(afd_ffn_pass, 40, y, 32);
-HOLDS(afd_ffn_params, 80, progress_user, 72);
-HOLDS(afd_ffn_rows, 56, y_row_bytes, 48);
-HOLDS(afd_ffn_stats, 64, _pad, 60);
+HOLDS(afd_ffn_pass, 64, _pad, 60);
+HOLDS(afd_ffn_params, 104, _pad, 100);
+HOLDS(afd_ffn_rows, 80, _pad, 76);
+HOLDS(afd_ffn_stats, 72, stored_bytes, 64);
 
 HOLDS(afd_attn_params, 96, progress_user, 88);
 HOLDS(afd_entry, 32, user_id, 24);
