@@ -437,7 +437,7 @@ static int move_connecting(struct afd__link *link, uint64_t now)
 	afd_transport *net = link->net;
 	int rc, moved = 0;
 
-	if (!link || !link->address || link->phase >= AFD__LINK_JOINED)
+	if (!link->address || link->phase >= AFD__LINK_JOINED)
 		return 0;
 	do {
 		rc = advance_connecting(link, now);
@@ -450,7 +450,8 @@ static int move_connecting(struct afd__link *link, uint64_t now)
 		rc = 0;
 	}
 	if (!rc && now - net->created_ns > net->params.connect_timeout_ms * MS)
-		rc = afd__error(-ETIMEDOUT, "%s did not join within %u ms%s%s", link->who,
+		rc = afd__error(-ETIMEDOUT, "no %s joined within %u ms%s%s",
+			link->kind == AFD__LINK_TO_FFN ? "FFN peer" : link->who,
 			net->params.connect_timeout_ms, link->error_text[0] ? ": " : "",
 			link->error_text);
 	if (rc < 0) {
@@ -490,8 +491,10 @@ int afd__handshake_round(afd_transport *net, uint64_t now)
 {
 	int moved = 0;
 
-	for (uint32_t i = 0; net->attention && i < net->max_links; i++)
-		moved |= move_connecting(net->links[i], now);
+	for (uint32_t i = 0; net->attention && i < net->max_links; i++) {
+		if (net->links[i])
+			moved |= move_connecting(net->links[i], now);
+	}
 	if (net->n_listeners)
 		moved |= accept_all(net, now);
 	for (uint32_t i = 0; i < net->n_pending;) {

@@ -33,10 +33,10 @@ HOLDS(afd_role_info, 24, bytes, 16);
 HOLDS(afd_shard_params, 40, n_layers, 36);
 HOLDS(afd_tensor_info, 80, bytes, 72);
 
-HOLDS(afd_transport_params, 80, _pad, 76);
+HOLDS(afd_transport_params, 112, group_size, 108);
 HOLDS(afd_step_params, 48, _pad, 44);
-HOLDS(afd_frame, 64, y_row_bytes, 56);
-HOLDS(afd_peer_info, 232, weights, 216);
+HOLDS(afd_frame, 80, weights, 72);
+HOLDS(afd_peer_info, 248, _pad2, 244);
 
 HOLDS(afd_ffn_pass, 64, _pad, 60);
 HOLDS(afd_ffn_params, 104, _pad, 100);
