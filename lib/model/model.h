@@ -140,6 +140,7 @@ struct afd__scales {
 	uint32_t rows, columns; /* ceil((row_offset + shape[0]) / 128), ceil(shape[1] / 128); 0:
 				   there are none */
 	uint32_t row_offset;     /* 0 .. 127 */
+	const char *name;        /* as the checkpoint has it, for errors */
 	int32_t dtype;           /* AFD_DTYPE_F32, _BF16 or _F16 */
 };
 

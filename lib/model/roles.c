@@ -118,6 +118,7 @@ static int find_scales(const struct afd_model *model, const struct afd__slot *sl
 	if (rc)
 		return rc;
 	out->scales = (struct afd__scales){
+		.name = t.name,
 		.data = t.data,
 		.bytes = t.bytes,
 		.dtype = t.dtype,
