@@ -99,7 +99,8 @@ static int choose_shard(struct afd_ffn *ffn, const afd_model *model, const struc
 	int rc = afd__shard_read(
 		&ffn->shard, given, AFD_ROLE_FFN, model ? &model->arch : NULL, "ffn: shard");
 
-	if (!rc && ffn->shard.n_ep > 1 && ffn->shard.n_ep > ffn->contract.n_experts)
+	/* Without experts they are ranks like the tensor-parallel ones: layers are split by width. */
+	if (!rc && ffn->contract.n_experts && ffn->shard.n_ep > ffn->contract.n_experts)
 		rc = afd__error(-EINVAL, "ffn: shard: %u expert-parallel ranks, limit %u experts",
 			ffn->shard.n_ep, ffn->contract.n_experts);
 	return rc;
