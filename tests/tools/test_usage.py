@@ -83,9 +83,13 @@ class Usage(Case):
         for flag in (["--wire-dtype", "fp8"], ["--wire-dtype", "bf16:fp8"], ["--kv-dtype", "fp8"]):
             self.refuse("afd-generate", [*GENERATE, *flag], *flag, "not in this version")
         self.refuse("afd-generate", [*GENERATE, "--ffn", "shm:a", "--ffn", "shm:b"], "--ffn", "not in this version")
-        for flag in (["--key", "/dev/null"], ["--tls"], ["--ffn-tp", "0/2"], ["--ffn-ep", "1/4"], ["--device", "cuda:1"],
-                     ["--wire-dtype", "fp8"]):
+        for flag in (["--key", "/dev/null"], ["--tls"], ["--device", "cuda:1"], ["--wire-dtype", "fp8"]):
             self.refuse("afd-serve-ffn", [*SERVE, *flag], *flag, "not in this version")
+
+    def test_shards_that_there_are_not_are_refused(self):
+        for value in ("2/2", "0/0", "1", "a/2", "0/2x", "-1/2", "0/4294967296", ""):
+            for flag in ("--ffn-tp", "--ffn-ep"):
+                self.refuse("afd-serve-ffn", [*SERVE, flag, value], flag, "not a shard i/n")
 
     def test_values_that_only_later_versions_change_are_taken(self):
         done = run("afd-generate", *GENERATE, "--attention-tp", "0/1", "--reconnect-s", "0", "--device", "cpu")

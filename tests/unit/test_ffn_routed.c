@@ -166,8 +166,9 @@ static void a_row_without_experts_here_is_zero_and_positive(void **state)
 static void y_may_be_x_where_there_are_shared_experts(void **state)
 {
 	float x[N_ROWS * HIDDEN], y[N_ROWS * HIDDEN], *rows;
+	struct afd__ffn_info info;
+	struct afd__queue q;
 	struct routed_model m;
-	struct gate g; /* for its device and queue */
 	uint64_t ticket;
 	afd_ffn *ffn;
 
@@ -175,15 +176,31 @@ static void y_may_be_x_where_there_are_shared_experts(void **state)
 	ffn = routed_stage(m.model, NULL, 4);
 	draw_rows(x, N_ROWS * HIDDEN, 9);
 	routed_forward(ffn, 2, N_ROWS, x, NULL, NULL, 0, y);
-	gate_open(&g, m.model, 2, N_ROWS);
-	rows = g.x;
-	assert_int_equal(afd__queue_upload(&g.q, rows, x, sizeof(x)), 0);
-	assert_int_equal(afd__ffn_enqueue(ffn, &g.q, 2, N_ROWS, rows, rows), 0);
-	assert_int_equal(afd__queue_download(&g.q, x, rows, sizeof(x)), 0);
-	assert_int_equal(afd__queue_ticket(&g.q, &ticket), 0);
-	assert_int_equal(afd__queue_wait(&g.q, ticket, 0, "test"), 0);
+	afd__ffn_info(ffn, &info);
+	assert_int_equal(afd__queue_open(&q, info.device), 0);
+	rows = device_floats(info.device, N_ROWS * HIDDEN);
+	assert_int_equal(afd__queue_upload(&q, rows, x, sizeof(x)), 0);
+	assert_int_equal(afd__ffn_enqueue(ffn, &q, 2, N_ROWS, rows, rows), 0);
+	assert_int_equal(afd__queue_download(&q, x, rows, sizeof(x)), 0);
+	assert_int_equal(afd__queue_ticket(&q, &ticket), 0);
+	assert_int_equal(afd__queue_wait(&q, ticket, 0, "test"), 0);
 	assert_memory_equal(x, y, sizeof(y));
-	gate_close(&g, m.model, 2, N_ROWS);
+	afd__queue_close(&q);
+	afd__device_free(info.device, rows, sizeof(x));
+	afd_ffn_destroy(ffn);
+	routed_model_close(&m);
+}
+
+static void a_shard_is_not_for_a_local_attention_stage(void **state)
+{
+	const struct afd_shard shard = { 1, 2, 0, 1 };
+	struct routed_model m;
+	afd_ffn *ffn;
+
+	routed_model_open(&m, ctx, qwen3_moe, &small, AFD_DTYPE_BF16);
+	ffn = routed_stage(m.model, &shard, 0);
+	assert_int_equal(afd__ffn_own(ffn, &m), -EINVAL);
+	assert_non_null(strstr(afd_last_error(), "holds shard tp 1/2, ep 0/1"));
 	afd_ffn_destroy(ffn);
 	routed_model_close(&m);
 }
@@ -350,6 +367,7 @@ int main(void)
 		cmocka_unit_test(weights_that_are_not_e4m3_quantize_nothing),
 		cmocka_unit_test(a_row_without_experts_here_is_zero_and_positive),
 		cmocka_unit_test(y_may_be_x_where_there_are_shared_experts),
+		cmocka_unit_test(a_shard_is_not_for_a_local_attention_stage),
 		cmocka_unit_test(a_shard_holds_what_is_foretold_of_it),
 		cmocka_unit_test(two_shards_have_two_fingerprints_and_one_has_one),
 		cmocka_unit_test(shards_that_there_are_not_are_refused_by_name),
