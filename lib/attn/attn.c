@@ -17,6 +17,7 @@ static int check_parents(
 {
 	int rc = afd__model_check(model);
 
+	rc = rc ? rc : afd__model_check_role(model, AFD_ROLE_ATTENTION);
 	if (rc)
 		return rc;
 	if (!net == !p->ffn)

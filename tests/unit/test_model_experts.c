@@ -10,6 +10,8 @@
 
 #include <errno.h>
 
+#include <afd/attn.h>
+
 #include "expert_layer.h"
 
 /* ---- the same experts, however they lie ---- */
@@ -185,6 +187,19 @@ static void the_attention_of_an_ffn_only_family_is_refused_by_name(void **state)
 	assert_int_equal(about.n_moe_layers, 1);
 }
 
+static void an_attention_stage_of_an_ffn_only_family_is_refused_by_name(void **state)
+{
+	struct afd_attn_params p = { .size = sizeof(p) };
+	afd_attn *attn = NULL;
+
+	lend_apart(AFD_DTYPE_BF16, "mlp.experts.", usual);
+	open_model(DEEPSEEK);
+	assert_int_equal(afd_attn_create(&attn, model, NULL, &p), -ENOTSUP);
+	assert_non_null(strstr(afd_last_error(), "the attention of model_type \"deepseek_v3\" is not supported"));
+	assert_int_equal(afd_attn_kv_bytes(model, &p), 0);
+	assert_null(attn);
+}
+
 static void the_ffn_role_has_router_and_experts_and_shared_experts(void **state)
 {
 	struct afd_role_info info = { .size = sizeof(info) };
@@ -269,6 +284,7 @@ static const struct CMUnitTest single[] = {
 	T(a_missing_bias_of_the_selection_is_refused_by_name),
 	T(a_norm_over_the_whole_of_q_is_refused),
 	T(the_attention_of_an_ffn_only_family_is_refused_by_name),
+	T(an_attention_stage_of_an_ffn_only_family_is_refused_by_name),
 	T(the_ffn_role_has_router_and_experts_and_shared_experts),
 	T(a_fused_tensor_is_listed_once),
 	T(the_contract_says_how_rows_are_routed),
