@@ -20,6 +20,7 @@ static const struct {
 	{ "ceilings", bench_ceilings,
 		"what the machine can do: reading memory, multiply-adds, copying" },
 	{ "ops", bench_ops, "operations on cold weights against these limits" },
+	{ "decode", bench_decode, "whole steps of a checkpoint, in one process and in two" },
 	{ "exchange", NULL, "rows between two processes; not in this version" },
 	{ "probe", NULL, "what a transport can do; not in this version" },
 	{ "prefill", NULL, "prompt processing; not in this version" },

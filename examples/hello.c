@@ -7,7 +7,7 @@
 
 #include <afd/afd.h>
 
-#define CHECK(call) do { if (call) return fprintf(stderr, "%s\n", afd_last_error()), 1; } while (0)
+#define CHECK(call) if (call) return fprintf(stderr, "%s\n", afd_last_error()), 1
 
 int main(int argc, char **argv)
 {
@@ -19,8 +19,10 @@ int main(int argc, char **argv)
 	afd_transport *net;
 	pid_t child = fork(); /* before the library is used: handles do not cross a fork */
 	struct afd_contract contract = { .size = sizeof contract };
-	struct afd_transport_params listen = { .size = sizeof listen, .listen = &address, .n_listen = 1 };
-	struct afd_transport_params connect = { .size = sizeof connect, .connect = &address, .n_connect = 1 };
+	struct afd_transport_params listen = { .size = sizeof listen,
+		.listen = &address, .n_listen = 1 };
+	struct afd_transport_params connect = { .size = sizeof connect,
+		.connect = &address, .n_connect = 1 };
 	struct afd_entry entry = { .sequence = 7, .ids = prompt, .n_ids = 3 };
 	struct afd_batch batch = { .size = sizeof batch, .entries = &entry, .n_entries = 1,
 		.entry_bytes = sizeof entry, .greedy_ids = &id, .greedy_rows = 1 };
@@ -29,7 +31,7 @@ int main(int argc, char **argv)
 	CHECK(afd_model_open(&model, ctx, argc > 1 ? argv[1] : "models/tiny-qwen3", NULL));
 	CHECK(afd_model_contract(model, &contract));
 	CHECK(afd_transport_create(&net, ctx, &contract, child ? &connect : &listen));
-	if (!child) { /* the FFN process: holds the FFN's weights, serves until the other process ends */
+	if (!child) { /* the FFN process: holds the FFN's weights, serves until the other ends */
 		afd_ffn *ffn;
 		prctl(PR_SET_PDEATHSIG, SIGTERM);
 		CHECK(afd_ffn_create(&ffn, model, net, NULL));

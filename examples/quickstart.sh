@@ -60,7 +60,7 @@ TEXT=0
 if [ -f "$MODEL/tokenizer.json" ]; then
 	if [ ! -x $BUILD/venv/bin/python ] || ! $BUILD/venv/bin/python -c 'import tokenizers' 2>/dev/null; then
 		echo "about to install with pip into $BUILD/venv: tokenizers"
-		python3 -m venv $BUILD/venv && $BUILD/venv/bin/pip install -q --disable-pip-version-check tokenizers || true
+		python3 -m venv $BUILD/venv && $BUILD/venv/bin/pip install -q --disable-pip-version-check tokenizers >"$SCRATCH/pip.log" 2>&1 || true
 	fi
 	if $BUILD/venv/bin/python -c 'import tokenizers' 2>/dev/null; then
 		PYTHON=$BUILD/venv/bin/python TEXT=1

@@ -201,7 +201,7 @@ static int measure_ceilings(struct bench *b)
 int bench_ceilings(int argc, char **argv)
 {
 	struct bench_options o = { .stage = { .device = "cpu" }, .seconds = 3 };
-	const struct tool_option options[] = { BENCH_OPTIONS(o), { 0 } };
+	const struct tool_option options[] = { BENCH_OPTIONS(o, "3 s"), { 0 } };
 	struct bench b;
 	int status = tool_options_read(options,
 		"ceilings [--threads N] [--seconds S] [--json]\n\n"

@@ -20,14 +20,15 @@ struct bench_options {
 	int json;
 };
 
-/* Rows for a command's table. */
-#define BENCH_OPTIONS(b) \
+/* Rows for a command's table; seconds_text is the default, "3 s". */
+#define BENCH_OPTIONS(b, seconds_text) \
 	{ "device", "cpu|deferred", "cpu", "where the operations run", tool_set_device, \
 		&(b).stage.device, 0, 0 }, \
 		{ "threads", "N", "cores", "compute threads, 1 to 1024", tool_set_u32, \
 			&(b).stage.threads, 1, 1024 }, \
-		{ "seconds", "S", "40 s", "time for all measurements together, 0.1 to 3600 s", \
-			tool_set_real, &(b).seconds, 0.1, 3600 }, \
+		{ "seconds", "S", seconds_text, \
+			"time for all measurements together, 0.1 to 3600 s", tool_set_real, \
+			&(b).seconds, 0.1, 3600 }, \
 		{ "json", NULL, NULL, "one JSON object on stdout", tool_set_flag, &(b).json, 0, \
 			0 }, \
 		TOOL_OPTION_LOG((b).stage)
@@ -59,5 +60,6 @@ int bench_measure(struct bench *b, double seconds, json_t *what, const struct be
 /* The commands: argv[0] is the command's name. Exit statuses of the tool. */
 int bench_ceilings(int argc, char **argv);
 int bench_ops(int argc, char **argv);
+int bench_decode(int argc, char **argv);
 
 #endif

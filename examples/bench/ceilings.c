@@ -46,7 +46,7 @@ typedef uint64_t line_part __attribute__((vector_size(16)));
 
 struct reading {
 	const char *memory;
-	size_t task_bytes;
+	size_t task_bytes, stream_bytes;
 	struct bench_pattern pattern;
 	_Atomic uint64_t sum; /* so that nothing is optimised away */
 };
@@ -55,8 +55,7 @@ static void read_task(void *arg, uint32_t index)
 {
 	struct reading *r = arg;
 	const char *from = r->memory + index * r->task_bytes;
-	size_t stream_bytes = r->task_bytes / r->pattern.n_streams,
-	       ahead = r->pattern.prefetch_bytes;
+	size_t stream_bytes = r->stream_bytes, ahead = r->pattern.prefetch_bytes;
 	line_part sum[4] = { { 0 } };
 
 	for (size_t at = 0; at < stream_bytes; at += 128) {
@@ -93,11 +92,15 @@ double bench_probe_pattern(struct bench_ceilings *c, int pattern)
 	uint64_t start;
 
 	r.task_bytes = PROBE_BYTES / n_tasks / 4096 * 4096;
+	/* Streams a power of two apart would fight for one set of each cache. */
+	r.stream_bytes = r.task_bytes / r.pattern.n_streams / 4096 * 4096;
+	if (r.pattern.n_streams > 1 && r.stream_bytes > 65536)
+		r.stream_bytes -= 4096 - 384;
 	r.memory = next_part(c, PROBE_BYTES);
 	wake_threads(c);
 	start = afd__now_ns();
 	afd__parallel(c->ctx, n_tasks, read_task, &r);
-	return (double)r.task_bytes * n_tasks / (afd__now_ns() - start);
+	return (double)r.stream_bytes * r.pattern.n_streams * n_tasks / (afd__now_ns() - start);
 }
 
 double bench_probe_dram(struct bench_ceilings *c)

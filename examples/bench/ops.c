@@ -183,7 +183,7 @@ static int measure_all(struct bench *b, const struct ops_options *options)
 
 int bench_ops(int argc, char **argv)
 {
-	struct ops_options o = { .common = { .stage = { .device = "cpu" }, .seconds = 40 },
+	struct ops_options o = { .common = { .stage = { .device = "cpu" }, .seconds = 35 },
 		.context = 1024,
 		.dtype = AFD_DTYPE_BF16 };
 	const struct tool_option options[] = {
@@ -195,7 +195,7 @@ int bench_ops(int argc, char **argv)
 			tool_set_u32, &o.context, 16, 32768 },
 		{ "dtype", "f32|bf16|f16", "bf16", "of weights, keys and values", tool_set_dtype,
 			&o.dtype, 0, 0 },
-		BENCH_OPTIONS(o.common),
+		BENCH_OPTIONS(o.common, "35 s"),
 		{ 0 },
 	};
 	struct bench b;

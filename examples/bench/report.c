@@ -46,9 +46,13 @@ static void print_line(struct bench_report *report, const json_t *what, double u
 	if (!report->n_lines++)
 		printf("%-10s %-26s %5s %-5s %10s %10s %10s %10s %-5s %6s\n", "op", "shape", "rows",
 			"dtype", "us", "p10", "p90", "limit us", "limit", "ratio");
-	printf("%-10s %-26s %5s %-5s %10.1f %10.1f %10.1f %10.1f %-5s %6.2f\n", text_of(what, "op"),
+	printf("%-10s %-26s %5s %-5s %10.1f %10.1f %10.1f %10.1f %-5s %6.2f", text_of(what, "op"),
 		text_of(what, "shape"), n_rows, text_of(what, "dtype"), us, p10, p90, limit_us,
 		limit, us > 0 ? limit_us / us : 0);
+	if (json_object_get(what, "tokens_per_second"))
+		printf("  %.1f tokens/s",
+			json_real_value(json_object_get(what, "tokens_per_second")));
+	printf("\n");
 	fflush(stdout);
 }
 
@@ -57,8 +61,12 @@ int bench_report_add(struct bench_report *report, json_t *what, struct bench_sam
 {
 	double median = bench_samples_at(us, 0.5), p10 = bench_samples_at(us, 0.1);
 	double p90 = bench_samples_at(us, 0.9);
+	json_int_t batch = json_integer_value(json_object_get(what, "batch"));
 	json_t *numbers;
 
+	/* One token per sequence and step. */
+	if (batch && median > 0)
+		json_object_set_new(what, "tokens_per_second", json_real(batch * 1e6 / median));
 	if (!report->results) {
 		print_line(report, what, median, p10, p90, limit_us, limit);
 		json_decref(what);

@@ -8,7 +8,8 @@
 
 #include <string.h>
 
-/* Floats between copied rows: an odd number of lines, so that neighbours fall into different sets. */
+/* Floats between copied rows: an odd number of lines, so that neighbours fall into different
+ * sets. */
 #define X_PAD    16
 #define X_FLOATS (AFD_K_GROUP_ROWS * (AFD_K_BLOCK + X_PAD))
 _Static_assert(AFD_K_TILE_ROWS * (4 * AFD_K_BLOCK + X_PAD) <= X_FLOATS,

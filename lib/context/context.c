@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The life of a context: checks what the host asked for, starts the compute threads, and ends them. After creation its
- * fields do not change (but for counters), so stages of several threads read it without a lock.
+ * The life of a context: checks what the host asked for, starts the compute threads, and ends them.
+ * After creation its fields do not change (but for counters), so stages of several threads read it
+ * without a lock.
  */
 #include "core.h"
 
@@ -17,23 +18,27 @@ static int check_pair(const char *what, bool first, bool second, const char *nam
 {
 	if (first == second)
 		return 0;
-	return afd__error(-EINVAL, "context: %s: half of a pair is set, set both or none of %s", what, names);
+	return afd__error(-EINVAL, "context: %s: half of a pair is set, set both or none of %s",
+			  what, names);
 }
 
 static int check_params(const struct afd_context_params *params)
 {
-	int rc = check_pair("allocator", params->allocator.alloc, params->allocator.free, "alloc and free");
+	int rc = check_pair("allocator", params->allocator.alloc, params->allocator.free,
+			    "alloc and free");
 
 	if (rc)
 		return rc;
 	if (params->log.max_level < 0 || params->log.max_level > AFD_LOG_DEBUG)
-		return afd__error(-EINVAL, "context: log.max_level is %d, limit %d", params->log.max_level, AFD_LOG_DEBUG);
+		return afd__error(-EINVAL, "context: log.max_level is %d, limit %d",
+				  params->log.max_level, AFD_LOG_DEBUG);
 	if (params->n_threads > MAX_THREADS || params->executor.n_threads > MAX_THREADS)
 		return afd__error(-EINVAL, "context: n_threads is %u, limit %d",
 				  params->n_threads > MAX_THREADS ? params->n_threads : params->executor.n_threads,
 				  MAX_THREADS);
 	if (params->executor.run && params->n_threads)
-		return afd__error(-EINVAL, "context: n_threads is %u beside executor.run, which brings its own threads",
+		return afd__error(-EINVAL,
+				  "context: n_threads is %u beside executor.run, which brings its own threads",
 				  params->n_threads);
 	if (!params->executor.run && params->executor.n_threads)
 		return afd__error(-EINVAL, "context: executor.n_threads is %u without executor.run",
@@ -117,7 +122,8 @@ int afd__context_check(const struct afd_context *ctx, const char *what)
 	if (!ctx)
 		return afd__error(-EINVAL, "%s: the handle is NULL", what);
 	if (ctx->pid != getpid())
-		return afd__error(-EINVAL, "%s: the handle is of process %d, this is its child %d by fork", what,
+		return afd__error(-EINVAL,
+				  "%s: the handle is of process %d, this is its child %d by fork", what,
 				  (int)ctx->pid, (int)getpid());
 	return 0;
 }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Errors: a negative errno and a text in the thread. The text names the object, the value and the limit,
- * for example "link shm:ffn0: peer has hidden_size 4096, we have 2048".
+ * Errors: a negative errno and a text in the thread. The text names the object, the value and the
+ * limit, for example "link shm:ffn0: peer has hidden_size 4096, we have 2048".
  */
 #ifndef AFD_LIB_ERROR_H
 #define AFD_LIB_ERROR_H
@@ -9,7 +9,8 @@
 #include <errno.h>
 #include <stddef.h>
 
-/* Sets the thread's text and returns code, so that a failing path is one line: return afd__error(-EINVAL, …). */
+/* Sets the thread's text and returns code, so that a failing path is one line: return
+ * afd__error(-EINVAL, …). */
 __attribute__((format(printf, 2, 3))) int afd__error(int code, const char *format, ...);
 
 /* Puts "prefix: " before the text that a callee left, and returns code. */

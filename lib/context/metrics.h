@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The registry of one context's metrics; made and ended by the context alone. core.h has what others call. */
+/* The registry of one context's metrics; made and ended by the context alone. core.h has what
+ * others call. */
 #ifndef AFD_LIB_METRICS_H
 #define AFD_LIB_METRICS_H
 

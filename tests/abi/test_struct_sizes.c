@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Size and last offset of every public struct, on x86-64. A host that was built against an older header passes that many
- * bytes: a struct may grow at its end (change the row, and say so in CHANGELOG.md), and never change otherwise.
+ * Size and last offset of every public struct, on x86-64. A host that was built against an older
+ * header passes that many bytes: a struct may grow at its end (change the row, and say so in
+ * CHANGELOG.md), and never change otherwise.
  */
 #include <errno.h>
 #include <setjmp.h>
@@ -15,7 +16,8 @@
 #include <afd/afd.h>
 
 #define HOLDS(name, bytes, last, offset) \
-	_Static_assert(sizeof(struct name) == bytes && offsetof(struct name, last) == offset, #name " has changed")
+	_Static_assert(sizeof(struct name) == bytes && offsetof(struct name, last) == offset, \
+		       #name " has changed")
 
 #if defined(__x86_64__)
 HOLDS(afd_log, 24, max_level, 16);
@@ -56,18 +58,20 @@ static void the_library_is_of_the_version_of_its_header(void **state)
 	char version[32];
 
 	(void)state;
-	snprintf(version, sizeof version, "%d.%d.%d", AFD_VERSION_MAJOR, AFD_VERSION_MINOR, AFD_VERSION_PATCH);
+	snprintf(version, sizeof version, "%d.%d.%d", AFD_VERSION_MAJOR, AFD_VERSION_MINOR,
+		 AFD_VERSION_PATCH);
 	assert_string_equal(afd_version(), version);
 }
 
-/* What a host of version 0.1.0 passes, byte for byte: params of its size, of half of it, and of a later version. */
+/* What hosts pass, byte for byte: params of half this size, and of a later version. */
 static void params_of_every_size_are_read_alike(void **state)
 {
 	union {
 		struct afd_context_params params;
 		unsigned char bytes[sizeof(struct afd_context_params) + 64];
 	} newer = { .params = { .size = sizeof newer, .n_threads = 1 } };
-	struct afd_context_params older = { .size = offsetof(struct afd_context_params, allocator) };
+	struct afd_context_params older = {
+		.size = offsetof(struct afd_context_params, allocator) };
 	afd_context *ctx = NULL;
 
 	(void)state;

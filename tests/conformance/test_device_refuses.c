@@ -43,11 +43,7 @@ static struct all_args good_args(float *m)
 
 	return (struct all_args){
 		.embed = { .table = w, .ids = ids, .out = m + 64, .n_rows = 1, .scale = 1 },
-		.norm = { .h = m,
-			.add = m + 8,
-			.weight = m + 16,
-			.out = m + 24,
-			.n_rows = 1,
+		.norm = { .h = m, .add = m + 8, .weight = m + 16, .out = m + 24, .n_rows = 1,
 			.width = 8 },
 		.product = { .x = m,
 			.w = w,

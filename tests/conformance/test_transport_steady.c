@@ -67,6 +67,7 @@ static void steps_allocate_nothing_on_either_side(void **state)
 	uint64_t before, server_before;
 	struct server server;
 	afd_transport *net;
+	void *volatile probe;
 	long mallocs;
 
 	server_start(&server, NULL);
@@ -80,7 +81,8 @@ static void steps_allocate_nothing_on_either_side(void **state)
 	assert_int_equal(n_mallocs, mallocs);
 	assert_int_equal(client_ctx->n_allocations, before);
 	assert_int_equal(server_ctx->n_allocations, server_before);
-	free(malloc(1));
+	probe = malloc(1);
+	free(probe);
 	assert_int_equal(n_mallocs, mallocs + COUNTS_MALLOC);
 	afd_transport_destroy(net);
 	server_stop(&server);

@@ -38,10 +38,18 @@ static void *serve(void *arg)
 	return NULL;
 }
 
+static int n_servings;
+
+/* Where the next server will listen: for peers that are processes and must be forked before there
+ * are threads. */
+static inline void serving_next_address(char address[80], const char *scheme)
+{
+	snprintf(address, 80, "%s:serve-%d-%d", scheme, (int)getpid(), n_servings);
+}
+
 /* Context, model and transport; the caller makes the stage, or takes serving_create. */
 static inline void serving_prepare(struct serving *s, const char *scheme)
 {
-	static int n_servers;
 	struct afd_transport_params tp = { .size = sizeof(tp), .n_listen = 1 };
 	const char *listen[1] = { s->address };
 
@@ -54,8 +62,8 @@ static inline void serving_prepare(struct serving *s, const char *scheme)
 	ffn_model_open(&s->model, s->ctx, AFD_WEIGHTS_PACKED);
 	s->contract.size = sizeof(s->contract);
 	assert_int_equal(afd_model_contract(s->model.model, &s->contract), 0);
-	snprintf(s->address, sizeof(s->address), "%s:serve-%d-%d", scheme, (int)getpid(),
-		n_servers++);
+	serving_next_address(s->address, scheme);
+	n_servings++;
 	tp.listen = listen;
 	if (afd_transport_create(&s->net, s->ctx, &s->contract, &tp))
 		fail_msg("%s", afd_last_error());

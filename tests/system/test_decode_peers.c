@@ -33,6 +33,7 @@ struct group {
 	struct rig server; /* its FFN; the rig's own attention stage is not used */
 	struct peer peers[MAX_PEERS];
 	uint32_t n_peers;
+	const char *device;
 };
 
 static void check(int rc, const char *what)
@@ -49,7 +50,7 @@ static void open_peer(struct group *g, struct peer *peer, const char *address, u
 		.lanes = lanes,
 		.to_ffn_dtype = AFD_DTYPE_BF16,
 		.to_attention_dtype = AFD_DTYPE_BF16 };
-	const struct afd_attn_params attn = { .size = sizeof(attn), .device = rig_device() };
+	const struct afd_attn_params attn = { .size = sizeof(attn), .device = g->device };
 	struct afd_contract contract = { .size = sizeof(contract) };
 
 	check(afd_model_contract(g->server.model, &contract), "contract");
@@ -103,7 +104,9 @@ static int turn(struct group *g, struct peer *peer)
 
 static void run(struct group *g, const char *address, uint32_t n_peers, uint32_t lanes)
 {
-	const struct rig_params params = { .checkpoint = g->golden.checkpoint, .address = address };
+	const struct rig_params params = { .checkpoint = g->golden.checkpoint,
+		.address = address,
+		.device = g->device };
 	time_t end = time(NULL) + 60;
 	uint32_t i, n_done = 0;
 
@@ -156,7 +159,7 @@ static float *decode_alone(struct group *g)
 
 static void compare(const char *address)
 {
-	struct group g = { 0 };
+	struct group g = { .device = rig_device() };
 	uint32_t n_peers, lanes, i;
 	float *alone;
 
@@ -187,7 +190,8 @@ static void peers_at_one_ffn_get_the_bits_of_one_process(void **state)
 static void rows_of_several_peers_share_a_pass(void **state)
 {
 	struct afd_ffn_stats stats = { .size = sizeof(stats) };
-	struct group g = { 0 };
+	/* Where attention is done when its poll returns, all rows are here before the server looks. */
+	struct group g = { .device = "cpu" };
 
 	golden_open(&g.golden, "bf16-tied");
 	run(&g, "loop:gather", MAX_PEERS, 1);

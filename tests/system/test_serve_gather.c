@@ -70,24 +70,57 @@ static int run_peer(const char *address, const struct rhythm *rhythm)
 	return rc ? 1 : 0;
 }
 
-static pid_t start_peer(const char *address, const struct rhythm *rhythm)
-{
-	pid_t parent = getpid(), pid = fork();
+/* A peer as a process. It is made before the server, since a child of a process with threads may
+ * find locks that nobody will open, and waits until it is released. */
+struct peer {
+	pid_t pid;
+	int go;
+};
 
-	assert_true(pid >= 0);
-	if (pid)
-		return pid;
-	prctl(PR_SET_PDEATHSIG, SIGKILL);
-	_exit(getppid() == parent ? run_peer(address, rhythm) : 4);
+static struct peer make_peer(const struct rhythm *rhythm)
+{
+	struct peer peer;
+	pid_t parent = getpid();
+	char address[80], byte;
+	int go[2];
+
+	serving_next_address(address, "shm");
+	assert_int_equal(pipe(go), 0);
+	peer = (struct peer){ .pid = fork(), .go = go[1] };
+	assert_true(peer.pid >= 0);
+	if (!peer.pid) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		close(go[1]);
+		if (getppid() != parent || read(go[0], &byte, 1) != 1)
+			_exit(4);
+		_exit(run_peer(address, rhythm));
+	}
+	close(go[0]);
+	return peer;
 }
 
-static void wait_for_peer(pid_t pid)
+static void release(const struct peer *peer)
+{
+	assert_int_equal(write(peer->go, "", 1), 1);
+	close(peer->go);
+}
+
+static void wait_for(const struct peer *peer)
 {
 	int status;
 
-	assert_int_equal(waitpid(pid, &status, 0), pid);
+	assert_int_equal(waitpid(peer->pid, &status, 0), peer->pid);
 	assert_true(WIFEXITED(status));
 	assert_int_equal(WEXITSTATUS(status), 0);
+}
+
+static uint64_t run_alone(const struct peer *peer)
+{
+	uint64_t started_ns = now_ns();
+
+	release(peer);
+	wait_for(peer);
+	return now_ns() - started_ns;
 }
 
 static double rows_per_pass(const struct serving *s)
@@ -100,14 +133,16 @@ static double four_peers(const struct rhythm *rhythm, uint32_t gather_us)
 {
 	struct afd_ffn_params params = { .gather_us = gather_us };
 	struct serving s;
-	pid_t peers[4];
+	struct peer peers[4];
 	double mean;
 
+	for (int p = 0; p < 4; p++)
+		peers[p] = make_peer(rhythm);
 	serving_create(&s, "shm", &params);
 	for (int p = 0; p < 4; p++)
-		peers[p] = start_peer(s.address, rhythm);
+		release(&peers[p]);
 	for (int p = 0; p < 4; p++)
-		wait_for_peer(peers[p]);
+		wait_for(&peers[p]);
 	mean = rows_per_pass(&s);
 	print_message("%.2f rows per pass\n", mean);
 	serving_destroy(&s);
@@ -142,28 +177,24 @@ static void a_peer_that_stands_still_costs_the_others_one_wait(void **state)
 	const struct rhythm stalls = {
 		.n_steps = 20, .think_us = 20, .between_us = 20, .stand_still_at = 10
 	};
+	struct peer first = make_peer(&quick), stalled = make_peer(&stalls),
+		    second = make_peer(&quick);
 	struct serving s;
-	pid_t stalled, peer;
-	uint64_t started, alone_ns, beside_ns;
+	uint64_t alone_ns, beside_ns;
 	int status;
 
 	serving_create(&s, "shm", NULL);
-	started = now_ns();
-	wait_for_peer(start_peer(s.address, &quick));
-	alone_ns = now_ns() - started;
-	stalled = start_peer(s.address, &stalls);
-	assert_int_equal(waitpid(stalled, &status, WUNTRACED), stalled);
+	alone_ns = run_alone(&first);
+	release(&stalled);
+	assert_int_equal(waitpid(stalled.pid, &status, WUNTRACED), stalled.pid);
 	assert_true(WIFSTOPPED(status));
-	started = now_ns();
-	peer = start_peer(s.address, &quick);
-	wait_for_peer(peer);
-	beside_ns = now_ns() - started;
+	beside_ns = run_alone(&second);
 	print_message("alone %.1f ms, beside a peer that stands still %.1f ms\n",
 		(double)alone_ns * 1e-6, (double)beside_ns * 1e-6);
 	/* Waiting 2 ms for it at each layer would take 1.8 s more. */
 	assert_true(beside_ns < 2 * alone_ns + 900000000);
-	assert_int_equal(kill(stalled, SIGCONT), 0);
-	wait_for_peer(stalled);
+	assert_int_equal(kill(stalled.pid, SIGCONT), 0);
+	wait_for(&stalled);
 	serving_destroy(&s);
 }
 
@@ -171,17 +202,17 @@ static void a_peer_that_is_killed_in_a_step_leaves_the_others_alone(void **state
 {
 	const struct rhythm quick = { .n_steps = N_STEPS, .think_us = 20, .between_us = 20 };
 	const struct rhythm endless = { .n_steps = UINT32_MAX, .think_us = 20, .between_us = 20 };
+	struct peer victim = make_peer(&endless), peer = make_peer(&quick);
 	struct serving s;
-	pid_t victim, peer;
 	int status;
 
 	serving_create(&s, "shm", NULL);
-	victim = start_peer(s.address, &endless);
-	peer = start_peer(s.address, &quick);
+	release(&victim);
+	release(&peer);
 	sleep_ms(30);
-	assert_int_equal(kill(victim, SIGKILL), 0);
-	assert_int_equal(waitpid(victim, &status, 0), victim);
-	wait_for_peer(peer);
+	assert_int_equal(kill(victim.pid, SIGKILL), 0);
+	assert_int_equal(waitpid(victim.pid, &status, 0), victim.pid);
+	wait_for(&peer);
 	serving_destroy(&s);
 }
 

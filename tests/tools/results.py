@@ -23,8 +23,8 @@ def last_words(text):
 
 def report(label, test):
     """Says the outcomes of one executable."""
-    name = test["name"].split(":")[-1].strip()
-    label = f"{label} {test['name'].split(':')[0].split('/')[-1].strip()}/{name}" if ":" in test["name"] else f"{label} {name}"
+    suite, name = re.match(r"(?:[^:]*:)?(?:(\S+) / )?(.*)", test["name"]).groups()
+    label = f"{label} {suite or 'tests'}: {name}"
     output = test.get("stdout", "") or ""
     if test["returncode"] == 77:
         return say("skipped", label, "all of it", last_words(output + "\n" + test.get("stderr", "")))

@@ -13,9 +13,13 @@ COLUMNS = 132                      # the aim is 100
 
 def tracked():
     """Files of the repository, or of the tree when it is no repository."""
-    listed = subprocess.run(["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, text=True, capture_output=True)
-    paths = [ROOT / line for line in listed.stdout.splitlines()] if listed.returncode == 0 else [
-        path for path in ROOT.rglob("*") if not any(part.startswith((".git", "build")) for part in path.relative_to(ROOT).parts)]
+    try:
+        listed = subprocess.run(["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, text=True,
+                                capture_output=True, check=True)
+        paths = [ROOT / line for line in listed.stdout.splitlines()]
+    except (OSError, subprocess.CalledProcessError):
+        paths = [path for path in ROOT.rglob("*")
+                 if not any(part.startswith((".git", "build")) for part in path.relative_to(ROOT).parts)]
     return sorted(path for path in paths if path.is_file())
 
 

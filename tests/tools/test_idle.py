@@ -24,10 +24,10 @@ class Idle(Case):
         self.expect_idle(server)
 
     def test_a_server_with_a_peer_that_is_silent_uses_under_one_per_cent_of_a_core(self):
-        server, listen = self.serve(MODEL)
+        metrics = self.scratch / "metrics"
+        server, listen = self.serve(MODEL, "--metrics", metrics)
         peer = self.generate(MODEL, "--ids", "1", "--max-tokens", 200000, "--kv-pages", 20000, "--log", "error", "--ffn", listen)
-        time.sleep(0.5)
-        self.assertIsNone(peer.poll())
+        self.until("the peer is at work", lambda: self.metric(metrics, "afd_ffn_rows_total") > 100)
         peer.send_signal(signal.SIGSTOP)
         time.sleep(0.1)
         self.expect_idle(server)

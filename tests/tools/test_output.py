@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """What afd-generate and afd-serve-ffn print and write: ids, JSON, trace, metrics; and sampling."""
 import json
+import os
 import pathlib
-import time
+import pty
+import subprocess
 
-from tools import GOLDEN, MODEL, Case, run
+from tools import ENV, GOLDEN, MODEL, Case, address, run, tool
 
 WIDE = GOLDEN / "wide"
 
@@ -95,6 +97,24 @@ class Output(Case):
         self.assertRegex(metrics.read_text(), r"(?m)^# TYPE afd_ffn_rows_per_pass histogram$")
         self.assertFalse(pathlib.Path(f"{metrics}.part").exists())
 
+    def test_a_bar_shows_the_loading_on_a_terminal_and_nowhere_else(self):
+        try:
+            leader, follower = pty.openpty()
+        except OSError as error:
+            self.skipTest(f"no pseudo terminal: {error}")
+        self.addCleanup(os.close, leader)
+        server = subprocess.Popen([tool("afd-serve-ffn"), "--model", MODEL, "--listen", address()], stdout=subprocess.PIPE,
+                                  stderr=follower, text=True, env=ENV)
+        self.processes.append(server)
+        os.close(follower)
+        self.assertTrue(server.stdout.readline().startswith("ready "))
+        shown = os.read(leader, 65536).decode()
+        self.assertRegex(shown, r"loading .*tiny-qwen3 \[#+ *\] +\d+ % of \d+\.\d MiB")
+        self.assertTrue(shown.endswith("\r\x1b[K"), repr(shown[-20:]))  # the finished bar is wiped
+        piped, _ = self.serve(MODEL)
+        piped.terminate()
+        self.assertEqual(piped.communicate(timeout=10)[1], "")
+
     def test_wire_dtype_of_the_server_restricts_its_peers(self):
         _, listen = self.serve(WIDE, "--wire-dtype", "bf16")
         process = self.generate(WIDE, "--ids", "1", "--ffn", listen, "--wire-dtype", "f32")
@@ -105,9 +125,10 @@ class Output(Case):
         self.result(self.generate(WIDE, "--ids", "1", "--ffn", listen, "--wire-dtype", "bf16"))
 
     def test_one_peer_more_than_max_peers_is_refused(self):
-        _, listen = self.serve(MODEL, "--max-peers", 1)
+        metrics = self.scratch / "metrics"
+        _, listen = self.serve(MODEL, "--max-peers", 1, "--metrics", metrics)
         self.generate(MODEL, "--ids", "1", "--max-tokens", 200000, "--kv-pages", 20000, "--log", "error", "--ffn", listen)
-        time.sleep(0.3)
+        self.until("the first has joined", lambda: self.metric(metrics, "afd_ffn_peers") == 1)
         second = self.generate(MODEL, "--ids", "1", "--ffn", listen, "--connect-timeout-ms", 500)
         _, err = second.communicate(timeout=20)
         self.assertEqual(second.returncode, 1, err)

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Checkpoints for tests, written into a directory of their own: one small Qwen3 of F32 tensors whose numbers count up, so
- * that a test can say which tensor it was given. Headers may lie when a test asks for it. Included by one test each.
+ * Checkpoints for tests, written into a directory of their own: one small Qwen3 of F32 tensors
+ * whose numbers count up, so that a test can say which tensor it was given. Headers may lie when a
+ * test asks for it. Included by one test each.
  */
 #ifndef AFD_TEST_CHECKPOINT_FILES_H
 #define AFD_TEST_CHECKPOINT_FILES_H
@@ -25,12 +26,18 @@ static const struct tiny_tensor {
 	const char *name;
 	unsigned rows, columns; /* columns 0: a vector */
 } tiny_tensors[TINY_ALL] = {
-	{ "model.embed_tokens.weight", 5, 4 }, { "lm_head.weight", 5, 4 }, { "model.norm.weight", 4, 0 },
-	{ "model.layers.0.input_layernorm.weight", 4, 0 }, { "model.layers.0.post_attention_layernorm.weight", 4, 0 },
-	{ "model.layers.0.self_attn.q_proj.weight", 4, 4 }, { "model.layers.0.self_attn.k_proj.weight", 2, 4 },
-	{ "model.layers.0.self_attn.v_proj.weight", 2, 4 }, { "model.layers.0.self_attn.o_proj.weight", 4, 4 },
-	{ "model.layers.0.self_attn.q_norm.weight", 2, 0 }, { "model.layers.0.self_attn.k_norm.weight", 2, 0 },
-	{ "model.layers.0.mlp.gate_proj.weight", 6, 4 }, { "model.layers.0.mlp.up_proj.weight", 6, 4 },
+	{ "model.embed_tokens.weight", 5, 4 }, { "lm_head.weight", 5, 4 }, { "model.norm.weight", 4,
+		0 },
+	{ "model.layers.0.input_layernorm.weight", 4,
+		0 }, { "model.layers.0.post_attention_layernorm.weight", 4, 0 },
+	{ "model.layers.0.self_attn.q_proj.weight", 4,
+		4 }, { "model.layers.0.self_attn.k_proj.weight", 2, 4 },
+	{ "model.layers.0.self_attn.v_proj.weight", 2,
+		4 }, { "model.layers.0.self_attn.o_proj.weight", 4, 4 },
+	{ "model.layers.0.self_attn.q_norm.weight", 2,
+		0 }, { "model.layers.0.self_attn.k_norm.weight", 2, 0 },
+	{ "model.layers.0.mlp.gate_proj.weight", 6, 4 }, { "model.layers.0.mlp.up_proj.weight", 6,
+		4 },
 	{ "model.layers.0.mlp.down_proj.weight", 4, 6 },
 };
 
@@ -73,7 +80,8 @@ static inline void write_text(const char *dir, const char *name, const char *tex
 }
 
 /* A file with this header and n_floats numbers 0, 1, 2 … behind it. */
-static inline void write_safetensors(const char *dir, const char *name, const char *header, const float *data, size_t data_bytes)
+static inline void write_safetensors(const char *dir, const char *name, const char *header,
+				     const float *data, size_t data_bytes)
 {
 	uint64_t header_bytes = strlen(header);
 	char *bytes = calloc(1, 8 + header_bytes + data_bytes + 1);
@@ -94,7 +102,8 @@ static inline unsigned tiny_numbers(unsigned tensor)
 }
 
 /* Tensors first .. first + n - 1 in one file, behind a header that is padded by pad spaces. */
-static inline void write_tiny(const char *dir, const char *name, unsigned first, unsigned n, unsigned pad)
+static inline void write_tiny(const char *dir, const char *name, unsigned first, unsigned n,
+			      unsigned pad)
 {
 	char header[8192], shape[40];
 	float data[1024];
@@ -103,9 +112,11 @@ static inline void write_tiny(const char *dir, const char *name, unsigned first,
 
 	used += (size_t)sprintf(header, "{\"__metadata__\":{\"format\":\"pt\"}");
 	for (i = first; i < first + n; i++) {
-		snprintf(shape, sizeof(shape), tiny_tensors[i].columns ? "%u,%u" : "%u", tiny_tensors[i].rows,
+		snprintf(shape, sizeof(shape), tiny_tensors[i].columns ? "%u,%u" : "%u",
+			 tiny_tensors[i].rows,
 			 tiny_tensors[i].columns);
-		used += (size_t)sprintf(header + used, ",\"%s\":{\"dtype\":\"F32\",\"shape\":[%s],\"data_offsets\":[%zu,%zu]}",
+		used += (size_t)sprintf(header + used,
+					",\"%s\":{\"dtype\":\"F32\",\"shape\":[%s],\"data_offsets\":[%zu,%zu]}",
 					tiny_tensors[i].name, shape, 4 * n_floats, 4 * (n_floats + tiny_numbers(i)));
 		for (j = 0; j < tiny_numbers(i); j++)
 			data[n_floats++] = (float)(100 * i + j);
@@ -118,7 +129,8 @@ static inline void write_tiny(const char *dir, const char *name, unsigned first,
 	write_safetensors(dir, name, header, data, 4 * n_floats);
 }
 
-/* config.json, an index, and the attention role's tensors in a.safetensors, the FFN's in f.safetensors. */
+/* config.json, an index, and the attention role's tensors in a.safetensors, the FFN's in
+ * f.safetensors. */
 static inline void write_tiny_sharded(const char *dir)
 {
 	char index[4096];
@@ -127,7 +139,8 @@ static inline void write_tiny_sharded(const char *dir)
 
 	used += (size_t)sprintf(index, "{\"metadata\":{\"total_size\":1},\"weight_map\":{");
 	for (i = 0; i < TINY_ALL; i++)
-		used += (size_t)sprintf(index + used, "%s\"%s\":\"%s.safetensors\"", i ? "," : "", tiny_tensors[i].name,
+		used += (size_t)sprintf(index + used, "%s\"%s\":\"%s.safetensors\"", i ? "," : "",
+					tiny_tensors[i].name,
 					i < TINY_ATTENTION ? "a" : "f");
 	sprintf(index + used, "}}");
 	write_text(dir, "config.json", TINY_CONFIG);

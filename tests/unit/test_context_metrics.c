@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Metrics: the text is what a Prometheus scraper reads, whatever the labels, the locale and the threads.
+ * Metrics: the text is what a Prometheus scraper reads, whatever the labels, the locale and the
+ * threads.
  */
 #include <stdarg.h>
 #include <setjmp.h>
@@ -18,8 +19,10 @@
 
 static const double bounds[] = { 1, 2.5 };
 static const struct afd__metric_family rows = { "afd_rows_total", "Rows.", AFD__COUNTER, NULL, 0 };
-static const struct afd__metric_family peers = { "afd_peers", "Peers that\njoined \\ now.", AFD__GAUGE, NULL, 0 };
-static const struct afd__metric_family passes = { "afd_rows_per_pass", "Rows in a pass.", AFD__HISTOGRAM, bounds, 2 };
+static const struct afd__metric_family peers = { "afd_peers", "Peers that\njoined \\ now.",
+	AFD__GAUGE, NULL, 0 };
+static const struct afd__metric_family passes = { "afd_rows_per_pass", "Rows in a pass.",
+	AFD__HISTOGRAM, bounds, 2 };
 
 static afd_context *ctx;
 static char text[4096];
@@ -45,7 +48,9 @@ static void expect(const char *wanted)
 
 static void a_family_has_one_help_and_type_for_all_its_series(void **state)
 {
-	struct afd__metric *a = afd__metric_add(ctx, &rows, "peer=\"shm:a\""), *b = afd__metric_add(ctx, &rows, "peer=\"shm:b\"");
+	struct afd__metric *a = afd__metric_add(ctx, &rows,
+						"peer=\"shm:a\""), *b = afd__metric_add(ctx, &rows,
+											"peer=\"shm:b\"");
 
 	afd__metric_add(ctx, &peers, "");
 	afd__metric_count(a, 3);
@@ -71,7 +76,8 @@ static void a_histogram_has_cumulative_buckets_sum_and_count(void **state)
 
 static void objects_with_the_same_labels_share_a_series(void **state)
 {
-	struct afd__metric *a = afd__metric_add(ctx, &rows, ""), *b = afd__metric_add(ctx, &rows, "");
+	struct afd__metric *a = afd__metric_add(ctx, &rows, ""), *b = afd__metric_add(ctx, &rows,
+										      "");
 
 	afd__metric_count(a, 1);
 	afd__metric_count(b, 1);
@@ -177,7 +183,8 @@ static void counts_of_several_threads_add_up_while_a_text_is_rendered(void **sta
 	for (i = 0; i < N_THREADS; i++)
 		pthread_join(threads[i], NULL);
 	afd_context_metrics(ctx, text, sizeof(text));
-	snprintf(wanted, sizeof(wanted), "afd_rows_per_pass_sum %d\nafd_rows_per_pass_count %d\n", 2 * N_THREADS * N_COUNTS,
+	snprintf(wanted, sizeof(wanted), "afd_rows_per_pass_sum %d\nafd_rows_per_pass_count %d\n",
+		 2 * N_THREADS * N_COUNTS,
 		 N_THREADS * N_COUNTS);
 	assert_non_null(strstr(text, wanted));
 }

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Built as C11 and as C++11 against an installed copy that was moved: links, and the library answers for its version. */
+/* Built as C11 and as C++11 against an installed copy that was moved: links, and the library
+ * answers for its version. */
 #include <stdio.h>
 #include <string.h>
 
@@ -18,7 +19,8 @@ int main(void)
 		return 1;
 	}
 	afd_context_destroy(ctx);
-	snprintf(version, sizeof version, "%d.%d.%d", AFD_VERSION_MAJOR, AFD_VERSION_MINOR, AFD_VERSION_PATCH);
+	snprintf(version, sizeof version, "%d.%d.%d", AFD_VERSION_MAJOR, AFD_VERSION_MINOR,
+		AFD_VERSION_PATCH);
 	printf("header %s, library %s\n", version, afd_version());
 	return strcmp(version, afd_version()) != 0;
 }
