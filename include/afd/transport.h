@@ -8,9 +8,9 @@
  * this header. A host that keeps its own attention sends frames itself: _begin once per step, then
  * per layer and lane _dispatch and _collect.
  *
- * Addresses: "loop:NAME" inside one context, "shm:NAME" between processes of one user on one host.
- * NAME is 1 to 80 of [A-Za-z0-9._-]. A name is free again the moment its listener is gone, however
- * it went.
+ * Addresses: "loop:NAME" inside one context, "shm:NAME" between processes of one user on one host
+ * (and in one network namespace). NAME is 1 to 80 of [A-Za-z0-9._-]. A name is free again the
+ * moment its listener is gone, however it went.
  *
  * Deadlines count silence, not work: a peer that computes sends beats. A peer that died is noticed
  * within one second. Once a link has failed it stays failed; the first cause is kept and named.
@@ -34,57 +34,55 @@ enum afd_gate { AFD_GATE_ATTENTION = 1, AFD_GATE_FFN = 2 };
 
 struct afd_transport_params {
 	size_t size;
-	const char *const *listen;  /* FFN side: addresses to listen at; with n_listen */
-	const char *const *connect; /* attention side: addresses of all FFN peers, in any order;
-	                               with n_connect. Either listen, or connect or group. Together
-	                               they hold all shards of one way of sharding, each once */
+	/* Either listen (FFN side), or connect or group (attention side). */
+	const char *const *listen;  /* [n_listen] addresses to listen at */
+	const char *const *connect; /* [n_connect] addresses of all FFN peers, in any order */
 	uint32_t n_listen;
 	uint32_t n_connect;
-	uint32_t lanes;              /* attention side: micro-batches that overlap, 1 ..
-	                                AFD_MAX_LANES; 0 means 1 */
-	uint32_t max_rows;           /* rows in one part of a frame, 1 .. 65536; 0 means 512; the
-	                                smaller side wins */
-	int32_t to_ffn_dtype;        /* enum afd_dtype of x on the wire; 0: the contract's. FFN
-	                                side: 0 accepts any, else only this */
-	int32_t to_attention_dtype;  /* of y, the same way */
-	int32_t gate;                /* enum afd_gate, attention side; 0 means AFD_GATE_ATTENTION */
-	uint32_t max_peers;          /* FFN side: attention peers at once, 1 .. 1024; 0 means 64 */
-	uint32_t deadline_ms;        /* the longest silence of a peer that owes us a reply; 0 means
-	                                5000 */
-	uint32_t connect_timeout_ms; /* attention side: a server that is not up yet is waited for
-	                                until then; 0 means 10000 */
-	uint32_t spin_us;            /* how long a wait spins before it sleeps; 0 means 50;
-	                                UINT32_MAX: it does not spin */
-	uint32_t n_layers;           /* FFN side: layers held, from first_layer on; 0 means all of
-	                                the contract's */
-	uint32_t first_layer;
-	uint32_t _pad;               /* 0 */
-	struct afd_shard shard;      /* FFN side: the part of each layer that is held; all 0: all of
-	                                it. Peers are told the experts and widths that it means */
-	const char *group;           /* attention side: ranks of one attention group exchange their
-	                                partial results. Rank 0 listens at this address, rank i at
-	                                the same with ".i" after it, and each connects to those of
-	                                lower rank. NULL: no group */
-	uint32_t group_index;        /* this rank, below group_size */
-	uint32_t group_size;         /* ranks, 2 .. 64; 0 or 1: no group */
+	uint32_t lanes; /* attention side: batches that overlap, 1 .. AFD_MAX_LANES; 0 means 1 */
+	uint32_t max_rows; /* rows of one part, 1 .. 65536; 0 means 512; the smaller side wins */
+	/* enum afd_dtype of x on the wire. Attention side: 0 means the contract's. FFN side: 0
+	 * accepts any, else only this */
+	int32_t to_ffn_dtype;
+	int32_t to_attention_dtype; /* of y, the same way */
+	int32_t gate;               /* attention side: enum afd_gate; 0 means AFD_GATE_ATTENTION */
+	uint32_t max_peers;         /* FFN side: peers at once, 1 .. 1024; 0 means 64 */
+	uint32_t deadline_ms; /* the longest silence of a peer that owes a reply; 0 means 5000 */
+	/* Attention side: a server that is not up yet is waited for until then; 0 means 10000. */
+	uint32_t connect_timeout_ms;
+	/* How long a wait spins before it sleeps; 0 means 50; UINT32_MAX: it does not spin. */
+	uint32_t spin_us;
+	uint32_t n_layers;    /* FFN side: layers held, 0 means all of the contract's */
+	uint32_t first_layer; /* FFN side: from this one on */
+	uint32_t _pad;        /* 0 */
+	/* FFN side: the part of each layer that is held; all 0: all of it. The FFN peers that an
+	 * attention peer connects to hold all shards of one way of sharding, each once. */
+	struct afd_shard shard;
+	/* Attention side: ranks of one attention group exchange their partial results. Rank 0
+	 * listens at this address, rank i at the same with ".i" after it, and each connects to
+	 * those of lower rank. NULL: no group */
+	const char *group;
+	uint32_t group_index; /* this rank, below group_size */
+	uint32_t group_size;  /* ranks, 2 .. 64; 0 or 1: no group */
 };
 
 /*
  * Makes a transport: starts to listen, or starts to connect. Never blocks: connecting finishes in
- * _poll or _wait. The contract and the params are copied.
+ * _poll or _wait. The contract and the params are copied. Fields of the other side are ignored, but
+ * for shard and group.
  *
  *   -EINVAL      neither or both sides, a bad address, a field out of range, a contract without
  *                sizes
  *   -ENOSYS      the address names a transport that is not part of this build
  *   -EADDRINUSE  somebody listens there
  *   -ENOTSUP     AFD_DTYPE_FP8 (not in this version)
+ *   -ENODEV      the machine cannot: shm: without memfd
  *   -E2BIG, -ENOMEM, -EIO
  */
 AFD_API int afd_transport_create(afd_transport **out, afd_context *ctx,
-				 const struct afd_contract *contract,
-				 const struct afd_transport_params *params);
+	const struct afd_contract *contract, const struct afd_transport_params *params);
 
-/* Says goodbye to the peers, closes the links, frees. Never blocks for longer than 100 ms. */
+/* Says goodbye to the peers, closes the links, frees. Does not wait. Stages go before. */
 AFD_API void afd_transport_destroy(afd_transport *net);
 
 /*
@@ -93,35 +91,34 @@ AFD_API void afd_transport_destroy(afd_transport *net);
  *
  *   -ETIMEDOUT     a peer did not come up within connect_timeout_ms, or was silent for deadline_ms
  *                  while it owed a reply
- *   -EPROTO        a peer disagrees; the text says field, both values and the address
- *   -ECONNRESET    a peer died or left (attention side; on the FFN side a lost peer is not an
- *                  error)
+ *   -EPROTO        a peer disagrees or refuses; the text says field, both values and the address.
+ *                  Or the FFN peers do not hold every shard: the text says which is missing
+ *   -ENOTSUP       two FFN peers hold the same shard (replicas are not in this version): both named
+ *   -ECONNRESET    a peer died or left (attention side; on the FFN side a lost peer is no error)
  */
 AFD_API int afd_transport_poll(afd_transport *net);
 
-/* _poll until it returns 1 or an error; timeout_ms 0 means connect_timeout_ms. -ETIMEDOUT: says who
- * is missing. */
+/* _poll until it returns 1 or an error; returns that. timeout_ms 0 means connect_timeout_ms.
+ * -ETIMEDOUT: says who is missing, and nothing has changed. */
 AFD_API int afd_transport_wait(afd_transport *net, int32_t timeout_ms);
 
 /*
- * For a host's event loop: the descriptor becomes readable when _poll has something to do, after a
- * _poll that left nothing undone; _poll must also be called when the timeout has passed (-1: none).
- * The descriptor is the library's.
+ * For a host's event loop: the descriptor becomes readable when _poll (or _collect) has something
+ * to do, after one that left nothing undone; it must also be called when the timeout has passed
+ * (-1: none). The descriptor is the library's.
  */
 AFD_API int afd_transport_fd(const afd_transport *net);
 AFD_API int32_t afd_transport_timeout_ms(const afd_transport *net);
 
 /* ---- a host's own attention ---- */
 
-/* What opens a step. All peers are told the rows of each lane, so that they know whom to wait for;
- * in an attention group FFN peers are told this rank's share of them. */
+/* What opens a step. Peers are told the rows of each lane, so that they know whom to wait for; in an
+ * attention group FFN peers are told this rank's share of them. */
 struct afd_step_params {
 	size_t size;
-	uint32_t n_rows[AFD_MAX_LANES]; /* rows of each lane in this step; 0 for an empty or unused
-	                                   lane */
+	uint32_t n_rows[AFD_MAX_LANES]; /* of each lane in this step; 0: an empty or unused lane */
 	uint32_t flags;                 /* 0 */
-	uint8_t trace_id[16];           /* passed through to the peers' spans and logs; all zero:
-	                                   none */
+	uint8_t trace_id[16];           /* passed through to the peers; all zero: none */
 	uint32_t _pad;                  /* 0 */
 };
 
@@ -129,41 +126,43 @@ struct afd_step_params {
  * error. */
 struct afd_frame {
 	size_t size;
-	int32_t layer;           /* 0 .. n_layers-1 */
-	int32_t lane;            /* 0 .. lanes-1 */
-	uint32_t n_rows;         /* 0 is legal: nothing crosses, and _collect returns 1 */
-	int32_t x_dtype;         /* of x in memory; 0 means f32. Rounded to the wire dtype when it
-	                            is another */
-	int32_t y_dtype;         /* of y in memory; 0 means f32 */
-	uint32_t _pad;           /* 0 */
-	const void *x;           /* [n_rows][hidden_size], rows x_row_bytes apart */
-	void *y;                 /* [n_rows][hidden_size], rows y_row_bytes apart; may be x when
-	                            dtypes are equal. With several FFN peers their partial results
-	                            are added here in the order of their shards: y is f32, and not x */
-	size_t x_row_bytes;      /* 0 means hidden_size numbers */
+	int32_t layer;   /* 0 .. n_layers-1 */
+	int32_t lane;    /* 0 .. lanes-1 */
+	uint32_t n_rows; /* 0 is legal: nothing crosses, and _collect returns 1 */
+	int32_t x_dtype; /* of x in memory; 0 means f32. Rounded if the wire has another */
+	int32_t y_dtype; /* of y in memory; 0 means f32 */
+	uint32_t _pad;   /* 0 */
+	const void *x;   /* [n_rows][hidden_size], rows x_row_bytes apart */
+	/* [n_rows][hidden_size], rows y_row_bytes apart; may be x when dtypes are equal. With
+	 * several FFN peers their partial results are added here in the order of their shards: then
+	 * y is f32, and not x */
+	void *y;
+	size_t x_row_bytes; /* 0 means hidden_size numbers */
 	size_t y_row_bytes;
-	const int32_t *ids;      /* [n_rows][top_k] experts of each row, of a layer with experts
-	                            when the gate is on the attention side; else not read */
-	const float *weights;    /* [n_rows][top_k], with ids */
+	/* [n_rows][top_k] experts of each row, of a layer with experts when the gate is on the
+	 * attention side; else not read */
+	const int32_t *ids;
+	const float *weights; /* [n_rows][top_k], with ids */
 };
 
 /*
  * Opens a step. -EINVAL while frames of the last one are out, -EAGAIN before all peers have joined,
- * or the link's error. A host that gives a step up in the middle calls _cancel: replies that are
- * still out are dropped when they come.
+ * or the link's error. A host that gives a step up in the middle calls _cancel: its frames end, and
+ * replies that are still out are dropped when they come.
  */
 AFD_API int afd_transport_begin(afd_transport *net, const struct afd_step_params *params);
 AFD_API int afd_transport_cancel(afd_transport *net);
 
 /* Sends a frame: all rows to all FFN peers; with ids a row goes only to those that hold one of its
- * experts, or a part of shared ones. Parts of more than max_rows rows follow in _poll. -EBUSY when
- * the lane has a frame out. */
+ * experts, or a part of shared ones. Parts of more than max_rows rows follow in _poll and _collect.
+ * -EBUSY when the lane has a frame out, or a stage has the transport. */
 AFD_API int afd_transport_dispatch(afd_transport *net, const struct afd_frame *frame);
 
-/* Makes progress. 1: y of the lane's frame is complete; 0: not yet; or the error that ended it. */
+/* Makes progress. 1: y of the lane's frame is complete; 0: not yet; or the error that ended it: the
+ * link's, or one of the FFN's own for this frame, after which the link goes on. */
 AFD_API int afd_transport_collect(afd_transport *net, int32_t lane);
 
-/* _dispatch, then _collect until done. The deadline is the transport's. */
+/* _dispatch, then _collect until done; returns 0. The deadline is the transport's. */
 AFD_API int afd_transport_exchange(afd_transport *net, const struct afd_frame *frame);
 
 /* ---- looking ---- */
@@ -171,39 +170,41 @@ AFD_API int afd_transport_exchange(afd_transport *net, const struct afd_frame *f
 enum afd_peer_state {
 	AFD_PEER_CONNECTING = 1,
 	AFD_PEER_JOINED = 2,
-	AFD_PEER_LEFT = 3,
+	AFD_PEER_LEFT = 3, /* with a goodbye */
 	AFD_PEER_LOST = 4,
 };
 
 struct afd_peer_info {
 	size_t size;
-	char address[128];   /* as given to connect; on the FFN side the address it came by, with
-	                        #number */
-	char version[16];    /* the peer's library */
-	char device[16];     /* "avx512", "avx2", "c", or a device kind */
-	int32_t state;       /* enum afd_peer_state */
+	char address[128]; /* as given to connect; FFN side: the address it came by, with #number */
+	char version[16];  /* the peer's library */
+	char device[16];   /* "avx512", "avx2", "c", or a device kind */
+	int32_t state;     /* enum afd_peer_state */
 	int32_t to_ffn_dtype, to_attention_dtype;
 	uint32_t lanes, max_rows;
 	uint32_t _pad;
-	uint64_t n_parts;       /* parts of frames sent to it */
-	uint64_t n_rows;        /* rows sent to it */
+	uint64_t n_parts;       /* parts of frames sent to it, or answered (FFN side) */
+	uint64_t n_rows;        /* rows of these */
 	uint64_t n_resent_rows; /* of these, sent a second time */
 	uint64_t weights[2];    /* fingerprint that the FFN side states; 0, 0: unknown */
 	int32_t role;           /* enum afd_role of the peer */
-	uint32_t rank, n_ranks; /* of an FFN peer: its shard; of one of our attention group: its
-	                           rank there; else 0 of 0, also before it has joined */
+	/* Of an FFN peer its shard, of one of our attention group its rank there; else 0 of 0, also
+	 * before it has joined. */
+	uint32_t rank, n_ranks;
 	uint32_t _pad2;
 };
 
-/* Peers that this transport has or had. FFN side: in order of joining. Attention side: FFN peers in
- * the order of connect, then the other ranks of the group. -ENOENT beyond the last. */
+/* Peers that this transport has or had. Attention side: in the order of connect, then the other
+ * ranks of the group. FFN side: those
+ * that have gone, the latest max_peers of them, then those that are joined, in order of joining.
+ * -ENOENT beyond the last. */
 AFD_API int afd_transport_peer(const afd_transport *net, uint32_t index,
-			       struct afd_peer_info *info);
+	struct afd_peer_info *info);
 
 /* The address that listen[index] became; NUL-terminated. -ENOENT beyond the last, -ENOSPC when it
  * does not fit. */
 AFD_API int afd_transport_address(const afd_transport *net, uint32_t index, char *buffer,
-				  size_t capacity);
+	size_t capacity);
 
 #ifdef __cplusplus
 }

@@ -193,6 +193,26 @@ static int answer_hello(struct afd__link *link)
 	return 1;
 }
 
+static int refused(const struct afd__link *link)
+{
+	const struct afd__hello *said = link->said;
+
+	return afd__error(-EPROTO, "%s refuses: %s is %s there, %s here%s%s", link->who, said->field,
+		said->refuser_value, said->refused_value, said->text[0] ? ": " : "", said->text);
+}
+
+/* A peer that does not like our welcome says so and hangs up, perhaps before we have bound. */
+static int bind_accepted(struct afd__link *link)
+{
+	int rc = bind_slots(link, 1);
+
+	if (rc != -ECONNRESET)
+		return rc;
+	if (receive_message(link) == 1 && link->said->kind == AFD__REFUSAL)
+		return refused(link);
+	return afd__error(-ECONNRESET, "%s is gone", link->who);
+}
+
 static int take_ready(struct afd__link *link, uint64_t now)
 {
 	int rc = receive_message(link);
@@ -200,9 +220,7 @@ static int take_ready(struct afd__link *link, uint64_t now)
 	if (rc != 1)
 		return rc;
 	if (link->said->kind == AFD__REFUSAL)
-		return afd__error(-EPROTO, "%s refuses: %s is %s there, %s here%s%s", link->who,
-			link->said->field, link->said->refuser_value, link->said->refused_value,
-			link->said->text[0] ? ": " : "", link->said->text);
+		return refused(link);
 	if (link->said->kind != AFD__READY)
 		return afd__error(-EPROTO, "handshake: message kind is %u, must be %d",
 			link->said->kind, AFD__READY);
@@ -225,7 +243,7 @@ static int advance_accepted(struct afd__link *link, uint64_t now)
 			link->phase = AFD__LINK_BINDING;
 		return rc;
 	case AFD__LINK_BINDING:
-		rc = bind_slots(link, 1);
+		rc = bind_accepted(link);
 		if (rc == 1)
 			link->phase = AFD__LINK_READY;
 		return rc;

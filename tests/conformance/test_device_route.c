@@ -159,7 +159,7 @@ static void neither_neighbours_nor_threads_show(void **state)
 	rig_fill(&source, bias, MAX_EXPERTS, 0.3f);
 	for (size_t i = 0; i < N_CASES; i++) {
 		const struct route_case *c = &cases[i];
-		uint32_t row = 3 + (uint32_t)i, n = 1 + (uint32_t)i * 2;
+		uint32_t row = 12 - (uint32_t)i, n = 1 + (uint32_t)i * 2;
 
 		rig_fill(&source, logits, MAX_ROWS * c->n_experts, 1);
 		route(c, logits, bias, MAX_ROWS, 2, &all);

@@ -143,6 +143,43 @@ static bool has_experts(const struct golden *g)
 	return false;
 }
 
+/* ---- in place ---- */
+
+static void check_in_place(const struct golden *g, const char *dir, const struct afd_shard *shard)
+{
+	struct afd_model_params params = { .size = sizeof(params),
+		.weights = AFD_WEIGHTS_IN_PLACE };
+	struct afd_ffn_stats packed = { .size = sizeof(packed) }, lent = { .size = sizeof(lent) };
+	size_t n = (size_t)N_ROWS * g->hidden;
+	float y[N_ROWS * MAX_HIDDEN], in_place[N_ROWS * MAX_HIDDEN];
+	double expected[N_ROWS * MAX_HIDDEN], nmse;
+	afd_ffn *ffn = routed_stage(g->model, shard, 0), *other;
+	afd_model *model;
+
+	assert_int_equal(afd_model_open(&model, ctx, dir, &params), 0);
+	other = routed_stage(model, shard, 0);
+	for (uint32_t layer = 0; layer < g->n_layers; layer++) {
+		routed_forward(ffn, layer, N_ROWS, g->x, NULL, NULL, 0, y);
+		routed_forward(other, layer, N_ROWS, g->x, NULL, NULL, 0, in_place);
+		for (size_t i = 0; i < n; i++)
+			expected[i] = y[i];
+		nmse = nmse_of(in_place, expected, n);
+		if (!(nmse <= 1e-10))
+			fail_msg("in place: layer %u: NMSE %g, limit 1e-10", layer, nmse);
+	}
+	assert_int_equal(afd_ffn_stats(ffn, &packed), 0);
+	assert_int_equal(afd_ffn_stats(other, &lent), 0);
+	assert_memory_equal(packed.weights, lent.weights, sizeof(packed.weights));
+	assert_int_equal(packed.stored_bytes, lent.stored_bytes);
+	/* Experts that lie apart are packed all the same; what lies in a stack is not. */
+	assert_true(lent.weight_bytes <= packed.weight_bytes);
+	if (!shard && strstr(dir, "fused"))
+		assert_true(lent.weight_bytes < packed.weight_bytes / 2);
+	afd_ffn_destroy(other);
+	afd_ffn_destroy(ffn);
+	afd_model_close(model);
+}
+
 /* ---- one checkpoint ---- */
 
 static void check_checkpoint(void **state)
@@ -164,6 +201,8 @@ static void check_checkpoint(void **state)
 		if (shardings[i].n_ep == 1 || has_experts(&g))
 			check_sharding(&g, &shardings[i]);
 	}
+	check_in_place(&g, *state, NULL);
+	check_in_place(&g, *state, &(struct afd_shard){ 1, 2, 0, 1 });
 	teardown_golden(&g);
 }
 
