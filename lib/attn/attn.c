@@ -59,6 +59,7 @@ static int check_later(const struct afd_attn *attn, const struct afd__exchange_i
 
 static int take_net(struct afd_attn *attn, const struct afd__exchange_info *info)
 {
+	struct afd_peer_info peer = { .size = sizeof(peer) };
 	int rc;
 
 	if (info->ctx != attn->ctx)
@@ -71,6 +72,8 @@ static int take_net(struct afd_attn *attn, const struct afd__exchange_info *info
 	rc = rc ? rc : check_later(attn, info);
 	rc = rc ? rc : afd__transport_own(attn->net, attn);
 	attn->owns_net = !rc;
+	rc = rc ? rc : afd_transport_peer(attn->net, 0, &peer);
+	memcpy(attn->peer, peer.address, sizeof(attn->peer));
 	return rc;
 }
 

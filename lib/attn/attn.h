@@ -90,6 +90,7 @@ struct afd_attn {
 	struct afd__device *device;
 	int32_t owns_device; /* the FFN's else */
 	int32_t owns_net, owns_ffn;
+	char peer[128]; /* address of the FFN peer, for spans */
 	struct afd__queue queue;
 	int epoll_fd;
 

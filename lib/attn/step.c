@@ -135,7 +135,7 @@ int afd_attn_cancel(afd_attn *attn)
 /* ---- spans ---- */
 
 static void report(const struct afd_attn *attn, const char *name, uint64_t start_ns,
-	uint64_t end_ns, int32_t lane)
+	uint64_t end_ns, int32_t lane, bool at_peer)
 {
 	const struct afd__lane *l = lane < 0 ? NULL : &attn->step.lanes[lane];
 	const struct afd_span span = {
@@ -146,6 +146,7 @@ static void report(const struct afd_attn *attn, const char *name, uint64_t start
 		.layer = l ? (int32_t)l->layer : -1,
 		.lane = lane,
 		.n_rows = l ? l->n_rows : attn->step.head_rows,
+		.peer = attn->net && at_peer ? attn->peer : NULL,
 	};
 
 	afd__span(attn->ctx, &span);
@@ -188,7 +189,7 @@ static int look_at_attention(struct afd_attn *attn)
 			lane->start_ns = attn->step.free_ns;
 		attn->step.free_ns = lane->computed_ns;
 		attn->attention_ns += lane->computed_ns - lane->start_ns;
-		report(attn, "attention", lane->start_ns, lane->computed_ns, index);
+		report(attn, "attention", lane->start_ns, lane->computed_ns, index, false);
 	}
 	return 0;
 }
@@ -200,11 +201,11 @@ static void return_lane(struct afd_attn *attn, uint32_t index)
 	struct afd__lane *lane = &step->lanes[index];
 	uint64_t now = afd__now_ns();
 
-	report(attn, "ffn", lane->computed_ns, now, (int32_t)index);
+	report(attn, "ffn", lane->computed_ns, now, (int32_t)index, true);
 	if (attn->ffn)
 		attn->ffn_ns += now - lane->computed_ns;
 	if (step->wait_ns) {
-		report(attn, "wait", step->wait_ns, now, (int32_t)index);
+		report(attn, "wait", step->wait_ns, now, (int32_t)index, true);
 		attn->wait_ns += now - step->wait_ns;
 		step->wait_ns = 0;
 	}
@@ -373,7 +374,7 @@ static int poll_head(struct afd_attn *attn)
 			return rc;
 		now = afd__now_ns();
 		attn->attention_ns += now - step->head_ns;
-		report(attn, "head", step->head_ns, now, -1);
+		report(attn, "head", step->head_ns, now, -1, false);
 		step->head_row += step->head_rows;
 		step->head_rows = 0;
 		step->moved = 1;
