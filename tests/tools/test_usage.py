@@ -82,7 +82,6 @@ class Usage(Case):
             self.refuse("afd-generate", [*GENERATE, *flag], *flag, "not in this version")
         for flag in (["--wire-dtype", "fp8"], ["--wire-dtype", "bf16:fp8"], ["--kv-dtype", "fp8"]):
             self.refuse("afd-generate", [*GENERATE, *flag], *flag, "not in this version")
-        self.refuse("afd-generate", [*GENERATE, "--ffn", "shm:a", "--ffn", "shm:b"], "--ffn", "not in this version")
         for flag in (["--key", "/dev/null"], ["--tls"], ["--device", "cuda:1"], ["--wire-dtype", "fp8"]):
             self.refuse("afd-serve-ffn", [*SERVE, *flag], *flag, "not in this version")
 
