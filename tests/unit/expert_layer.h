@@ -16,7 +16,8 @@ enum { HIDDEN = 136, WIDTH = 96, N_EXPERTS = 3, BLOCKS = 2 };
 
 #define MOE_OF(type, width) \
 	"{\"model_type\":\"" type "\",\"hidden_size\":136,\"num_hidden_layers\":1,\"vocab_size\":5," \
-	"\"num_attention_heads\":2,\"head_dim\":4,\"num_experts\":3,\"num_experts_per_tok\":2,\"moe_intermediate_size\":" width "," \
+	"\"num_attention_heads\":2,\"head_dim\":4,\"num_experts\":3,\"num_experts_per_tok\":2," \
+	"\"moe_intermediate_size\":" width "," \
 	"\"mlp_only_layers\":[]}"
 #define MOE MOE_OF("qwen3_moe", "96")
 #define AFMOE "{\"model_type\":\"afmoe\",\"hidden_size\":136,\"num_hidden_layers\":1,\"vocab_size\":5,\"num_attention_heads\":2," \

@@ -256,7 +256,8 @@ static void a_contract_of_dense_layers_has_no_experts(void **state)
 	lend(&lent, AFD_DTYPE_F32, HIDDEN, 0, 0, "model.norm.weight");
 	open_model(
 		"{\"model_type\":\"qwen3_moe\",\"hidden_size\":136,\"num_hidden_layers\":1,\"vocab_size\":5,"
-		"\"num_attention_heads\":2,\"head_dim\":4,\"num_experts\":3,\"num_experts_per_tok\":2,\"moe_intermediate_size\":96,\"intermediate_size\":9,"
+		"\"num_attention_heads\":2,\"head_dim\":4,\"num_experts\":3,\"num_experts_per_tok\":2,"
+		"\"moe_intermediate_size\":96,\"intermediate_size\":9,"
 		"\"mlp_only_layers\":[0]}");
 	assert_int_equal(afd_model_contract(model, &c), 0);
 	assert_int_equal(c.n_experts, 0);
