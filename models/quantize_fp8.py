@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Quantise a checkpoint to block FP8 in the layout in which Qwen3-*-FP8 is published.
 
-Each matrix of a layer becomes e4m3 with one scale per block of 128 x 128, counted from the top left,
-so the last block of a row or column may be shorter; the scale is what a code is multiplied by,
-whatever its name (weight_scale_inv) says. Embedding, head, norms, biases and routers stay as they
+Each matrix of a layer becomes e4m3 with one scale per block of 128 x 128, counted from the top
+left, so the last block of a row or column may be shorter; the scale is what a code is multiplied
+by, whatever its name (weight_scale_inv) says. Embedding, head, norms, biases and routers stay as they
 are. Files keep their names and their division into shards.
 
   quantize_fp8.py IN_DIR OUT_DIR [--scale f32|bf16|f16]
@@ -40,9 +40,9 @@ def scale_name(name):
 
 
 def quantize(weight, scale_dtype):
-    """weight [...][rows][columns] -> the same in e4m3, scales [...][ceil(rows/128)][ceil(columns/128)]
+    """weight [...][rows][columns] -> the same in e4m3, and scales, one per block.
 
-    Codes are those of the scale as stored, not of the exact one.
+    Scales are [...][ceil(rows / 128)][ceil(columns / 128)]. Codes are those of the scale as stored, not of the exact one.
     """
     rows, columns = weight.shape[-2:]
     padded = torch.nn.functional.pad(weight.float(), (0, -columns % BLOCK, 0, -rows % BLOCK))

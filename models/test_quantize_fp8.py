@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""quantize_fp8.py writes the published layout, stays near the weights and refuses what it cannot do.
+"""quantize_fp8.py writes the published layout, near the weights, and refuses what it cannot do.
 
 Run it as a program; it needs torch and safetensors. No test loads a model.
 """
