@@ -36,6 +36,14 @@ static struct lossy *of(struct afd__wire *wire)
 	return wire->state;
 }
 
+void lossy_begin(int side)
+{
+	lossy_plan.drop = lossy_plan.garble = lossy_plan.garble_at = lossy_plan.cut = 0;
+	lossy_plan.delay_ms = lossy_plan.silent_from = 0;
+	lossy_plan.n_sent[LOSSY_ATTENTION] = lossy_plan.n_sent[LOSSY_FFN] = 0;
+	lossy_plan.side = side;
+}
+
 void lossy_add(struct afd_context *ctx)
 {
 	ctx->test_transport = &lossy_transport;

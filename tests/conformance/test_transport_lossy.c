@@ -26,12 +26,6 @@ static afd_transport *lossy_client(uint32_t max_rows)
 	return join(&server, &params);
 }
 
-static void plan(int side)
-{
-	memset(&lossy_plan, 0, sizeof(lossy_plan));
-	lossy_plan.side = side;
-}
-
 /* One frame; its result, after at most two seconds. */
 static int exchange(afd_transport *net, uint32_t n_rows)
 {
@@ -52,7 +46,7 @@ static void expect_that_a_new_client_is_served(void)
 {
 	afd_transport *net;
 
-	plan(0);
+	lossy_begin(0);
 	net = lossy_client(0);
 	run_step(net, 3, 1);
 	afd_transport_destroy(net);
@@ -66,7 +60,7 @@ static void rows_that_come_late_are_right(void **state)
 
 	server_start(&server, NULL);
 	for (int side = LOSSY_ATTENTION; side <= LOSSY_FFN; side++) {
-		plan(side);
+		lossy_begin(side);
 		lossy_plan.delay_ms = 8;
 		net = lossy_client(5);
 		run_step(net, 21, side);
@@ -83,7 +77,7 @@ static void a_lost_request_is_an_error_by_the_deadline(void **state)
 
 	server_start(&server, NULL);
 	net = lossy_client(0);
-	plan(LOSSY_ATTENTION);
+	lossy_begin(LOSSY_ATTENTION);
 	lossy_plan.drop = FIRST_ROWS;
 	expect_error(exchange(net, 3), -ETIMEDOUT, "layer 1, lane 0, part 1 of 1");
 	afd_transport_destroy(net);
@@ -98,7 +92,7 @@ static void a_frame_behind_a_lost_one_is_refused_by_its_sequence(void **state)
 	server_start(&server, NULL);
 	for (unsigned lost = OPEN; lost <= FIRST_ROWS; lost++) {
 		net = lossy_client(4);
-		plan(LOSSY_ATTENTION);
+		lossy_begin(LOSSY_ATTENTION);
 		lossy_plan.drop = lost;
 		expect_error(exchange(net, 8), -ECONNRESET, "the FFN peer is gone");
 		rig_wait_logged(lost == OPEN ? "sequence is 2, must be 1: a frame was lost"
@@ -115,7 +109,7 @@ static void a_lost_reply_is_an_error_by_the_deadline(void **state)
 
 	server_start(&server, NULL);
 	net = lossy_client(4);
-	plan(LOSSY_FFN);
+	lossy_begin(LOSSY_FFN);
 	lossy_plan.drop = 2;
 	expect_error(exchange(net, 16), -ETIMEDOUT, "limit 200");
 	afd_transport_destroy(net);
@@ -123,27 +117,22 @@ static void a_lost_reply_is_an_error_by_the_deadline(void **state)
 	server_stop(&server);
 }
 
-static void a_lost_beat_is_no_loss(void **state)
+static void a_lost_beat_is_found_by_the_next_one(void **state)
 {
 	struct afd_frame frame = frame_of(1, 0, 2, x, y);
 	afd_transport *net;
 
 	server_start(&server, NULL);
 	net = lossy_client(0);
-	plan(LOSSY_FFN);
-	lossy_plan.drop = 2;
+	lossy_begin(LOSSY_FFN);
+	lossy_plan.drop = 1;
 	server.hold = 1;
-	fill_rows(x, 2, 1);
 	assert_int_equal(begin_step(net, 2), 0);
 	assert_int_equal(afd_transport_dispatch(net, &frame), 0);
-	for (uint64_t until = now_ms() + 90; now_ms() < until;) {
-		assert_int_equal(afd_transport_collect(net, 0), 0);
-		afd__transport_sleep(net, -1, 10);
-	}
-	assert_int_equal(lossy_plan.n_sent[LOSSY_FFN], 1);
-	server.hold = 0;
-	expect_done(net, 0);
+	expect_error(collect_within(net, 0, 2000), -EPROTO, "sequence is 2, must be 1");
 	afd_transport_destroy(net);
+	server.hold = 0;
+	expect_that_a_new_client_is_served();
 	server_stop(&server);
 }
 
@@ -153,7 +142,7 @@ static void a_peer_that_is_there_and_says_nothing_is_silent(void **state)
 
 	server_start(&server, NULL);
 	net = lossy_client(4);
-	plan(LOSSY_FFN);
+	lossy_begin(LOSSY_FFN);
 	lossy_plan.silent_from = 1;
 	expect_error(exchange(net, 16), -ETIMEDOUT, "limit 200");
 	afd_transport_destroy(net);
@@ -172,14 +161,14 @@ static void a_link_that_is_cut_anywhere_is_an_error_at_once(void **state)
 		for (unsigned cut = 1; cut <= 6; cut++) {
 			afd_transport *net = lossy_client(4);
 
-			plan(side);
+			lossy_begin(side);
 			lossy_plan.cut = cut;
 			start = now_ms();
 			rc = exchange(net, 40);
 			if (rc != -ECONNRESET)
 				fail_msg(
 					"side %d, slot %u: %d %s", side, cut, rc, afd_last_error());
-			assert_in_range(now_ms() - start, 0, DEADLINE_MS - 20);
+			assert_in_range(now_ms() - start, 0, 1000);
 			afd_transport_destroy(net);
 		}
 	}
@@ -198,7 +187,7 @@ static void a_garbled_header_gives_right_rows_or_an_error(void **state)
 		for (unsigned at = 0; at < 64; at++) {
 			afd_transport *net = lossy_client(8);
 
-			plan(side);
+			lossy_begin(side);
 			lossy_plan.garble = side == LOSSY_ATTENTION ? FIRST_ROWS : 1;
 			lossy_plan.garble_at = at;
 			rc = exchange(net, 8);
@@ -223,11 +212,11 @@ static void another_client_notices_nothing(void **state)
 	good = lossy_client(0);
 	for (unsigned at = 0; at < 44; at += 3) {
 		bad = lossy_client(8);
-		plan(LOSSY_ATTENTION);
+		lossy_begin(LOSSY_ATTENTION);
 		lossy_plan.garble = FIRST_ROWS;
 		lossy_plan.garble_at = at;
 		exchange(bad, 8);
-		plan(0);
+		lossy_begin(0);
 		run_step(good, 3, (int)at);
 		afd_transport_destroy(bad);
 	}
@@ -242,7 +231,7 @@ int main(int argc, char **argv)
 		RIG_TEST(a_lost_request_is_an_error_by_the_deadline),
 		RIG_TEST(a_frame_behind_a_lost_one_is_refused_by_its_sequence),
 		RIG_TEST(a_lost_reply_is_an_error_by_the_deadline),
-		RIG_TEST(a_lost_beat_is_no_loss),
+		RIG_TEST(a_lost_beat_is_found_by_the_next_one),
 		RIG_TEST(a_peer_that_is_there_and_says_nothing_is_silent),
 		RIG_TEST(a_link_that_is_cut_anywhere_is_an_error_at_once),
 		RIG_TEST(a_garbled_header_gives_right_rows_or_an_error),

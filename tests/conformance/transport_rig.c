@@ -71,7 +71,7 @@ int rig_begin(void **state)
 {
 	log_bytes = 0;
 	log_text[0] = '\0';
-	memset(&lossy_plan, 0, sizeof(lossy_plan));
+	lossy_begin(0);
 	rig_contract = (struct afd_contract){
 		.size = sizeof(rig_contract), .hidden_size = HIDDEN, .n_layers = LAYERS
 	};
