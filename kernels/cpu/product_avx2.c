@@ -4,6 +4,7 @@
  * bf16 these are one register, which a shift and a mask turn into two of floats. A tile is up to 6
  * rows: two with all columns, more with 12 accumulators for one half and then for the other.
  */
+#include "number.h"
 #include "product_drive.h"
 
 #include <immintrin.h>
@@ -134,20 +135,33 @@ INLINE void run_tile(const struct afd_k_tile *t, const int n_rows, const int dty
 
 /* ---- FP8: one block of a panel, as floats ---- */
 
+/* The seven low bits stand as an f16 whose exponent is 8 too small, denormals included. */
+INLINE void decode_half(const char *w, float *out)
+{
+	__m256i v = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)w));
+	const __m256 exponent = _mm256_set1_ps(256);
+
+	v = _mm256_and_si256(_mm256_slli_epi16(v, 7), _mm256_set1_epi16((short)0xbf80));
+	_mm256_store_ps(out,
+		_mm256_mul_ps(_mm256_cvtph_ps(_mm256_castsi256_si128(v)), exponent));
+	_mm256_store_ps(out + 8,
+		_mm256_mul_ps(_mm256_cvtph_ps(_mm256_extracti128_si256(v, 1)), exponent));
+}
+
 static void decode(const char *w, uint32_t n_k, float *out)
 {
-	const __m128i sign_and_magnitude = _mm_set1_epi16((short)0xbf80),
-		      magnitude = _mm_set1_epi16(0x3f80);
+	const __m256i sign = _mm256_set1_epi8((char)0x80), ones = _mm256_set1_epi8(-1);
 
-	/* The seven low bits stand as an f16 whose exponent is 8 too small, denormals included. */
-	for (size_t i = 0; i < (size_t)n_k * AFD_K_PANEL; i += 8) {
-		__m128i v = _mm_cvtepi8_epi16(_mm_loadl_epi64((const __m128i *)(w + i))), nan;
+	for (uint32_t k = 0; k < n_k; k++, w += AFD_K_PANEL, out += AFD_K_PANEL) {
+		__m256i line = _mm256_loadu_si256((const __m256i *)w), nan;
 
-		v = _mm_and_si128(_mm_slli_epi16(v, 7), sign_and_magnitude);
-		nan = _mm_cmpeq_epi16(_mm_and_si128(v, magnitude), magnitude);
-		v = _mm_or_si128(v, _mm_srli_epi16(nan, 1));
-		_mm256_store_ps(
-			out + i, _mm256_mul_ps(_mm256_cvtph_ps(v), _mm256_set1_ps(256)));
+		decode_half(w, out);
+		decode_half(w + 16, out + 16);
+		nan = _mm256_cmpeq_epi8(_mm256_or_si256(line, sign), ones);
+		if (__builtin_expect(!_mm256_testz_si256(nan, nan), 0)) {
+			for (int i = 0; i < AFD_K_PANEL; i++)
+				out[i] = afd_k_float_of_fp8((uint8_t)w[i]);
+		}
 	}
 }
 
@@ -170,33 +184,43 @@ INLINE void add_scaled(__m256 acc[][4], const struct afd_k_tile *t, const int n_
 	}
 }
 
-INLINE void run_decoded_half(const struct afd_k_tile *t, const int n_rows, const int half)
+INLINE void run_decoded(
+	const struct afd_k_tile *t, const int n_rows, const int half0, const int n_halves)
 {
-	const float *x = t->x, *w = (const float *)t->w + 8 * half;
+	const float *x = t->x, *w = (const float *)t->w + 8 * half0;
 	const char *ahead = t->prefetch;
-	__m256 acc[ROWS_MAX][4]; /* [n_rows][2] */
+	__m256 acc[ROWS_MAX][4]; /* [n_rows][2 * n_halves] */
 
 	UNROLL
-	for (int r = 0; r < n_rows; r++)
-		acc[r][0] = acc[r][1] = _mm256_setzero_ps();
+	for (int r = 0; r < n_rows; r++) {
+		UNROLL
+		for (int i = 0; i < 2 * n_halves; i++)
+			acc[r][i] = _mm256_setzero_ps();
+	}
 	for (uint32_t k = 0; k < t->n_k; k++) {
-		__m256 low = _mm256_load_ps(w), high = _mm256_load_ps(w + 16);
-
-		if (half == 0)
+		if (half0 == 0)
 			_mm_prefetch(ahead, _MM_HINT_T0);
 		UNROLL
-		for (int r = 0; r < n_rows; r++) {
-			__m256 b = _mm256_broadcast_ss(x + r * t->x_stride);
+		for (int h = 0; h < n_halves; h++) {
+			__m256 low = _mm256_load_ps(w + 8 * h), high = _mm256_load_ps(w + 8 * h + 16);
 
-			acc[r][0] = _mm256_fmadd_ps(b, low, acc[r][0]);
-			acc[r][1] = _mm256_fmadd_ps(b, high, acc[r][1]);
+			UNROLL
+			for (int r = 0; r < n_rows; r++) {
+				__m256 b = _mm256_broadcast_ss(x + r * t->x_stride);
+
+				acc[r][2 * h] = _mm256_fmadd_ps(b, low, acc[r][2 * h]);
+				acc[r][2 * h + 1] = _mm256_fmadd_ps(b, high, acc[r][2 * h + 1]);
+			}
 		}
 		x++;
 		w += AFD_K_PANEL;
 		ahead += AFD_K_PANEL;
 	}
-	add_scaled(acc, t, n_rows, 8 * half, 0);
-	add_scaled(acc, t, n_rows, 8 * half + 16, 1);
+	UNROLL
+	for (int h = 0; h < n_halves; h++) {
+		add_scaled(acc, t, n_rows, 8 * (half0 + h), 2 * h);
+		add_scaled(acc, t, n_rows, 8 * (half0 + h) + 16, 2 * h + 1);
+	}
 }
 
 #define ROWS(X, name, dtype) \
@@ -215,22 +239,26 @@ DTYPES(TILES)
 #define DECODED_TILE(rows, name, dtype) \
 	static void run_##rows##_##name(const struct afd_k_tile *t) \
 	{ \
-		run_decoded_half(t, rows, 0); \
-		run_decoded_half(t, rows, 1); \
+		if (rows <= 2) { \
+			run_decoded(t, rows, 0, 2); \
+			return; \
+		} \
+		run_decoded(t, rows, 0, 1); \
+		run_decoded(t, rows, 1, 1); \
 	}
 ROWS(DECODED_TILE, decoded, 0)
 
 #define ENTRY(rows, name, dtype) [rows] = run_##rows##_##name,
 #define ENTRIES(name, dtype)     [dtype] = { ROWS(ENTRY, name, dtype) },
 
-static const afd_k_tile_fn run_decoded[AFD_K_TILE_ROWS + 1] = { ROWS(ENTRY, decoded, 0) };
+static const afd_k_tile_fn decoded_tiles[AFD_K_TILE_ROWS + 1] = { ROWS(ENTRY, decoded, 0) };
 
 static const struct afd_k_tiles tiles = {
 	.direct_rows = ROWS_MAX,
 	.tile_rows = ROWS_MAX,
 	.single_block = AFD_K_BLOCK,
 	.run = { DTYPES(ENTRIES) },
-	.run_decoded = run_decoded,
+	.run_decoded = decoded_tiles,
 	.decode = decode,
 };
 
