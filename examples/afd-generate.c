@@ -87,11 +87,6 @@ static int check_flags(const struct flags *flags)
 	if (!flags->ids == !flags->batch)
 		return tool_fail(TOOL_USAGE, "--ids, --batch: %s given, limit one of them",
 			flags->ids ? "both" : "none");
-	if (flags->ffn.n_items > 1)
-		return tool_fail(TOOL_USAGE,
-			"--ffn: %" PRIu32
-			" peers, limit 1: shards and replicas are not in this version",
-			flags->ffn.n_items);
 	return TOOL_DONE;
 }
 

@@ -1,77 +1,199 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * afd-inspect: what is in a checkpoint, and what each role of it weighs. Reads config.json and the
- * headers of the tensor files only; no weight is touched.
+ * afd-inspect: what is in a checkpoint, and what each shard of each role of it will hold. Reads
+ * config.json and the headers of the tensor files only; no weight is touched.
  */
 #include <inttypes.h>
 #include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
 
 #include <afd/afd.h>
 
 #include "tool/json.h"
 #include "tool/stage.h"
 
-static const struct {
-	int32_t role;
-	const char *name;
-} roles[] = {
-	{ AFD_ROLE_ATTENTION, "attention" },
-	{ AFD_ROLE_FFN, "ffn" },
+struct layout {
+	uint32_t attention_tp, ffn_tp, ffn_ep;
+	int32_t gate;
 };
-#define N_ROLES 2
 
-static void print_text(const struct afd_model_info *info, const struct afd_role_info *role)
+/* Called for each shard of each role, in order. 0, or a status that ends the walk. */
+typedef int visit(
+	void *into, const char *role, const char *shard, const struct afd_role_info *info);
+
+static int visit_shard(const afd_model *model, struct afd_shard_params *p, visit *visit, void *into)
 {
-	printf("architecture        %s\n", info->architecture);
-	printf("layers              %" PRIu32 ": attention %" PRIu32 " full, %" PRIu32 " sliding",
-		info->n_layers, info->n_full_layers, info->n_sliding_layers);
+	struct afd_role_info info = { .size = sizeof info };
+	const struct afd_shard *s = &p->shard;
+	char name[64];
+
+	if (afd_model_shard(model, p, &info))
+		return tool_fail(TOOL_FAILED, "%s", afd_last_error());
+	if (s->n_ep > 1)
+		snprintf(name, sizeof name, "tp%" PRIu32 "/%" PRIu32 ",ep%" PRIu32 "/%" PRIu32, s->tp,
+			s->n_tp, s->ep, s->n_ep);
+	else
+		snprintf(name, sizeof name, "%s%" PRIu32 "/%" PRIu32, s->n_tp > 1 ? "tp" : "", s->tp,
+			s->n_tp);
+	return visit(into, p->role == AFD_ROLE_FFN ? "ffn" : "attention", name, &info);
+}
+
+static int visit_shards(const afd_model *model, const struct afd_model_info *info,
+	const struct layout *layout, visit *visit, void *into)
+{
+	struct afd_shard_params p = { .size = sizeof p, .gate = layout->gate };
+	int status = TOOL_DONE;
+
+	p.role = AFD_ROLE_ATTENTION;
+	p.shard.n_tp = layout->attention_tp;
+	p.shard.n_ep = 1;
+	for (; !status && !info->ffn_only && p.shard.tp < p.shard.n_tp; p.shard.tp++)
+		status = visit_shard(model, &p, visit, into);
+	p.role = AFD_ROLE_FFN;
+	p.shard.n_tp = layout->ffn_tp;
+	p.shard.n_ep = layout->ffn_ep;
+	for (p.shard.ep = 0; p.shard.ep < p.shard.n_ep; p.shard.ep++) {
+		for (p.shard.tp = 0; !status && p.shard.tp < p.shard.n_tp; p.shard.tp++)
+			status = visit_shard(model, &p, visit, into);
+	}
+	return status;
+}
+
+/* ---- text ---- */
+
+static void print_layers(const struct afd_model_info *info)
+{
+	printf("layers              %" PRIu32 ": ", info->n_layers);
+	if (!info->ffn_only)
+		printf("attention %" PRIu32 " full, %" PRIu32 " sliding", info->n_full_layers,
+			info->n_sliding_layers);
 	if (info->n_sliding_layers)
 		printf(" (window %" PRIu32 ")", info->sliding_window);
-	printf("; ffn %" PRIu32 " dense, %" PRIu32 " moe\n", info->n_dense_layers,
-		info->n_moe_layers);
+	printf("%sffn %" PRIu32 " dense, %" PRIu32 " moe\n", info->ffn_only ? "" : "; ",
+		info->n_dense_layers, info->n_moe_layers);
+}
+
+static void print_ffn(const struct afd_model_info *info)
+{
+	if (info->n_dense_layers)
+		printf("intermediate size   %" PRIu32 "\n", info->intermediate_size);
+	if (!info->n_moe_layers)
+		return;
+	printf("experts             %" PRIu32 " of %" PRIu32 " wide, %" PRIu32 " per row by %s",
+		info->n_experts, info->expert_size, info->top_k,
+		info->router == AFD_ROUTER_SOFTMAX ? "softmax" : "sigmoid");
+	if (info->shared_size)
+		printf("; shared %" PRIu32 " wide", info->shared_size);
+	printf("\n");
+}
+
+static int print_row(
+	void *into, const char *role, const char *shard, const struct afd_role_info *info)
+{
+	fprintf(into, "%-10s %-14s %8" PRIu64 " %16" PRIu64 "\n", role, shard, info->n_tensors,
+		info->bytes);
+	return TOOL_DONE;
+}
+
+static void print_info(const struct afd_model_info *info)
+{
+	printf("architecture        %s%s\n", info->architecture,
+		info->ffn_only ? " (only its FFN is computed)" : "");
+	print_layers(info);
 	printf("hidden size         %" PRIu32 "\n", info->hidden_size);
-	printf("heads               %" PRIu32 " query, %" PRIu32 " key-value, of %" PRIu32 "\n",
-		info->n_heads, info->n_kv_heads, info->head_dim);
-	printf("intermediate size   %" PRIu32 "\n", info->intermediate_size);
+	if (!info->ffn_only)
+		printf("heads               %" PRIu32 " query, %" PRIu32 " key-value, of %" PRIu32 "\n",
+			info->n_heads, info->n_kv_heads, info->head_dim);
+	print_ffn(info);
 	printf("vocabulary          %" PRIu32 ", head %s\n", info->vocab_size,
 		info->tied_head ? "tied" : "of its own");
 	printf("dtype               %s\n", afd_dtype_name(info->dtype));
-	printf("kv bytes per token  %" PRIu64 "\n\n", info->kv_bytes_per_token);
-	printf("%-10s %-6s %8s %16s\n", "role", "shard", "tensors", "bytes");
-	for (int i = 0; i < N_ROLES; i++)
-		printf("%-10s %-6s %8" PRIu64 " %16" PRIu64 "\n", roles[i].name, "0/1",
-			role[i].n_tensors, role[i].bytes);
+	if (!info->ffn_only)
+		printf("kv bytes per token  %" PRIu64 "\n", info->kv_bytes_per_token);
 }
 
-static int print_json(const struct afd_model_info *info, const struct afd_role_info *role)
+/* Nothing is printed before everything is known, so that a failure leaves stdout empty. */
+static int print_text(
+	const afd_model *model, const struct afd_model_info *info, const struct layout *layout)
 {
-	json_t *list = json_array();
+	char *rows = NULL;
+	size_t n_bytes;
+	FILE *into = open_memstream(&rows, &n_bytes);
+	int status;
 
-	for (int i = 0; i < N_ROLES; i++)
-		json_array_append_new(
-			list, json_pack("{s:s, s:s, s:I, s:I}", "role", roles[i].name, "shard",
-				      "0/1", "tensors", (json_int_t)role[i].n_tensors, "bytes",
-				      (json_int_t)role[i].bytes));
-	return tool_json_print(json_pack("{s:s, s:I, s:I, s:I, s:s, s:I, s:o, s:I, s:I, s:I, s:I, "
-					 "s:b, s:{s:I, s:I, s:I, s:I}, s:I}",
-		"architecture", info->architecture, "layers", (json_int_t)info->n_layers,
-		"hidden_size", (json_int_t)info->hidden_size, "vocab_size",
-		(json_int_t)info->vocab_size, "dtype", afd_dtype_name(info->dtype),
-		"kv_bytes_per_token", (json_int_t)info->kv_bytes_per_token, "roles", list, "heads",
-		(json_int_t)info->n_heads, "kv_heads", (json_int_t)info->n_kv_heads, "head_dim",
-		(json_int_t)info->head_dim, "intermediate_size",
-		(json_int_t)info->intermediate_size, "tied_head", info->tied_head, "layer_kinds",
-		"full_attention", (json_int_t)info->n_full_layers, "sliding_attention",
-		(json_int_t)info->n_sliding_layers, "dense_ffn", (json_int_t)info->n_dense_layers,
-		"moe_ffn", (json_int_t)info->n_moe_layers, "sliding_window",
-		(json_int_t)info->sliding_window));
+	if (!into)
+		return tool_fail(TOOL_FAILED, "out of memory");
+	status = visit_shards(model, info, layout, print_row, into);
+	if (fclose(into) && !status)
+		status = tool_fail(TOOL_FAILED, "out of memory");
+	if (!status) {
+		print_info(info);
+		printf("\n%-10s %-14s %8s %16s\n%s", "role", "shard", "tensors", "bytes", rows);
+	}
+	free(rows);
+	return status;
 }
 
-static int inspect(const struct tool_stage *stage, int json)
+/* ---- JSON ---- */
+
+static int append_entry(
+	void *into, const char *role, const char *shard, const struct afd_role_info *info)
+{
+	json_t *entry = json_pack("{s:s, s:s, s:I, s:I}", "role", role, "shard", shard, "tensors",
+		(json_int_t)info->n_tensors, "bytes", (json_int_t)info->bytes);
+
+	if (json_array_append_new(into, entry))
+		return tool_fail(TOOL_FAILED, "out of memory");
+	return TOOL_DONE;
+}
+
+static void add(json_t *object, const char *key, uint64_t value)
+{
+	json_object_set_new(object, key, json_integer((json_int_t)value));
+}
+
+static json_t *pack_info(const struct afd_model_info *info, json_t *roles)
+{
+	json_t *o = json_pack("{s:s, s:s, s:o, s:b, s:b, s:{s:I, s:I, s:I, s:I}}", "architecture",
+		info->architecture, "dtype", afd_dtype_name(info->dtype), "roles", roles, "tied_head",
+		info->tied_head, "ffn_only", info->ffn_only, "layer_kinds", "full_attention",
+		(json_int_t)info->n_full_layers, "sliding_attention", (json_int_t)info->n_sliding_layers,
+		"dense_ffn", (json_int_t)info->n_dense_layers, "moe_ffn", (json_int_t)info->n_moe_layers);
+
+	add(o, "layers", info->n_layers);
+	add(o, "hidden_size", info->hidden_size);
+	add(o, "vocab_size", info->vocab_size);
+	add(o, "kv_bytes_per_token", info->kv_bytes_per_token);
+	add(o, "heads", info->n_heads);
+	add(o, "kv_heads", info->n_kv_heads);
+	add(o, "head_dim", info->head_dim);
+	add(o, "sliding_window", info->sliding_window);
+	add(o, "intermediate_size", info->intermediate_size);
+	add(o, "experts", info->n_experts);
+	add(o, "experts_per_row", info->top_k);
+	add(o, "expert_size", info->expert_size);
+	add(o, "shared_size", info->shared_size);
+	return o;
+}
+
+static int print_json(
+	const afd_model *model, const struct afd_model_info *info, const struct layout *layout)
+{
+	json_t *roles = json_array();
+	int status = visit_shards(model, info, layout, append_entry, roles);
+
+	if (!status)
+		return tool_json_print(pack_info(info, roles));
+	json_decref(roles);
+	return status;
+}
+
+/* ---- the tool ---- */
+
+static int inspect(const struct tool_stage *stage, const struct layout *layout, int json)
 {
 	struct afd_model_info info = { .size = sizeof info };
-	struct afd_role_info role[N_ROLES] = { { .size = sizeof role[0] },
-		{ .size = sizeof role[0] } };
 	afd_context *ctx = NULL;
 	afd_model *model = NULL;
 	int status = tool_context_create(&ctx, stage, NULL);
@@ -79,35 +201,44 @@ static int inspect(const struct tool_stage *stage, int json)
 	if (status)
 		return status;
 	if (afd_model_open(&model, ctx, stage->model, NULL) || afd_model_info(model, &info))
-		status = TOOL_FAILED;
-	for (int i = 0; i < N_ROLES && !status; i++)
-		status = afd_model_role(model, roles[i].role, &role[i]) ? TOOL_FAILED : TOOL_DONE;
-	if (status)
-		tool_fail(status, "%s", afd_last_error());
-	else if (json)
-		status = print_json(&info, role);
+		status = tool_fail(TOOL_FAILED, "%s", afd_last_error());
 	else
-		print_text(&info, role);
+		status = (json ? print_json : print_text)(model, &info, layout);
 	afd_model_close(model);
 	afd_context_destroy(ctx);
 	return status;
 }
 
+static int set_gate(const struct tool_option *option, const char *value)
+{
+	int32_t *gate = option->into;
+
+	if (!strcmp(value, "attention"))
+		*gate = AFD_GATE_ATTENTION;
+	else if (!strcmp(value, "ffn"))
+		*gate = AFD_GATE_FFN;
+	else
+		return tool_fail(TOOL_USAGE, "--%s: value '%s', limit attention or ffn", option->name,
+			value);
+	return TOOL_DONE;
+}
+
 int main(int argc, char **argv)
 {
 	struct tool_stage stage = { .threads = 1 };
+	struct layout layout = { 1, 1, 1, AFD_GATE_ATTENTION };
 	int json = 0;
 	const struct tool_option options[] = {
 		TOOL_OPTION_MODEL(stage),
-		{ "attention-tp", "n", "1",
-			"attention ranks to show; other values are not in this version",
-			tool_set_one, NULL, 0, 0 },
-		{ "ffn-tp", "n", "1",
-			"FFN tensor-parallel shards to show; other values are not in this version",
-			tool_set_one, NULL, 0, 0 },
-		{ "ffn-ep", "n", "1",
-			"FFN expert-parallel shards to show; other values are not in this version",
-			tool_set_one, NULL, 0, 0 },
+		{ "attention-tp", "n", "1", "attention ranks to show, 1 to 1024", tool_set_u32,
+			&layout.attention_tp, 1, 1024 },
+		{ "ffn-tp", "n", "1", "FFN tensor-parallel ranks to show, 1 to 1024", tool_set_u32,
+			&layout.ffn_tp, 1, 1024 },
+		{ "ffn-ep", "n", "1", "FFN expert-parallel ranks to show, 1 to 1024", tool_set_u32,
+			&layout.ffn_ep, 1, 1024 },
+		{ "gate", "attention|ffn", "attention",
+			"which side routes rows to experts: attention then holds the routers, too",
+			set_gate, &layout.gate, 0, 0 },
 		{ "json", NULL, NULL, "one JSON object on stdout", tool_set_flag, &json, 0, 0 },
 		TOOL_OPTION_LOG(stage),
 		{ 0 },
@@ -118,5 +249,5 @@ int main(int argc, char **argv)
 		return status < 0 ? TOOL_DONE : status;
 	if (!stage.model)
 		return tool_fail(TOOL_USAGE, "--model: required");
-	return inspect(&stage, json);
+	return inspect(&stage, &layout, json);
 }

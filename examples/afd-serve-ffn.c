@@ -22,6 +22,7 @@ struct flags {
 	struct tool_list listen;
 	const char *metrics;
 	uint32_t max_peers, gather_us;
+	uint32_t tp[2], ep[2]; /* index and ranks */
 	int32_t wire_dtypes[2]; /* attention to FFN, FFN to attention; 0: any */
 };
 
@@ -133,6 +134,7 @@ static int create(struct server *server)
 		.deadline_ms = flags->stage.deadline_ms,
 		.to_ffn_dtype = flags->wire_dtypes[0],
 		.to_attention_dtype = flags->wire_dtypes[1],
+		.shard = { flags->tp[0], flags->tp[1], flags->ep[0], flags->ep[1] },
 	};
 	struct afd_ffn_params ffn = {
 		.size = sizeof ffn,
@@ -140,6 +142,7 @@ static int create(struct server *server)
 		.gather_us = flags->gather_us,
 		.progress = load_progress,
 		.progress_user = &loading,
+		.shard = transport.shard,
 	};
 	int rc;
 
@@ -184,10 +187,10 @@ static const struct tool_option options[] = {
 	TOOL_OPTIONS_STAGE(flags.stage),
 	{ "listen", "ADDR", NULL, "where to listen, shm:NAME; may be repeated; required",
 		tool_set_list, &flags.listen, 0, 0 },
-	{ "ffn-tp", "i/n", "0/1", "tensor-parallel shard; other values are not in this version",
-		tool_set_whole, NULL, 0, 0 },
-	{ "ffn-ep", "i/n", "0/1", "expert-parallel shard; other values are not in this version",
-		tool_set_whole, NULL, 0, 0 },
+	{ "ffn-tp", "i/n", "0/1", "tensor-parallel shard: part i of n of the widths",
+		tool_set_shard, flags.tp, 0, 0 },
+	{ "ffn-ep", "i/n", "0/1", "expert-parallel shard: part i of n of the routed experts",
+		tool_set_shard, flags.ep, 0, 0 },
 	{ "metrics", "FILE", "none", "Prometheus text, rewritten every second and at exit",
 		tool_set_text, &flags.metrics, 0, 0 },
 	{ "max-peers", "N", "64", "attention peers at once, 1 to 1024", tool_set_u32,

@@ -23,6 +23,9 @@ static int run_product(void *arg)
 	int rc;
 
 	r->args.w.data = bench_cold(r->o, r->args.w.bytes);
+	/* One scale for 32 rows and 128 columns: they are 1/1024 of what is read. */
+	if (r->args.w.dtype == AFD_DTYPE_FP8)
+		r->args.w.scales = (float *)bench_cold(r->o, r->args.w.scales_bytes);
 	rc = afd__product(&r->o->queue, &r->args);
 	return rc ? rc : bench_finish(r->o);
 }
@@ -30,7 +33,7 @@ static int run_product(void *arg)
 static int measure_cell(struct bench_ops *o, struct run *r, const char *model, const char *name)
 {
 	const struct afd__product_args *a = &r->args;
-	struct bench_work work = { .dram_bytes = (double)a->w.bytes,
+	struct bench_work work = { .dram_bytes = (double)a->w.bytes + (double)a->w.scales_bytes,
 		.flops = 2.0 * a->n_rows * a->w.n * a->w.k };
 	char shape[64];
 
@@ -88,6 +91,13 @@ static int measure(struct bench_ops *o, const struct bench_model *m)
 			.layout = AFD__LAYOUT_PACKED,
 			.bytes = o->dev->ops->matrix_bytes(
 				o->dev, shapes[i].n, shapes[i].k, o->dtype) };
+		if (o->dtype == AFD_DTYPE_FP8)
+			r.args.w.scales_bytes =
+				afd__matrix_shape_bytes(o->dev,
+					&(struct afd__matrix_shape){ .n = shapes[i].n,
+						.k = shapes[i].k,
+						.dtype = o->dtype }) -
+				r.args.w.bytes;
 		if (make_rows(o, &r.args))
 			return tool_fail(TOOL_FAILED, "%s", afd_last_error());
 		for (size_t j = 0; j < N_ROWS && status == TOOL_DONE; j++) {
@@ -98,4 +108,4 @@ static int measure(struct bench_ops *o, const struct bench_model *m)
 	return status;
 }
 
-const struct bench_op bench_product = { "product", N_SHAPES *N_ROWS, measure };
+const struct bench_op bench_product = { "product", N_SHAPES * N_ROWS, 0, measure };

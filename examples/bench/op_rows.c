@@ -105,7 +105,7 @@ static int measure_norm(struct bench_ops *o, const struct bench_model *m)
 	return status;
 }
 
-const struct bench_op bench_norm = { "norm", N_ROWS, measure_norm };
+const struct bench_op bench_norm = { "norm", N_ROWS, 0, measure_norm };
 
 /* ---- activation ---- */
 
@@ -141,7 +141,7 @@ static int measure_activation(struct bench_ops *o, const struct bench_model *m)
 	return status;
 }
 
-const struct bench_op bench_activation = { "activation", N_ROWS, measure_activation };
+const struct bench_op bench_activation = { "activation", N_ROWS, 0, measure_activation };
 
 /* ---- the cache: pages [page][K, V][head][position][head_dim] ---- */
 
@@ -158,7 +158,9 @@ static struct afd__kv_view view_of(const struct bench_ops *o, const struct bench
 		.page_size = PAGE_SIZE,
 		.n_kv_heads = m->n_kv_heads,
 		.head_dim = m->head_dim,
-		.dtype = o->dtype };
+		.dtype = o->dtype,
+		.k_scale = 1,
+		.v_scale = 1 };
 }
 
 /* ---- rope ---- */
@@ -207,7 +209,7 @@ static int measure_rope(struct bench_ops *o, const struct bench_model *m)
 	return status;
 }
 
-const struct bench_op bench_rope = { "rope", N_ROWS, measure_rope };
+const struct bench_op bench_rope = { "rope", N_ROWS, 0, measure_rope };
 
 /* ---- attend: every row is a sequence of its own, `context` positions long ---- */
 
@@ -284,4 +286,4 @@ static int measure_attend(struct bench_ops *o, const struct bench_model *m)
 	return status;
 }
 
-const struct bench_op bench_attend = { "attend", N_ROWS, measure_attend };
+const struct bench_op bench_attend = { "attend", N_ROWS, 0, measure_attend };

@@ -14,11 +14,12 @@ static const struct bench_model models[] = {
 	{ "qwen3-0.6b", 1024, 16, 8, 128, 3072 },
 	{ "qwen3-4b", 2560, 32, 8, 128, 9728 },
 	{ "qwen3-8b", 4096, 32, 8, 128, 12288 },
+	{ "30b-a3b-moe", 2048, 32, 4, 128, 768, .n_experts = 128, .top_k = 8 },
 };
 #define N_MODELS (sizeof models / sizeof models[0])
 
 static const struct bench_op *const all_ops[] = { &bench_product, &bench_attend, &bench_norm,
-	&bench_rope, &bench_activation };
+	&bench_rope, &bench_activation, &bench_moe };
 #define N_OPS (sizeof all_ops / sizeof all_ops[0])
 
 struct ops_options {
@@ -145,7 +146,8 @@ static int for_cells(
 		if (!listed(options->ops, all_ops[i]->name, i == 0))
 			continue;
 		for (size_t m = 0; m < N_MODELS; m++) {
-			if (!listed(options->shapes, models[m].name, 1))
+			if (!listed(options->shapes, models[m].name, 1) ||
+				all_ops[i]->routed != (models[m].n_experts > 0))
 				continue;
 			*n_cells += all_ops[i]->n_cells;
 			if (run && status == TOOL_DONE)
@@ -172,13 +174,27 @@ static int measure_all(struct bench *b, const struct ops_options *options)
 		status = tool_fail(TOOL_FAILED, "%s", afd_last_error());
 	} else {
 		for_cells(&o, options, 0, &n_cells);
-		o.seconds = options->common.seconds / n_cells;
+		o.seconds = options->common.seconds / (n_cells ? n_cells : 1);
 		status = for_cells(&o, options, 1, &n_cells);
+		if (status == TOOL_DONE && !n_cells)
+			status = tool_fail(TOOL_USAGE,
+				"ops: none of --ops %s runs on --shapes %s: moe takes 30b-a3b-moe, the "
+				"others the rest",
+				options->ops ? options->ops : "product",
+				options->shapes ? options->shapes : "all of them");
 	}
 	afd__device_free(o.dev, o.cold_owned, o.cold_bytes);
 	afd__queue_close(&o.queue);
 	afd__device_close(o.dev);
 	return status;
+}
+
+static int set_dtype(const struct tool_option *option, const char *value)
+{
+	if (strcmp(value, "fp8"))
+		return tool_set_dtype(option, value);
+	*(int32_t *)option->into = AFD_DTYPE_FP8;
+	return TOOL_DONE;
 }
 
 int bench_ops(int argc, char **argv)
@@ -187,13 +203,14 @@ int bench_ops(int argc, char **argv)
 		.context = 1024,
 		.dtype = AFD_DTYPE_BF16 };
 	const struct tool_option options[] = {
-		{ "shapes", "NAME,...", "all of them", "qwen3-0.6b, qwen3-4b, qwen3-8b",
-			tool_set_text, &o.shapes, 0, 0 },
-		{ "ops", "NAME,...", "product", "product, attend, norm, rope, activation",
+		{ "shapes", "NAME,...", "all of them",
+			"qwen3-0.6b, qwen3-4b, qwen3-8b; of moe 30b-a3b-moe", tool_set_text,
+			&o.shapes, 0, 0 },
+		{ "ops", "NAME,...", "product", "product, attend, norm, rope, activation, moe",
 			tool_set_text, &o.ops, 0, 0 },
 		{ "context", "C", "1024", "positions that attend looks at, 16 to 32768",
 			tool_set_u32, &o.context, 16, 32768 },
-		{ "dtype", "f32|bf16|f16", "bf16", "of weights, keys and values", tool_set_dtype,
+		{ "dtype", "f32|bf16|f16|fp8", "bf16", "of weights, keys and values", set_dtype,
 			&o.dtype, 0, 0 },
 		BENCH_OPTIONS(o.common, "35 s"),
 		{ 0 },

@@ -13,6 +13,7 @@
 struct bench_model {
 	const char *name;
 	uint32_t hidden, n_heads, n_kv_heads, head_dim, intermediate;
+	uint32_t n_experts, top_k; /* routed: intermediate is the width of one expert. 0: dense */
 };
 
 #define BENCH_UPLOADS 8
@@ -37,10 +38,12 @@ struct bench_ops {
 struct bench_op {
 	const char *name;
 	uint32_t n_cells; /* of one model */
+	int routed;       /* 1: for routed models only, else for dense ones */
 	int (*measure)(struct bench_ops *o,
 		const struct bench_model *model); /* TOOL_DONE or TOOL_FAILED */
 };
-extern const struct bench_op bench_product, bench_attend, bench_norm, bench_rope, bench_activation;
+extern const struct bench_op bench_product, bench_attend, bench_norm, bench_rope, bench_activation,
+	bench_moe;
 
 /* Device memory that lives until the model's cells are done, from host memory or undefined. 0 or a
  * negative errno. */

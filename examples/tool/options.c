@@ -181,6 +181,26 @@ static int set_only(const struct tool_option *option, const char *value, const c
 		TOOL_USAGE, "--%s %s: not in this version, limit %s", option->name, value, limit);
 }
 
+int tool_set_shard(const struct tool_option *option, const char *value)
+{
+	uint32_t *shard = option->into;
+	unsigned long long index, n;
+	char *end = NULL;
+	int fits;
+
+	errno = 0;
+	fits = isdigit((unsigned char)*value);
+	index = strtoull(value, &end, 10);
+	fits = fits && *end == '/' && isdigit((unsigned char)end[1]);
+	n = fits ? strtoull(end + 1, &end, 10) : 0;
+	if (!fits || *end || errno || n > UINT32_MAX || index >= n)
+		return tool_fail(TOOL_USAGE, "--%s %s: not a shard i/n, limit 0/n to n-1/n",
+			option->name, value);
+	shard[0] = (uint32_t)index;
+	shard[1] = (uint32_t)n;
+	return TOOL_DONE;
+}
+
 int tool_set_whole(const struct tool_option *option, const char *value)
 {
 	return set_only(option, value, "0/1");

@@ -49,6 +49,8 @@ int tool_set_dtype(const struct tool_option *option,
 int tool_set_dtypes(
 	const struct tool_option *option, const char *value); /* int32_t [2]: X, or X:Y */
 int tool_set_device(const struct tool_option *option, const char *value); /* const char * */
+int tool_set_shard(
+	const struct tool_option *option, const char *value); /* uint32_t [2]: i/n, i below n */
 int tool_set_whole(const struct tool_option *option,
 	const char *value); /* takes "0/1" only: shards are later work */
 int tool_set_one(

@@ -29,6 +29,13 @@ struct afd_ffn_pass {
 	uint32_t n_rows; /* 1 .. the stage's max_rows */
 	const float *x;  /* [n_rows][hidden_size], rounded to the wire dtype already */
 	float *y;        /* [n_rows][hidden_size], to be written; does not overlap x */
+	/* Where the gate is on the attention side, the experts of each row; NULL, NULL and 0 in a
+	 * dense layer, and where the function routes for itself. Ids are the peer's numbers: one
+	 * that is no expert of this shard, or that stands in the row before, counts for nothing. */
+	const int32_t *ids;   /* [n_rows][top_k] */
+	const float *weights; /* [n_rows][top_k] */
+	uint32_t top_k;
+	uint32_t _pad;
 };
 
 /*
@@ -58,6 +65,13 @@ struct afd_ffn_params {
 	                             unknown, in place it is taken from them */
 	afd_progress progress;
 	void *progress_user;
+	struct afd_shard shard;   /* the part of each layer that is held; all 0: that of net, or all
+	                             of it. y is then a partial result: those of all shards, added
+	                             by rank ep * n_tp + tp, are the whole */
+	int32_t quantize_activations; /* 1: what enters a product with e4m3 weights is rounded to
+	                             e4m3 itself, with a float32 scale for each row and group of
+	                             128 numbers, as GPUs do it; 0: it is not */
+	uint32_t _pad;
 };
 
 /*
@@ -66,9 +80,10 @@ struct afd_ffn_params {
  * allowed). The stage owns calls on net from now on; net outlives it.
  *
  *   -EINVAL   both or none of model and compute, layers out of range, net was made for another
- *             contract or for attention
+ *             contract or for attention, there is no such shard, or net was made with another one
  *   -ENOENT   a tensor or its file is missing: named
  *   -EBADMSG  a tensor has another shape than the config says
+ *   -ENOTSUP  gate and up of an expert have two dtypes
  *   -ENOSYS, -ENODEV  the device
  *   -E2BIG, -ENOMEM
  */
@@ -87,13 +102,18 @@ struct afd_ffn_rows {
 	int32_t y_dtype;     /* 0 means f32 */
 	size_t x_row_bytes;  /* from row to row; 0 means hidden_size numbers */
 	size_t y_row_bytes;
+	/* Of a layer with experts, when the host has routed; NULL, NULL and 0: the stage routes. */
+	const int32_t *ids;   /* [n_rows][top_k], each an expert of the model, or -1 for none */
+	const float *weights; /* [n_rows][top_k] */
+	uint32_t top_k;       /* the model's */
+	uint32_t _pad;
 };
 
 /*
  * Computes y for a host that moves rows itself. Blocks until y is written. The bits are those of
  * the server.
- * -EINVAL layer not held, a stage made from a compute function; -EBUSY a pass of the server is
- *         under way;
+ * -EINVAL layer not held, a stage made from a compute function, ids of a layer without experts or
+ *         beyond them; -EBUSY a pass of the server is under way;
  * -ENOTSUP fp8; -ETIMEDOUT a device that does not answer in 60 s.
  */
 AFD_API int afd_ffn_forward(afd_ffn *ffn, const struct afd_ffn_rows *rows);
@@ -135,10 +155,13 @@ struct afd_ffn_stats {
 	uint64_t n_passes;
 	uint64_t n_rows;
 	uint64_t compute_ns;
-	uint64_t weight_bytes; /* device memory held by weights */
+	uint64_t weight_bytes; /* device memory held by weights, with what packing pads; nothing of
+	                          those used in place */
 	uint64_t weights[2];   /* their fingerprint; 0, 0 unknown */
 	uint32_t n_peers;      /* joined now */
 	uint32_t _pad;
+	uint64_t stored_bytes; /* what was loaded, as the checkpoint stores it: as much as
+	                          afd_model_shard() foretells */
 };
 AFD_API int afd_ffn_stats(const afd_ffn *ffn, struct afd_ffn_stats *stats);
 

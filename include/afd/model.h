@@ -9,8 +9,9 @@
  *     struct afd_contract contract = { .size = sizeof contract };
  *     afd_model_contract(model, &contract);
  *
- * Supported: Qwen3 (model_type "qwen3"), f32, f16 and bf16. docs/models.md lists every key and
- * tensor. An open checkpoint must not be truncated: its files are mapped.
+ * Supported: Qwen3, Qwen3-MoE and AFMoE; of the DeepSeek-V3 family the FFN; f32, f16, bf16, and
+ * e4m3 with scales of 128 x 128 blocks. docs/models.md lists every key and tensor.
+ * An open checkpoint must not be truncated: its files are mapped.
  */
 #ifndef AFD_MODEL_H
 #define AFD_MODEL_H
@@ -40,7 +41,7 @@ enum afd_weights {
 
 enum afd_ffn_kind {
 	AFD_FFN_DENSE = 1,
-	AFD_FFN_MOE = 2, /* -ENOTSUP in this version */
+	AFD_FFN_MOE = 2, /* routed: each row goes to the top_k experts that a router picks for it */
 };
 
 enum afd_activation {
@@ -49,8 +50,8 @@ enum afd_activation {
 
 enum afd_router {
 	AFD_ROUTER_NONE = 1,    /* the default: no layer has experts */
-	AFD_ROUTER_SOFTMAX = 2, /* -ENOTSUP in this version */
-	AFD_ROUTER_SIGMOID = 3, /* -ENOTSUP in this version */
+	AFD_ROUTER_SOFTMAX = 2, /* shares of all experts */
+	AFD_ROUTER_SIGMOID = 3, /* each expert for itself */
 };
 
 /*
@@ -69,9 +70,11 @@ struct afd_contract {
 	uint32_t top_k;           /* experts of one row; 0 without experts */
 	int32_t router;           /* enum afd_router */
 	int32_t activation;       /* enum afd_activation */
-	int32_t dtype;            /* enum afd_dtype: what wire and KV dtypes of 0 stand for; 0 means
-	                             AFD_DTYPE_F32. Not compared */
-	uint32_t _pad;            /* 0 */
+	int32_t dtype; /* enum afd_dtype: what wire and KV dtypes of 0 stand for; 0 means
+			  AFD_DTYPE_F32. Not compared */
+	int32_t shared_experts; /* 1: in routed layers each row also passes shared experts, of which
+				   every shard has a part; 0: rows need only the shards that hold
+				   their experts */
 };
 
 /* ---- open ---- */
@@ -83,7 +86,8 @@ struct afd_tensor {
 	const uint64_t *shape; /* [n_dims] */
 	const void *data;      /* lent until the model is closed; aligned to 4 bytes */
 	uint32_t n_dims;       /* 1 .. 4 */
-	int32_t dtype;         /* enum afd_dtype */
+	int32_t dtype; /* enum afd_dtype; of AFD_DTYPE_FP8 the scales are a tensor of their own,
+			  NAME_scale_inv */
 };
 
 struct afd_model_params {
@@ -130,7 +134,7 @@ struct afd_model_info {
 	uint32_t n_heads;         /* query heads */
 	uint32_t n_kv_heads;
 	uint32_t head_dim;        /* not hidden_size / n_heads in general */
-	uint32_t intermediate_size; /* width of a dense FFN layer */
+	uint32_t intermediate_size; /* width of a dense FFN layer; 0: there is none */
 	uint32_t vocab_size;
 	uint32_t max_position_embeddings; /* 0: the config does not say. No limit: positions beyond
 	                                     it are computed */
@@ -144,26 +148,64 @@ struct afd_model_info {
 	uint32_t n_moe_layers;    /* and with */
 	uint32_t n_tensors;       /* that the roles need, for afd_model_tensor() */
 	uint64_t kv_bytes_per_token; /* K and V of all layers in `dtype` (2 bytes a number when
-	                                unknown) */
+					unknown) */
+	uint32_t n_experts;       /* of a routed layer; these four 0 when there is none */
+	uint32_t top_k;           /* experts of one row */
+	uint32_t expert_size;     /* width of one expert */
+	uint32_t shared_size;     /* width of the shared experts together; 0: none */
+	int32_t router;           /* enum afd_router */
+	int32_t ffn_only; /* 1: the attention of this family is not computed, and what is known of
+			     it is 0 */
 };
 AFD_API int afd_model_info(const afd_model *model, struct afd_model_info *info);
 
 /* What one role needs. */
 struct afd_role_info {
 	size_t size;
-	uint64_t n_tensors;
-	uint64_t bytes; /* as stored */
+	uint64_t n_tensors; /* scales are tensors, too; a fused one counts once */
+	uint64_t bytes;     /* as stored */
 };
-/* -ENOENT: a tensor of that role, or the file that holds it, is missing: named. -EINVAL: no such
- * role. */
+/* Routers count to the FFN, which always loads them. -ENOENT: a tensor of that role, or the file
+ * that holds it, is missing: named. -EINVAL: no such role. -ENOTSUP: the attention of a family of
+ * which only the FFN is supported. */
 AFD_API int afd_model_role(const afd_model *model, int32_t role, struct afd_role_info *info);
+
+/*
+ * A rank's part of a role. Shard i of n owns floor(i N / n) .. floor((i+1) N / n) of N experts or
+ * columns, for any n <= N.
+ * FFN: routed experts over ep, the width of each over tp; dense layers and shared experts by width
+ * over all tp * ep ranks. Attention: query heads with their KV heads over tp, KV heads copied where
+ * there are more ranks than KV heads.
+ */
+struct afd_shard {
+	uint32_t tp, n_tp; /* tensor-parallel index and ranks; n 0 means 1 */
+	uint32_t ep, n_ep; /* expert-parallel ones; FFN only */
+};
+
+struct afd_shard_params {
+	size_t size;
+	int32_t role;          /* enum afd_role */
+	int32_t gate; /* enum afd_gate: on the attention side attention holds the routers, too; 0
+			 means that */
+	struct afd_shard shard;
+	uint32_t first_layer;  /* of an FFN that holds some layers only */
+	uint32_t n_layers;     /* 0: up to the last one */
+};
+/*
+ * What a stage with that shard holds: the tensors that it reads of, and the bytes of its parts of
+ * them, as stored. Embedding, head, norms and routers are whole on every rank that has them; of
+ * e4m3 a rank holds the scales of all blocks that it touches.
+ * Errors as afd_model_role(); -EINVAL: no such shard.
+ */
+AFD_API int afd_model_shard(const afd_model *model, const struct afd_shard_params *params,
+			    struct afd_role_info *info);
 
 /* One tensor that a role needs. */
 struct afd_tensor_info {
 	size_t size;
 	const char *name;
 	const char *file;  /* its name in the directory; NULL: lent by the host */
-	int32_t role;      /* enum afd_role */
+	int32_t role;      /* enum afd_role; routers: AFD_ROLE_FFN */
 	int32_t layer;     /* -1: of none */
 	int32_t dtype;     /* enum afd_dtype */
 	uint32_t n_dims;
@@ -171,7 +213,8 @@ struct afd_tensor_info {
 	uint64_t bytes;
 };
 /* The tensor with this index, 0 .. n_tensors-1, in the order of use. Tensors that no role needs are
- * not listed. -EINVAL beyond n_tensors; -ENOENT, -EBADMSG, -ENOTSUP as a stage would see it. */
+ * not listed.
+ * -EINVAL beyond n_tensors; -ENOENT, -EBADMSG, -ENOTSUP as a stage would see it. */
 AFD_API int afd_model_tensor(const afd_model *model, uint32_t index, struct afd_tensor_info *info);
 
 #ifdef __cplusplus

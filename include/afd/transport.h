@@ -34,9 +34,9 @@ enum afd_gate { AFD_GATE_ATTENTION = 1, AFD_GATE_FFN = 2 };
 
 struct afd_transport_params {
 	size_t size;
-	/* Either listen (FFN side) or connect (attention side). */
+	/* Either listen (FFN side), or connect or group (attention side). */
 	const char *const *listen;  /* [n_listen] addresses to listen at */
-	const char *const *connect; /* [n_connect] addresses of all FFN peers; this version: 1 */
+	const char *const *connect; /* [n_connect] addresses of all FFN peers, in any order */
 	uint32_t n_listen;
 	uint32_t n_connect;
 	uint32_t lanes; /* attention side: batches that overlap, 1 .. AFD_MAX_LANES; 0 means 1 */
@@ -55,17 +55,27 @@ struct afd_transport_params {
 	uint32_t n_layers;    /* FFN side: layers held, 0 means all of the contract's */
 	uint32_t first_layer; /* FFN side: from this one on */
 	uint32_t _pad;        /* 0 */
+	/* FFN side: the part of each layer that is held; all 0: all of it. The FFN peers that an
+	 * attention peer connects to hold all shards of one way of sharding, each once. */
+	struct afd_shard shard;
+	/* Attention side: ranks of one attention group exchange their partial results. Rank 0
+	 * listens at this address, rank i at the same with ".i" after it, and each connects to
+	 * those of lower rank. NULL: no group */
+	const char *group;
+	uint32_t group_index; /* this rank, below group_size */
+	uint32_t group_size;  /* ranks, 2 .. 64; 0 or 1: no group */
 };
 
 /*
  * Makes a transport: starts to listen, or starts to connect. Never blocks: connecting finishes in
- * _poll or _wait. The contract and the params are copied. Fields of the other side are ignored.
+ * _poll or _wait. The contract and the params are copied. Fields of the other side are ignored, but
+ * for shard and group.
  *
- *   -EINVAL      neither or both of listen and connect, a bad address, a field out of range, a
- *                contract without sizes
+ *   -EINVAL      neither or both sides, a bad address, a field out of range, a contract without
+ *                sizes
  *   -ENOSYS      the address names a transport that is not part of this build
  *   -EADDRINUSE  somebody listens there
- *   -ENOTSUP     AFD_DTYPE_FP8, layers with experts, more than one connect (not in this version)
+ *   -ENOTSUP     AFD_DTYPE_FP8 (not in this version)
  *   -ENODEV      the machine cannot: shm: without memfd
  *   -E2BIG, -ENOMEM, -EIO
  */
@@ -81,7 +91,9 @@ AFD_API void afd_transport_destroy(afd_transport *net);
  *
  *   -ETIMEDOUT     a peer did not come up within connect_timeout_ms, or was silent for deadline_ms
  *                  while it owed a reply
- *   -EPROTO        a peer disagrees or refuses; the text says field, both values and the address
+ *   -EPROTO        a peer disagrees or refuses; the text says field, both values and the address.
+ *                  Or the FFN peers do not hold every shard: the text says which is missing
+ *   -ENOTSUP       two FFN peers hold the same shard (replicas are not in this version): both named
  *   -ECONNRESET    a peer died or left (attention side; on the FFN side a lost peer is no error)
  */
 AFD_API int afd_transport_poll(afd_transport *net);
@@ -100,7 +112,8 @@ AFD_API int32_t afd_transport_timeout_ms(const afd_transport *net);
 
 /* ---- a host's own attention ---- */
 
-/* What opens a step. Peers are told the rows of each lane, so that they know whom to wait for. */
+/* What opens a step. Peers are told the rows of each lane, so that they know whom to wait for; in an
+ * attention group FFN peers are told this rank's share of them. */
 struct afd_step_params {
 	size_t size;
 	uint32_t n_rows[AFD_MAX_LANES]; /* of each lane in this step; 0: an empty or unused lane */
@@ -120,10 +133,16 @@ struct afd_frame {
 	int32_t y_dtype; /* of y in memory; 0 means f32 */
 	uint32_t _pad;   /* 0 */
 	const void *x;   /* [n_rows][hidden_size], rows x_row_bytes apart */
-	/* [n_rows][hidden_size], rows y_row_bytes apart; may be x when dtypes are equal */
+	/* [n_rows][hidden_size], rows y_row_bytes apart; may be x when dtypes are equal. With
+	 * several FFN peers their partial results are added here in the order of their shards: then
+	 * y is f32, and not x */
 	void *y;
 	size_t x_row_bytes; /* 0 means hidden_size numbers */
 	size_t y_row_bytes;
+	/* [n_rows][top_k] experts of each row, of a layer with experts when the gate is on the
+	 * attention side; else not read */
+	const int32_t *ids;
+	const float *weights; /* [n_rows][top_k], with ids */
 };
 
 /*
@@ -134,8 +153,9 @@ struct afd_frame {
 AFD_API int afd_transport_begin(afd_transport *net, const struct afd_step_params *params);
 AFD_API int afd_transport_cancel(afd_transport *net);
 
-/* Sends a frame; parts of more than max_rows rows follow in _poll and _collect. -EBUSY when the
- * lane has a frame out, or a stage has the transport. */
+/* Sends a frame: all rows to all FFN peers; with ids a row goes only to those that hold one of its
+ * experts, or a part of shared ones. Parts of more than max_rows rows follow in _poll and _collect.
+ * -EBUSY when the lane has a frame out, or a stage has the transport. */
 AFD_API int afd_transport_dispatch(afd_transport *net, const struct afd_frame *frame);
 
 /* Makes progress. 1: y of the lane's frame is complete; 0: not yet; or the error that ended it: the
@@ -167,9 +187,15 @@ struct afd_peer_info {
 	uint64_t n_rows;        /* rows of these */
 	uint64_t n_resent_rows; /* of these, sent a second time */
 	uint64_t weights[2];    /* fingerprint that the FFN side states; 0, 0: unknown */
+	int32_t role;           /* enum afd_role of the peer */
+	/* Of an FFN peer its shard, of one of our attention group its rank there; else 0 of 0, also
+	 * before it has joined. */
+	uint32_t rank, n_ranks;
+	uint32_t _pad2;
 };
 
-/* Peers that this transport has or had. Attention side: in the order of connect. FFN side: those
+/* Peers that this transport has or had. Attention side: in the order of connect, then the other
+ * ranks of the group. FFN side: those
  * that have gone, the latest max_peers of them, then those that are joined, in order of joining.
  * -ENOENT beyond the last. */
 AFD_API int afd_transport_peer(const afd_transport *net, uint32_t index,

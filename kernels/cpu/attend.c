@@ -26,6 +26,7 @@ struct task {
 	const int32_t *pages; /* of the sequence, in order of position */
 	size_t head_bytes;    /* from a page to this kv head */
 	uint32_t group;
+	float score_scale, v_scale; /* the scales of an FP8 cache included */
 };
 
 struct block {
@@ -92,8 +93,8 @@ INLINE void score_heads(const struct task *t, const struct block *block, const f
 			}
 		}
 		for (int h = 0; h < n_heads; h++) {
-			scores[h][j] = vec_sum(sum0[h]) * t->a->scale;
-			scores[h][next] = vec_sum(sum1[h]) * t->a->scale;
+			scores[h][j] = vec_sum(sum0[h]) * t->score_scale;
+			scores[h][next] = vec_sum(sum1[h]) * t->score_scale;
 		}
 	}
 }
@@ -227,11 +228,13 @@ static void run_task(const struct task *t, uint32_t from, uint32_t to)
 			run_block(t, &block, maximum, total, AFD_DTYPE_F32);
 		else if (t->a->kv.dtype == AFD_DTYPE_BF16)
 			run_block(t, &block, maximum, total, AFD_DTYPE_BF16);
-		else
+		else if (t->a->kv.dtype == AFD_DTYPE_F16)
 			run_block(t, &block, maximum, total, AFD_DTYPE_F16);
+		else
+			run_block(t, &block, maximum, total, AFD_DTYPE_FP8);
 	}
 	for (uint32_t h = 0; h < t->group; h++) {
-		float share = 1.0f / total[h];
+		float share = t->v_scale / total[h];
 
 		for (size_t d = 0; d < head_dim; d++)
 			t->out[h * head_dim + d] *= share;
@@ -242,6 +245,8 @@ void AFD_K(attend)(const struct afd__attend_args *a, uint32_t task0, uint32_t ta
 {
 	uint32_t head_dim = a->kv.head_dim, group = a->n_heads / a->kv.n_kv_heads;
 	size_t row_width = ((size_t)a->n_heads + 2 * (size_t)a->kv.n_kv_heads) * head_dim;
+	bool fp8 = a->kv.dtype == AFD_DTYPE_FP8;
+	float k_scale = fp8 ? a->kv.k_scale : 1;
 
 	for (uint32_t task = task0; task < task1; task++) {
 		size_t row = task / a->kv.n_kv_heads, kv_head = task % a->kv.n_kv_heads,
@@ -252,7 +257,9 @@ void AFD_K(attend)(const struct afd__attend_args *a, uint32_t task0, uint32_t ta
 			.q = a->qkv + row * row_width + head * head_dim,
 			.out = a->out + (row * a->n_heads + head) * head_dim,
 			.pages = a->page_table + (size_t)a->sequences[row] * a->table_stride,
-			.head_bytes = kv_head * a->kv.head_stride };
+			.head_bytes = kv_head * a->kv.head_stride,
+			.score_scale = a->scale * k_scale,
+			.v_scale = fp8 ? a->kv.v_scale : 1 };
 
 		run_task(&t, a->window && position >= a->window ? position - a->window + 1 : 0,
 			position);

@@ -20,6 +20,12 @@
 /* The only limit of `attend`: query heads of one kv head. head_dim may be any even number. */
 #define AFD_K_GROUP_MAX 64
 
+/* Limits of `route` and `experts`. */
+#define AFD_K_EXPERTS_MAX 4096 /* also the most of a stack */
+#define AFD_K_TOP_K_MAX   64
+
+struct afd_k_experts;
+
 struct afd_cpu_kernels {
 	const char *name; /* "c", "avx2", "avx512" */
 
@@ -43,6 +49,14 @@ struct afd_cpu_kernels {
 	void (*activation)(const struct afd__activation_args *a, uint32_t row0, uint32_t row1);
 	void (*convert)(const struct afd__convert_args *a, uint32_t row0, uint32_t row1);
 	void (*argmax)(const struct afd__argmax_args *a, uint32_t row0, uint32_t row1);
+	void (*gate)(const struct afd__gate_args *a, uint32_t row0, uint32_t row1);
+	void (*quantize)(const struct afd__quantize_args *a, uint32_t row0, uint32_t row1);
+	void (*route)(const struct afd__route_args *a, uint32_t row0, uint32_t row1);
+
+	/* The steps of `experts` (experts.h). */
+	void (*experts_gather)(const struct afd_k_experts *e, uint32_t entry0, uint32_t entry1);
+	void (*experts_activate)(const struct afd_k_experts *e, uint32_t entry0, uint32_t entry1);
+	void (*experts_combine)(const struct afd_k_experts *e, uint32_t row0, uint32_t row1);
 };
 
 /* The table of a variant (enum afd__isa); the caller has checked that this CPU can run it. */

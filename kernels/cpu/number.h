@@ -37,6 +37,19 @@ static inline float afd_k_float_of_f16(uint16_t h)
 	return sign ? -f : f;
 }
 
+/* e4m3 without infinities: 1 sign, 4 exponent, 3 fraction bits. */
+static inline float afd_k_float_of_fp8(uint8_t b)
+{
+	uint32_t sign = (uint32_t)(b & 0x80) << 24, magnitude = b & 0x7f;
+
+	if (magnitude == 0x7f)
+		return afd_k_float_of_bits(sign | 0x7fc00000u);
+	if (magnitude >= 8)
+		return afd_k_float_of_bits(sign | (magnitude + (120 << 3)) << 20);
+	float f = (float)magnitude * 0x1p-9f;
+	return sign ? -f : f;
+}
+
 /* Number i of an array of the dtype, which need not be aligned: weights in place lie as the file
  * has them. */
 static inline float afd_k_float_at(const void *numbers, size_t i, int32_t dtype)
@@ -48,6 +61,8 @@ static inline float afd_k_float_at(const void *numbers, size_t i, int32_t dtype)
 		memcpy(&bits, (const char *)numbers + 4 * i, sizeof(bits));
 		return afd_k_float_of_bits(bits);
 	}
+	if (dtype == AFD_DTYPE_FP8)
+		return afd_k_float_of_fp8(((const uint8_t *)numbers)[i]);
 	memcpy(&half, (const char *)numbers + 2 * i, sizeof(half));
 	return dtype == AFD_DTYPE_BF16 ? afd_k_float_of_bf16(half) : afd_k_float_of_f16(half);
 }

@@ -7,6 +7,7 @@
 #include "product.h"
 
 #include <math.h>
+#include <string.h>
 
 #include "number.h"
 
@@ -33,6 +34,44 @@ static void product_panel(const float *x, const void *panel, uint32_t n_k, int32
 	}
 }
 
+/* The scales of the panel of column n at k, and where k's block ends. */
+struct scale_at {
+	const float *scales; /* of the panel and the block */
+	uint32_t stride, end;
+};
+
+static struct scale_at find_scale(const struct afd__matrix *w, uint32_t n, uint32_t k)
+{
+	uint32_t n_blocks = afd__scale_columns(w->column_offset, w->k),
+		 block = (w->column_offset + k) / AFD__SCALE_ROWS,
+		 width = w->mixed_panels ? AFD_K_PANEL : 1;
+	uint64_t end = (uint64_t)(block + 1) * AFD__SCALE_ROWS - w->column_offset;
+
+	return (struct scale_at){
+		.scales = w->scales + ((size_t)(n / AFD_K_PANEL) * n_blocks + block) * width,
+		.stride = w->mixed_panels,
+		.end = end < w->k ? (uint32_t)end : w->k,
+	};
+}
+
+/* Columns n .. of one row, FP8; panel is [w->k][32]. */
+static void product_panel_fp8(const float *x, const struct afd__matrix *w, const char *panel,
+	uint32_t n, float *y, uint32_t n_columns)
+{
+	float sum[AFD_K_PANEL];
+	struct scale_at at;
+
+	for (uint32_t j = 0; j < n_columns; j++)
+		y[j] = 0;
+	for (uint32_t k = 0; k < w->k; k = at.end) {
+		at = find_scale(w, n, k);
+		product_panel(x + k, panel + (size_t)k * AFD_K_PANEL, at.end - k, w->dtype, sum,
+			n_columns);
+		for (uint32_t j = 0; j < n_columns; j++)
+			y[j] = fmaf(sum[j], at.scales[j * at.stride], y[j]);
+	}
+}
+
 void afd_k_product_c(const struct afd__product_args *a, uint32_t n0, uint32_t n1)
 {
 	size_t panel_bytes = afd_k_packed_bytes(AFD_K_PANEL, a->w.k, a->w.dtype);
@@ -44,24 +83,45 @@ void afd_k_product_c(const struct afd__product_args *a, uint32_t n0, uint32_t n1
 		for (uint32_t n = n0; n < n1; n += AFD_K_PANEL) {
 			uint32_t n_columns = n1 - n < AFD_K_PANEL ? n1 - n : AFD_K_PANEL;
 
-			product_panel(x, (const char *)a->w.data + n / AFD_K_PANEL * panel_bytes,
-				a->w.k, a->w.dtype, y + n, n_columns);
+			const char *panel =
+				(const char *)a->w.data + n / AFD_K_PANEL * panel_bytes;
+
+			if (a->w.dtype == AFD_DTYPE_FP8)
+				product_panel_fp8(x, &a->w, panel, n, y + n, n_columns);
+			else
+				product_panel(x, panel, a->w.k, a->w.dtype, y + n, n_columns);
 			for (uint32_t j = 0; a->bias && j < n_columns; j++)
 				y[n + j] += a->bias[n + j];
 		}
 	}
 }
 
-/* Numbers beyond k count as 0 in both factors. */
-static float dot_lanes(const float *x, const void *w, size_t w0, uint32_t n_k, int32_t dtype)
+/* lane[i] += the numbers of k = i mod 16; those beyond n_k count as 0 in both factors. */
+static void add_lanes(
+	float *lane, const float *x, const void *w, size_t w0, uint32_t n_k, int32_t dtype)
 {
-	float lane[LANES] = { 0 };
-
 	for (uint32_t k = 0; k < n_k; k += LANES) {
 		for (uint32_t i = 0; i < LANES; i++)
 			lane[i] = k + i < n_k ? fmaf(x[k + i], afd_k_float_at(w, w0 + k + i, dtype),
 							lane[i])
 					      : fmaf(0, 0, lane[i]);
+	}
+}
+
+static float dot(const float *x, const struct afd__matrix *w, uint32_t n)
+{
+	float lane[LANES] = { 0 }, sum[LANES];
+	size_t w0 = (size_t)n * w->k;
+	struct scale_at at;
+
+	if (w->dtype != AFD_DTYPE_FP8)
+		add_lanes(lane, x, w->data, w0, w->k, w->dtype);
+	for (uint32_t k = 0; w->dtype == AFD_DTYPE_FP8 && k < w->k; k = at.end) {
+		at = find_scale(w, n, k);
+		memset(sum, 0, sizeof(sum));
+		add_lanes(sum, x + k, w->data, w0 + k, at.end - k, w->dtype);
+		for (uint32_t i = 0; i < LANES; i++)
+			lane[i] = fmaf(sum[i], at.scales[n % AFD_K_PANEL * at.stride], lane[i]);
 	}
 	for (uint32_t half = LANES / 2; half; half /= 2) {
 		for (uint32_t i = 0; i < half; i++)
@@ -74,8 +134,7 @@ void afd_k_product_in_place_c(const struct afd__product_args *a, uint32_t n0, ui
 {
 	for (uint32_t row = 0; row < a->n_rows; row++) {
 		for (uint32_t n = n0; n < n1; n++) {
-			float sum = dot_lanes(a->x + row * a->x_stride, a->w.data,
-				(size_t)n * a->w.k, a->w.k, a->w.dtype);
+			float sum = dot(a->x + row * a->x_stride, &a->w, n);
 
 			a->y[row * a->y_stride + n] = a->bias ? sum + a->bias[n] : sum;
 		}

@@ -4,6 +4,7 @@
  * bf16 these are one register, which a shift and a mask turn into two of floats. A tile is up to 6
  * rows: two with all columns, more with 12 accumulators for one half and then for the other.
  */
+#include "number.h"
 #include "product_drive.h"
 
 #include <immintrin.h>
@@ -132,6 +133,96 @@ INLINE void run_tile(const struct afd_k_tile *t, const int n_rows, const int dty
 	}
 }
 
+/* ---- FP8: one block of a panel, as floats ---- */
+
+/* The seven low bits stand as an f16 whose exponent is 8 too small, denormals included. */
+INLINE void decode_half(const char *w, float *out)
+{
+	__m256i v = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)w));
+	const __m256 exponent = _mm256_set1_ps(256);
+
+	v = _mm256_and_si256(_mm256_slli_epi16(v, 7), _mm256_set1_epi16((short)0xbf80));
+	_mm256_store_ps(out,
+		_mm256_mul_ps(_mm256_cvtph_ps(_mm256_castsi256_si128(v)), exponent));
+	_mm256_store_ps(out + 8,
+		_mm256_mul_ps(_mm256_cvtph_ps(_mm256_extracti128_si256(v, 1)), exponent));
+}
+
+static void decode(const char *w, uint32_t n_k, float *out)
+{
+	const __m256i sign = _mm256_set1_epi8((char)0x80), ones = _mm256_set1_epi8(-1);
+
+	for (uint32_t k = 0; k < n_k; k++, w += AFD_K_PANEL, out += AFD_K_PANEL) {
+		__m256i line = _mm256_loadu_si256((const __m256i *)w), nan;
+
+		decode_half(w, out);
+		decode_half(w + 16, out + 16);
+		nan = _mm256_cmpeq_epi8(_mm256_or_si256(line, sign), ones);
+		if (__builtin_expect(!_mm256_testz_si256(nan, nan), 0)) {
+			for (int i = 0; i < AFD_K_PANEL; i++)
+				out[i] = afd_k_float_of_fp8((uint8_t)w[i]);
+		}
+	}
+}
+
+/* y = fma(sum, scale, y), and the bias after the last block. */
+INLINE void add_scaled(__m256 acc[][4], const struct afd_k_tile *t, const int n_rows,
+	const int column, const int at)
+{
+	__m256 scale = t->scale_stride > 1 ? _mm256_loadu_ps(t->scales + column)
+					   : _mm256_set1_ps(*t->scales);
+
+	UNROLL
+	for (int r = 0; r < n_rows; r++) {
+		float *y = t->y + r * t->y_stride + column;
+		__m256 sum = t->resume ? _mm256_loadu_ps(y) : _mm256_setzero_ps();
+
+		sum = _mm256_fmadd_ps(acc[r][at], scale, sum);
+		if (t->bias)
+			sum = _mm256_add_ps(sum, _mm256_loadu_ps(t->bias + column));
+		_mm256_storeu_ps(y, sum);
+	}
+}
+
+INLINE void run_decoded(
+	const struct afd_k_tile *t, const int n_rows, const int half0, const int n_halves)
+{
+	const float *x = t->x, *w = (const float *)t->w + 8 * half0;
+	const char *ahead = t->prefetch;
+	__m256 acc[ROWS_MAX][4]; /* [n_rows][2 * n_halves] */
+
+	UNROLL
+	for (int r = 0; r < n_rows; r++) {
+		UNROLL
+		for (int i = 0; i < 2 * n_halves; i++)
+			acc[r][i] = _mm256_setzero_ps();
+	}
+	for (uint32_t k = 0; k < t->n_k; k++) {
+		if (half0 == 0)
+			_mm_prefetch(ahead, _MM_HINT_T0);
+		UNROLL
+		for (int h = 0; h < n_halves; h++) {
+			__m256 low = _mm256_load_ps(w + 8 * h), high = _mm256_load_ps(w + 8 * h + 16);
+
+			UNROLL
+			for (int r = 0; r < n_rows; r++) {
+				__m256 b = _mm256_broadcast_ss(x + r * t->x_stride);
+
+				acc[r][2 * h] = _mm256_fmadd_ps(b, low, acc[r][2 * h]);
+				acc[r][2 * h + 1] = _mm256_fmadd_ps(b, high, acc[r][2 * h + 1]);
+			}
+		}
+		x++;
+		w += AFD_K_PANEL;
+		ahead += AFD_K_PANEL;
+	}
+	UNROLL
+	for (int h = 0; h < n_halves; h++) {
+		add_scaled(acc, t, n_rows, 8 * (half0 + h), 2 * h);
+		add_scaled(acc, t, n_rows, 8 * (half0 + h) + 16, 2 * h + 1);
+	}
+}
+
 #define ROWS(X, name, dtype) \
 	X(1, name, dtype) \
 	X(2, name, dtype) X(3, name, dtype) X(4, name, dtype) X(5, name, dtype) X(6, name, dtype)
@@ -145,14 +236,30 @@ INLINE void run_tile(const struct afd_k_tile *t, const int n_rows, const int dty
 #define TILES(name, dtype) ROWS(TILE, name, dtype)
 DTYPES(TILES)
 
+#define DECODED_TILE(rows, name, dtype) \
+	static void run_##rows##_##name(const struct afd_k_tile *t) \
+	{ \
+		if (rows <= 2) { \
+			run_decoded(t, rows, 0, 2); \
+			return; \
+		} \
+		run_decoded(t, rows, 0, 1); \
+		run_decoded(t, rows, 1, 1); \
+	}
+ROWS(DECODED_TILE, decoded, 0)
+
 #define ENTRY(rows, name, dtype) [rows] = run_##rows##_##name,
 #define ENTRIES(name, dtype)     [dtype] = { ROWS(ENTRY, name, dtype) },
+
+static const afd_k_tile_fn decoded_tiles[AFD_K_TILE_ROWS + 1] = { ROWS(ENTRY, decoded, 0) };
 
 static const struct afd_k_tiles tiles = {
 	.direct_rows = ROWS_MAX,
 	.tile_rows = ROWS_MAX,
 	.single_block = AFD_K_BLOCK,
 	.run = { DTYPES(ENTRIES) },
+	.run_decoded = decoded_tiles,
+	.decode = decode,
 };
 
 void afd_k_product_avx2(const struct afd__product_args *a, uint32_t n0, uint32_t n1)

@@ -5,7 +5,7 @@
  * leave one broadcast per two FMAs. Up to 8 rows go direct, which is also the associativity of the
  * smallest L1.
  */
-#include "product_drive.h"
+#include "product_fp8_avx512.h"
 
 #include <immintrin.h>
 
@@ -102,5 +102,10 @@ static const struct afd_k_tiles tiles = {
 
 void afd_k_product_avx512(const struct afd__product_args *a, uint32_t n0, uint32_t n1)
 {
-	afd_k_product_drive(&tiles, a, n0, n1);
+	const struct afd_k_tiles *with = &tiles;
+
+	if (a->w.dtype == AFD_DTYPE_FP8)
+		with = __builtin_cpu_supports("avx512vbmi") ? &afd_k_fp8_tiles_vbmi
+							    : &afd_k_fp8_tiles_avx512;
+	afd_k_product_drive(with, a, n0, n1);
 }

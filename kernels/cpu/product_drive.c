@@ -21,6 +21,7 @@ struct range {
 	const afd_k_tile_fn *run; /* [rows] */
 	size_t k_bytes;           /* one k of a panel */
 	uint32_t n0, n1;
+	bool fp8, decode;
 };
 
 static const char *panel_at(const struct range *r, uint32_t n, uint32_t k)
@@ -59,6 +60,30 @@ static void run_tile(const struct range *r, const struct afd_k_tile *t, uint32_t
 		r->run[n_rows](t);
 }
 
+/* Where the scales of k .. of the panel of column n stand. */
+static void find_scales(const struct range *r, struct afd_k_tile *t, uint32_t n, uint32_t k)
+{
+	const struct afd__matrix *w = &r->a->w;
+	uint32_t at = w->column_offset + k, n_blocks = afd__scale_columns(w->column_offset, w->k);
+
+	if (!r->fp8)
+		return;
+	t->scale_stride = w->mixed_panels ? AFD_K_PANEL : 1;
+	t->scales = w->scales +
+		    ((size_t)(n / AFD_K_PANEL) * n_blocks + at / AFD__SCALE_ROWS) * t->scale_stride;
+	t->first_k = AFD__SCALE_ROWS - at % AFD__SCALE_ROWS;
+}
+
+/* The end of a block of at most n_k from k on; of FP8 also the end of a block of scales. */
+static uint32_t block_end(const struct range *r, uint32_t k, uint32_t n_k)
+{
+	uint64_t end = (uint64_t)k + n_k;
+
+	if (r->fp8)
+		end -= (r->a->w.column_offset + end) % AFD__SCALE_ROWS;
+	return end < r->a->w.k ? (uint32_t)end : r->a->w.k;
+}
+
 static void drive_direct(const struct range *r)
 {
 	const struct afd__product_args *a = r->a;
@@ -71,6 +96,7 @@ static void drive_direct(const struct range *r)
 		t.prefetch = t.w + AFD_K_PREFETCH_BYTES;
 		t.y = a->y + n;
 		t.bias = a->bias ? a->bias + n : NULL;
+		find_scales(r, &t, n, 0);
 		run_tile(r, &t, n, a->n_rows);
 	}
 }
@@ -94,12 +120,22 @@ static const char *next_of(const struct range *r, const struct block *b, uint32_
 	return panel_at(r, r->n0, b->k0 + b->n_k < r->a->w.k ? b->k0 + b->n_k : 0);
 }
 
+/* Makes floats of the tile's block when tiles want them. */
+static void decode_block(const struct range *r, struct afd_k_tile *t, float *w)
+{
+	if (!r->decode)
+		return;
+	r->tiles->decode(t->w, t->n_k, w);
+	t->w = (const char *)w;
+}
+
 static void drive_block(const struct range *r, const struct block *b)
 {
 	const struct afd__product_args *a = r->a;
 	bool last = b->k0 + b->n_k == a->w.k;
 	size_t x_stride = b->n_k + X_PAD;
 	float x[X_FLOATS];
+	_Alignas(64) float w[AFD__SCALE_ROWS * AFD_K_PANEL];
 	struct afd_k_tile t = {
 		.x_stride = x_stride, .y_stride = a->y_stride, .n_k = b->n_k, .resume = b->k0 > 0
 	};
@@ -111,6 +147,8 @@ static void drive_block(const struct range *r, const struct block *b)
 		t.w = panel_at(r, n, b->k0);
 		t.prefetch = next_of(r, b, n);
 		t.bias = last && a->bias ? a->bias + n : NULL;
+		find_scales(r, &t, n, b->k0);
+		decode_block(r, &t, w);
 		for (uint32_t i = 0; i < b->n_tiles; i++) {
 			uint32_t row = tile_at(b, i);
 
@@ -125,17 +163,43 @@ static void drive_block(const struct range *r, const struct block *b)
 static void drive_blocked(const struct range *r)
 {
 	const struct afd__product_args *a = r->a;
-	uint32_t tile_rows = r->tiles->tile_rows,
-		 block_k = a->n_rows <= tile_rows ? r->tiles->single_block : AFD_K_BLOCK;
+	uint32_t tile_rows = r->tiles->tile_rows, block_k = AFD_K_BLOCK;
 	struct block b = { 0 };
 
+	if (r->decode)
+		block_k = AFD__SCALE_ROWS;
+	else if (a->n_rows <= tile_rows)
+		block_k = r->tiles->single_block;
 	for (; b.row0 < a->n_rows; b.row0 += b.n_rows) {
 		b.n_rows = a->n_rows - b.row0 < AFD_K_GROUP_ROWS ? a->n_rows - b.row0
 								 : AFD_K_GROUP_ROWS;
 		b.n_tiles = (b.n_rows + tile_rows - 1) / tile_rows;
 		for (b.k0 = 0; b.k0 < a->w.k; b.k0 += b.n_k) {
-			b.n_k = a->w.k - b.k0 < block_k ? a->w.k - b.k0 : block_k;
+			b.n_k = block_end(r, b.k0, block_k) - b.k0;
 			drive_block(r, &b);
+		}
+	}
+}
+
+/* FP8 for few rows where tiles take floats only: panel by panel, as DRAM likes it. */
+static void drive_decoded(const struct range *r)
+{
+	const struct afd__product_args *a = r->a;
+	_Alignas(64) float w[AFD__SCALE_ROWS * AFD_K_PANEL];
+	struct afd_k_tile t = { .x_stride = a->x_stride, .y_stride = a->y_stride };
+
+	for (uint32_t n = r->n0; n < r->n1; n += AFD_K_PANEL) {
+		t.y = a->y + n;
+		for (uint32_t k = 0; k < a->w.k; k += t.n_k) {
+			t.n_k = block_end(r, k, AFD__SCALE_ROWS) - k;
+			t.x = a->x + k;
+			t.w = panel_at(r, n, k);
+			t.prefetch = t.w + AFD_K_PREFETCH_BYTES;
+			t.bias = a->bias && k + t.n_k == a->w.k ? a->bias + n : NULL;
+			t.resume = k > 0;
+			find_scales(r, &t, n, k);
+			decode_block(r, &t, w);
+			run_tile(r, &t, n, a->n_rows);
 		}
 	}
 }
@@ -148,10 +212,16 @@ void afd_k_product_drive(const struct afd_k_tiles *tiles, const struct afd__prod
 		.run = tiles->run[a->w.dtype],
 		.n0 = n0,
 		.n1 = n1,
-		.k_bytes = AFD_K_PANEL * (a->w.dtype == AFD_DTYPE_F32 ? 4 : 2) };
+		.k_bytes = AFD_K_PANEL * afd_dtype_bytes(a->w.dtype),
+		.fp8 = a->w.dtype == AFD_DTYPE_FP8 };
 
-	if (a->n_rows <= tiles->direct_rows)
-		drive_direct(&r);
-	else
+	r.decode = r.fp8 && a->n_rows >= tiles->decode_rows;
+	if (r.decode)
+		r.run = tiles->run_decoded;
+	if (a->n_rows > tiles->direct_rows)
 		drive_blocked(&r);
+	else if (r.decode)
+		drive_decoded(&r);
+	else
+		drive_direct(&r);
 }

@@ -8,7 +8,10 @@
  * likes best. More rows: k in blocks, the x of a block copied to the stack at a stride of its own,
  * because rows of x lie at multiples of 4 KiB from each other and would fight for one set of L1.
  *
- * Used by product_avx2.c and product_avx512.c only; product.c stays free of it, so that it can be
+ * FP8 goes by blocks of scales. Few rows: a tile makes floats of the numbers as it goes. More: the
+ * driver makes floats of a block of a panel once, in L1, for all tiles.
+ *
+ * Used by the products of AVX2 and AVX-512 only; product.c stays free of it, so that it can be
  * the reference.
  */
 #ifndef AFD_KERNELS_PRODUCT_DRIVE_H
@@ -43,6 +46,10 @@ struct afd_k_tile {
 	size_t x_stride, y_stride;
 	uint32_t n_k;
 	bool resume; /* start from y instead of 0 */
+	/* of FP8 */
+	const float *scales;   /* of the first k's block: 1, or [32] when mixed */
+	uint32_t scale_stride; /* floats from block to block: 1 or 32 */
+	uint32_t first_k;      /* until the first block ends */
 };
 typedef void (*afd_k_tile_fn)(const struct afd_k_tile *t);
 
@@ -51,7 +58,11 @@ struct afd_k_tiles {
 	uint32_t tile_rows;    /* most rows of a tile */
 	uint32_t single_block; /* k of a block when one tile holds all rows; at most 4 * AFD_K_BLOCK
 				*/
-	afd_k_tile_fn run[AFD_DTYPE_F16 + 1][AFD_K_TILE_ROWS + 1]; /* [dtype][rows] */
+	afd_k_tile_fn run[AFD_DTYPE_FP8 + 1][AFD_K_TILE_ROWS + 1]; /* [dtype][rows] */
+	/* of FP8: a tile whose w is one block as floats [n_k][32]; and what makes them */
+	const afd_k_tile_fn *run_decoded; /* [rows] */
+	void (*decode)(const char *w, uint32_t n_k, float *out);
+	uint32_t decode_rows; /* from so many rows on */
 };
 
 void afd_k_product_drive(const struct afd_k_tiles *tiles, const struct afd__product_args *a,

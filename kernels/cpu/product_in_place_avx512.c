@@ -104,7 +104,9 @@ INLINE void run_range(const struct afd__product_args *a, uint32_t n0, uint32_t n
 
 void afd_k_product_in_place_avx512(const struct afd__product_args *a, uint32_t n0, uint32_t n1)
 {
-	if (a->w.dtype == AFD_DTYPE_BF16)
+	if (a->w.dtype == AFD_DTYPE_FP8)
+		afd_k_product_in_place_fp8_avx512(a, n0, n1);
+	else if (a->w.dtype == AFD_DTYPE_BF16)
 		run_range(a, n0, n1, AFD_DTYPE_BF16);
 	else if (a->w.dtype == AFD_DTYPE_F16)
 		run_range(a, n0, n1, AFD_DTYPE_F16);

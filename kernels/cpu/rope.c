@@ -43,7 +43,7 @@ INLINE void rotate_head(float *x, const float *angles, uint32_t head_dim)
 	}
 }
 
-static void store_head(char *to, const float *x, uint32_t head_dim, int dtype)
+static void store_head(char *to, const float *x, uint32_t head_dim, int dtype, float scale)
 {
 	size_t number = dtype_bytes(dtype);
 
@@ -54,8 +54,10 @@ static void store_head(char *to, const float *x, uint32_t head_dim, int dtype)
 			vec_store_some(to + i * number, v, AFD_DTYPE_F32, head_dim - i);
 		else if (dtype == AFD_DTYPE_BF16)
 			vec_store_some(to + i * number, v, AFD_DTYPE_BF16, head_dim - i);
-		else
+		else if (dtype == AFD_DTYPE_F16)
 			vec_store_some(to + i * number, v, AFD_DTYPE_F16, head_dim - i);
+		else
+			vec_store_some(to + i * number, v / scale, AFD_DTYPE_FP8, head_dim - i);
 	}
 }
 
@@ -67,8 +69,9 @@ static void append_row(const struct afd__rope_args *a, size_t row, const float *
 	char *to = (char *)kv->data + page * kv->page_stride + offset * kv->position_stride;
 
 	for (uint32_t head = 0; head < kv->n_kv_heads; head++) {
-		store_head(to, k + head * kv->head_dim, kv->head_dim, kv->dtype);
-		store_head(to + kv->v_offset, v + head * kv->head_dim, kv->head_dim, kv->dtype);
+		store_head(to, k + head * kv->head_dim, kv->head_dim, kv->dtype, kv->k_scale);
+		store_head(to + kv->v_offset, v + head * kv->head_dim, kv->head_dim, kv->dtype,
+			kv->v_scale);
 		to += kv->head_stride;
 	}
 }

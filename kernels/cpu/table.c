@@ -21,6 +21,12 @@
 		.activation = afd_k_activation_##variant, \
 		.convert = afd_k_convert_##variant, \
 		.argmax = afd_k_argmax_##variant, \
+		.gate = afd_k_gate_##variant, \
+		.quantize = afd_k_quantize_##variant, \
+		.route = afd_k_route_##variant, \
+		.experts_gather = afd_k_experts_gather_##variant, \
+		.experts_activate = afd_k_experts_activate_##variant, \
+		.experts_combine = afd_k_experts_combine_##variant, \
 	}
 
 TABLE(c);

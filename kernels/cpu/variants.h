@@ -20,7 +20,17 @@
 		const struct afd__activation_args *a, uint32_t row0, uint32_t row1); \
 	void afd_k_convert_##variant( \
 		const struct afd__convert_args *a, uint32_t row0, uint32_t row1); \
-	void afd_k_argmax_##variant(const struct afd__argmax_args *a, uint32_t row0, uint32_t row1);
+	void afd_k_argmax_##variant(const struct afd__argmax_args *a, uint32_t row0, uint32_t row1); \
+	void afd_k_gate_##variant(const struct afd__gate_args *a, uint32_t row0, uint32_t row1); \
+	void afd_k_quantize_##variant( \
+		const struct afd__quantize_args *a, uint32_t row0, uint32_t row1); \
+	void afd_k_route_##variant(const struct afd__route_args *a, uint32_t row0, uint32_t row1); \
+	void afd_k_experts_gather_##variant( \
+		const struct afd_k_experts *e, uint32_t entry0, uint32_t entry1); \
+	void afd_k_experts_activate_##variant( \
+		const struct afd_k_experts *e, uint32_t entry0, uint32_t entry1); \
+	void afd_k_experts_combine_##variant( \
+		const struct afd_k_experts *e, uint32_t row0, uint32_t row1);
 
 AFD_K_DECLARE(c)
 AFD_K_DECLARE(avx2)

@@ -34,6 +34,7 @@ typedef float vec __attribute__((vector_size(4 * LANES)));
 typedef uint32_t vec_bits __attribute__((vector_size(4 * LANES)));
 typedef int32_t vec_int __attribute__((vector_size(4 * LANES)));
 typedef uint16_t vec_half __attribute__((vector_size(2 * LANES)));
+typedef uint8_t vec_byte __attribute__((vector_size(LANES)));
 
 INLINE vec vec_splat(float x)
 {
@@ -122,7 +123,7 @@ INLINE float vec_largest(vec v)
 
 INLINE size_t dtype_bytes(const int dtype)
 {
-	return dtype == AFD_DTYPE_F32 ? 4 : 2;
+	return dtype == AFD_DTYPE_F32 ? 4 : dtype == AFD_DTYPE_FP8 ? 1 : 2;
 }
 
 #if LANES == 4
@@ -189,12 +190,62 @@ INLINE vec_half vec_to_bf16(vec v)
 		(vec_bits)vec_select(is_nan, (vec)quiet, (vec)even) >> 16, vec_half);
 }
 
+/* The seven low bits stand as an f16 whose exponent is 8 too small, denormals included. */
+INLINE vec vec_of_fp8(vec_byte b)
+{
+#if LANES > 4
+	vec_half wide = __builtin_convertvector(b, vec_half),
+		 h = (wide << 7 & 0x3f80) | (wide << 8 & 0x8000);
+
+	h |= (vec_half)((h & 0x3f80) == 0x3f80) & 0x7fff; /* NaN */
+	return vec_of_f16(h) * 256.0f;
+#else
+	vec v;
+
+	for (int i = 0; i < LANES; i++)
+		v[i] = afd_k_float_of_fp8(b[i]);
+	return v;
+#endif
+}
+
+/* The nearest number of e4m3, ties to even; beyond 448 it is 448; NaN stays. */
+INLINE vec vec_round_fp8(vec v)
+{
+	const float denormal = 0x1p14f; /* its ulp is that of denormals, 2^-9 */
+	vec_bits bits = (vec_bits)v & 0x7fffffff, sign = (vec_bits)v & 0x80000000u;
+	vec size = (vec)bits, even, small;
+
+	even = (vec)((bits + 0x7ffff + (bits >> 20 & 1)) & 0xfff00000u);
+	small = (size + denormal) - denormal;
+	even = vec_select(size < 0x1p-6f, small, even);
+	even = vec_select(size > 448.0f, vec_splat(448.0f), even);
+	return vec_select(v != v, v, (vec)((vec_bits)even | sign));
+}
+
+INLINE vec_byte vec_to_fp8(vec v)
+{
+	const float denormal = 0x1p14f;
+	vec rounded = vec_round_fp8(v);
+	vec_bits bits = (vec_bits)rounded, size = bits & 0x7fffffff, code, small;
+
+	code = (size >> 20) - (120 << 3);
+	small = (vec_bits)((vec)size + denormal) & 15;
+	code = (vec_bits)vec_select((vec)size < 0x1p-6f, (vec)small, (vec)code);
+	code = (vec_bits)vec_select(v != v, (vec)((vec_bits){ 0 } + 0x7f), (vec)code);
+	return __builtin_convertvector(code | (bits >> 24 & 0x80), vec_byte);
+}
+
 INLINE vec vec_load_as(const void *p, const int dtype)
 {
 	vec_half h;
+	vec_byte b;
 
 	if (dtype == AFD_DTYPE_F32)
 		return vec_load(p);
+	if (dtype == AFD_DTYPE_FP8) {
+		memcpy(&b, p, sizeof(b));
+		return vec_of_fp8(b);
+	}
 	memcpy(&h, p, sizeof(h));
 	if (dtype == AFD_DTYPE_BF16)
 		return (vec)(__builtin_convertvector(h, vec_bits) << 16);
@@ -204,9 +255,15 @@ INLINE vec vec_load_as(const void *p, const int dtype)
 INLINE void vec_store_as(void *p, vec v, const int dtype)
 {
 	vec_half h;
+	vec_byte b;
 
 	if (dtype == AFD_DTYPE_F32) {
 		vec_store(p, v);
+		return;
+	}
+	if (dtype == AFD_DTYPE_FP8) {
+		b = vec_to_fp8(v);
+		memcpy(p, &b, sizeof(b));
 		return;
 	}
 	h = dtype == AFD_DTYPE_BF16 ? vec_to_bf16(v) : vec_to_f16(v);
@@ -224,6 +281,8 @@ INLINE vec vec_load_some(const void *p, const int dtype, size_t n)
 
 	if (dtype == AFD_DTYPE_F32)
 		return _mm512_maskz_loadu_ps(mask, p);
+	if (dtype == AFD_DTYPE_FP8)
+		return vec_of_fp8((vec_byte)_mm_maskz_loadu_epi8(mask, p));
 	h = (vec_half)_mm256_maskz_loadu_epi16(mask, p);
 	return vec_load_as(&h, dtype);
 #else
@@ -245,6 +304,8 @@ INLINE void vec_store_some(void *p, vec v, const int dtype, size_t n)
 
 	if (dtype == AFD_DTYPE_F32)
 		_mm512_mask_storeu_ps(p, mask, v);
+	else if (dtype == AFD_DTYPE_FP8)
+		_mm_mask_storeu_epi8(p, mask, (__m128i)vec_to_fp8(v));
 	else
 		_mm256_mask_storeu_epi16(p, mask,
 			(__m256i)(dtype == AFD_DTYPE_BF16 ? vec_to_bf16(v) : vec_to_f16(v)));

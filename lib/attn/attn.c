@@ -17,6 +17,7 @@ static int check_parents(
 {
 	int rc = afd__model_check(model);
 
+	rc = rc ? rc : afd__model_check_role(model, AFD_ROLE_ATTENTION);
 	if (rc)
 		return rc;
 	if (!net == !p->ffn)
@@ -40,6 +41,22 @@ static int check_contract(
 	return 0;
 }
 
+/* What the transport can carry and this stage does not do yet. */
+static int check_later(const struct afd_attn *attn, const struct afd__exchange_info *info)
+{
+	if (info->group_size > 1)
+		return afd__error(-ENOTSUP, "attn: group_size is %u; attention groups are not in this "
+					    "version of the stage",
+			info->group_size);
+	for (uint32_t i = 0; i < attn->arch->n_layers; i++) {
+		if (afd__exchange_routed(attn->net, i))
+			return afd__error(-ENOTSUP, "attn: gate is AFD_GATE_ATTENTION and layer %u has "
+						    "experts; this version's stage needs AFD_GATE_FFN",
+				i);
+	}
+	return 0;
+}
+
 static int take_net(struct afd_attn *attn, const struct afd__exchange_info *info)
 {
 	struct afd_peer_info peer = { .size = sizeof(peer) };
@@ -52,6 +69,7 @@ static int take_net(struct afd_attn *attn, const struct afd__exchange_info *info
 		return afd__error(
 			-EINVAL, "attn: the transport was made to listen, attention connects");
 	rc = check_contract(attn->model, &info->contract, "transport");
+	rc = rc ? rc : check_later(attn, info);
 	rc = rc ? rc : afd__transport_own(attn->net, attn);
 	attn->owns_net = !rc;
 	rc = rc ? rc : afd_transport_peer(attn->net, 0, &peer);

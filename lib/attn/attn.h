@@ -37,6 +37,8 @@ struct afd__attn_memory {
 	void *wire;     /* [max_rows][hidden] in a wire dtype, at most 4 bytes a number */
 	float *zeros;   /* max(hidden, max_rows) numbers of +0.0, which are also indices of 0 */
 	int32_t *words; /* the batch's */
+	float *gate; /* [max_rows][mixed_width]; NULL without output gates */
+	float *post; /* [max_rows][hidden] what a norm after a block leaves; NULL without them */
 	float *head_h, *head_y, *head_x; /* [AFD__HEAD_ROWS][hidden] */
 	float *logits;                   /* [AFD__HEAD_ROWS][vocab] */
 	int32_t *greedy;                 /* [AFD__HEAD_ROWS] */

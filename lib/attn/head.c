@@ -31,9 +31,18 @@ static int gather(
 
 static int enqueue_logits(struct afd_attn *attn, uint32_t n_rows)
 {
+	const float *after = attn->weights.layers[attn->arch->n_layers - 1].after_ffn_norm;
+	const struct afd__norm_args norm_after = {
+		.h = attn->memory.head_y,
+		.weight = after,
+		.out = attn->memory.post,
+		.n_rows = n_rows,
+		.width = attn->arch->hidden_size,
+		.eps = attn->arch->rms_norm_eps,
+	};
 	const struct afd__norm_args norm = {
 		.h = attn->memory.head_h,
-		.add = attn->memory.head_y,
+		.add = after ? attn->memory.post : attn->memory.head_y,
 		.weight = attn->weights.final_norm,
 		.out = attn->memory.head_x,
 		.n_rows = n_rows,
@@ -54,8 +63,9 @@ static int enqueue_logits(struct afd_attn *attn, uint32_t n_rows)
 		.n_rows = n_rows,
 		.width = attn->arch->vocab_size,
 	};
-	int rc = afd__norm(&attn->queue, &norm);
+	int rc = after ? afd__norm(&attn->queue, &norm_after) : 0;
 
+	rc = rc ? rc : afd__norm(&attn->queue, &norm);
 	rc = rc ? rc : afd__product(&attn->queue, &product);
 	return rc ? rc : afd__argmax(&attn->queue, &argmax);
 }

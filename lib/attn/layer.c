@@ -92,12 +92,13 @@ int afd__attn_enqueue_start(struct afd_attn *attn)
 
 /* ---- one layer of one lane ---- */
 
-static int enqueue_norm(
-	struct afd_attn *attn, const struct afd__lane *lane, const float *weight, bool add)
+/* h += block, and x = norm(h); block NULL: the first layer, there is nothing to add. */
+static int enqueue_norm(struct afd_attn *attn, const struct afd__lane *lane, const float *weight,
+	const float *block)
 {
 	const struct afd__norm_args norm = {
 		.h = afd__attn_rows(attn, attn->memory.h, lane->row0),
-		.add = add ? afd__attn_rows(attn, attn->memory.y, lane->row0) : NULL,
+		.add = block,
 		.weight = weight,
 		.out = afd__attn_rows(attn, attn->memory.x, lane->row0),
 		.n_rows = lane->n_rows,
@@ -106,6 +107,51 @@ static int enqueue_norm(
 	};
 
 	return afd__norm(&attn->queue, &norm);
+}
+
+/* What a block adds to the residual stream: its y, or the norm of it where the family has one. */
+static int enqueue_after(struct afd_attn *attn, const struct afd__lane *lane, const float *weight,
+	const float **block)
+{
+	float *y = afd__attn_rows(attn, attn->memory.y, lane->row0);
+	const struct afd__norm_args norm = {
+		.h = y,
+		.weight = weight,
+		.out = attn->memory.post,
+		.n_rows = lane->n_rows,
+		.width = attn->arch->hidden_size,
+		.eps = attn->arch->rms_norm_eps,
+	};
+
+	*block = weight ? attn->memory.post : y;
+	return weight ? afd__norm(&attn->queue, &norm) : 0;
+}
+
+/* mixed = mixed * sigmoid(x gate^T); x is still what q was made of. */
+static int enqueue_gate(
+	struct afd_attn *attn, const struct afd__lane *lane, const struct afd__attn_layer *w)
+{
+	const struct afd__product_args product = {
+		.x = afd__attn_rows(attn, attn->memory.x, lane->row0),
+		.w = w->gate,
+		.y = attn->memory.gate,
+		.x_stride = attn->arch->hidden_size,
+		.y_stride = attn->mixed_width,
+		.n_rows = lane->n_rows,
+	};
+	const struct afd__gate_args gate = {
+		.x = attn->memory.mixed,
+		.gate = attn->memory.gate,
+		.gate_stride = attn->mixed_width,
+		.n_rows = lane->n_rows,
+		.width = attn->mixed_width,
+	};
+	int rc;
+
+	if (w->arch->output_gate == AFD__OUTPUT_GATE_NONE)
+		return 0;
+	rc = afd__product(&attn->queue, &product);
+	return rc ? rc : afd__gate(&attn->queue, &gate);
 }
 
 static int enqueue_qkv(
@@ -190,15 +236,20 @@ static int enqueue_o(
 int afd__attn_enqueue_layer(struct afd_attn *attn, const struct afd__lane *lane)
 {
 	const struct afd__attn_layer *w = &attn->weights.layers[lane->layer];
-	int rc;
+	const float *block = NULL;
+	int rc = 0;
 
 	/* y is the FFN's of the layer before; the first layer has none. */
-	rc = enqueue_norm(attn, lane, w->input_norm, lane->layer > 0);
+	if (lane->layer)
+		rc = enqueue_after(attn, lane, w[-1].after_ffn_norm, &block);
+	rc = rc ? rc : enqueue_norm(attn, lane, w->input_norm, block);
 	rc = rc ? rc : enqueue_qkv(attn, lane, w);
 	rc = rc ? rc : enqueue_rope(attn, lane, w);
 	rc = rc ? rc : enqueue_attend(attn, lane, w);
+	rc = rc ? rc : enqueue_gate(attn, lane, w);
 	rc = rc ? rc : enqueue_o(attn, lane, w);
-	return rc ? rc : enqueue_norm(attn, lane, w->ffn_norm, true);
+	rc = rc ? rc : enqueue_after(attn, lane, w->after_attention_norm, &block);
+	return rc ? rc : enqueue_norm(attn, lane, w->ffn_norm, block);
 }
 
 /* ---- y, as the sum of what shards return ---- */

@@ -25,6 +25,25 @@ static void *part(struct plan *plan, size_t n, size_t width)
 	return plan->base ? plan->base + at : NULL;
 }
 
+static bool has_gate(const struct afd__arch *arch)
+{
+	uint32_t i = 0;
+
+	while (i < arch->n_layers && arch->layers[i].output_gate == AFD__OUTPUT_GATE_NONE)
+		i++;
+	return i < arch->n_layers;
+}
+
+static bool has_norms_after(const struct afd__arch *arch)
+{
+	const uint32_t after = AFD__NORM_AFTER_ATTENTION | AFD__NORM_AFTER_FFN;
+	uint32_t i = 0;
+
+	while (i < arch->n_layers && !(arch->layers[i].norms & after))
+		i++;
+	return i < arch->n_layers;
+}
+
 static void lay_out(const struct afd_attn *attn, struct afd__attn_memory *m, struct plan *plan)
 {
 	size_t rows = attn->params.max_rows, hidden = attn->arch->hidden_size;
@@ -40,6 +59,10 @@ static void lay_out(const struct afd_attn *attn, struct afd__attn_memory *m, str
 	m->wire = attn->ffn ? part(plan, rows, hidden) : NULL;
 	m->zeros = part(plan, 1, rows > hidden ? rows : hidden);
 	m->words = part(plan, 1, attn->batch.capacity_words);
+	m->gate = has_gate(attn->arch) ? part(plan, rows, attn->mixed_width) : NULL;
+	m->post = has_norms_after(attn->arch)
+			  ? part(plan, rows > head_rows ? rows : head_rows, hidden)
+			  : NULL;
 	m->head_h = part(plan, head_rows, hidden);
 	m->head_y = part(plan, head_rows, hidden);
 	m->head_x = part(plan, head_rows, hidden);

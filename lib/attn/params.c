@@ -104,7 +104,8 @@ size_t afd_attn_kv_bytes(const afd_model *model, const struct afd_attn_params *p
 	struct afd_kv_layout layout;
 	struct afd_attn_params p;
 
-	if (afd__model_check(model) || afd__params_copy(&p, sizeof(p), params, "attn params") ||
+	if (afd__model_check(model) || afd__model_check_role(model, AFD_ROLE_ATTENTION) ||
+		afd__params_copy(&p, sizeof(p), params, "attn params") ||
 		fill_kv(&p, model) || afd__attn_layout_plan(&layout, &model->arch, &p))
 		return 0;
 	return layout.memory_bytes;

@@ -11,7 +11,7 @@
 
 /* How much is packed between two calls of the host's progress. */
 static const size_t BLOCK_BYTES = (size_t)16 << 20;
-enum { UPLOAD_TIMEOUT_MS = 60000 };
+enum { UPLOAD_TIMEOUT_MS = 60000, SCALE_GRAIN = 32 /* that share a scale, see device.h */ };
 
 struct loader {
 	struct afd__attn_weights *weights;
@@ -38,11 +38,40 @@ static bool in_place(const struct loader *ld)
 	return ld->model->weights == AFD_WEIGHTS_IN_PLACE;
 }
 
-static int create_matrix(
-	struct loader *ld, struct afd__matrix *m, const struct afd__tensor *t, uint32_t n)
+/* mixed: parts of m begin at rows that are no multiple of a panel's. */
+static int create_matrix(struct loader *ld, struct afd__matrix *m, const struct afd__tensor *t,
+	uint32_t n, bool mixed)
 {
-	return afd__matrix_create(ld->weights->device, m, n, (uint32_t)t->shape[1], t->dtype,
-		in_place(ld) ? t->data : NULL);
+	const struct afd__matrix_shape shape = {
+		.n = n,
+		.k = (uint32_t)t->shape[1],
+		.dtype = t->dtype,
+		.mixed_panels = t->dtype == AFD_DTYPE_FP8 && mixed,
+	};
+
+	return afd__matrix_create_stack(
+		ld->weights->device, m, &shape, in_place(ld) ? t->data : NULL);
+}
+
+static int load_scales(
+	struct loader *ld, struct afd__matrix *m, const struct afd__tensor *t, uint32_t row0)
+{
+	const struct afd__scale_blocks blocks = {
+		.data = t->scales.data,
+		.n_rows = t->scales.rows,
+		.n_columns = t->scales.columns,
+		.dtype = t->scales.dtype,
+	};
+	int rc;
+
+	if (t->dtype != AFD_DTYPE_FP8)
+		return 0;
+	rc = afd__matrix_load_scales(
+		ld->weights->device, m, &blocks, row0, (uint32_t)t->shape[0]);
+	if (rc)
+		return afd__error_prefix(rc, "%s", t->scales.name);
+	count_progress(ld, (uint64_t)blocks.n_rows * blocks.n_columns * afd_dtype_bytes(blocks.dtype));
+	return 0;
 }
 
 /* Packs the tensor's rows into m from row0 on; with weights in place there is nothing to move. */
@@ -54,9 +83,10 @@ static int pack_rows(
 	uint32_t block = (uint32_t)(BLOCK_BYTES / row_bytes / 64 * 64);
 	int rc;
 
-	if (in_place(ld)) {
+	rc = load_scales(ld, m, t, row0);
+	if (rc || in_place(ld)) {
 		count_progress(ld, t->bytes);
-		return 0;
+		return rc;
 	}
 	block = block ? block : 64;
 	for (i = 0; i < n_rows; i += n) {
@@ -76,7 +106,7 @@ static int load_matrix(struct loader *ld, int32_t layer, int32_t kind, struct af
 	struct afd__tensor t;
 	int rc = afd__model_tensor(ld->model, layer, kind, &t);
 
-	rc = rc ? rc : create_matrix(ld, m, &t, (uint32_t)t.shape[0]);
+	rc = rc ? rc : create_matrix(ld, m, &t, (uint32_t)t.shape[0], false);
 	return rc ? rc : pack_rows(ld, m, &t, 0);
 }
 
@@ -95,10 +125,11 @@ static int load_qkv(struct loader *ld, int32_t layer, struct afd__attn_layer *w)
 	w->n_qkv = alike ? 1 : AFD__QKV_PARTS;
 	if (alike)
 		rc = create_matrix(ld, &w->qkv[0], &t[0],
-			(uint32_t)(t[0].shape[0] + t[1].shape[0] + t[2].shape[0]));
+			(uint32_t)(t[0].shape[0] + t[1].shape[0] + t[2].shape[0]),
+			t[0].shape[0] % SCALE_GRAIN || t[1].shape[0] % SCALE_GRAIN);
 	for (i = 0; !rc && i < AFD__QKV_PARTS; i++) {
 		if (!alike)
-			rc = create_matrix(ld, &w->qkv[i], &t[i], (uint32_t)t[i].shape[0]);
+			rc = create_matrix(ld, &w->qkv[i], &t[i], (uint32_t)t[i].shape[0], false);
 		rc = rc ? rc : pack_rows(ld, &w->qkv[alike ? 0 : i], &t[i], alike ? n : 0);
 		n += (uint32_t)t[i].shape[0];
 	}
@@ -183,7 +214,7 @@ static int load_qkv_bias(struct loader *ld, int32_t layer, struct afd__attn_laye
 
 static size_t count_layer_numbers(const struct afd__arch *arch, const struct afd__layer *layer)
 {
-	size_t n = 2 * (size_t)arch->hidden_size;
+	size_t n = (size_t)__builtin_popcount(layer->norms) * arch->hidden_size;
 
 	if (layer->attention_bias)
 		n += arch->hidden_size +
@@ -258,8 +289,6 @@ static int load_layer(struct loader *ld, int32_t layer)
 	uint32_t hidden = ld->model->arch.hidden_size;
 	int rc;
 
-	assert(arch->norms == (AFD__NORM_BEFORE_ATTENTION | AFD__NORM_BEFORE_FFN));
-	assert(arch->output_gate == AFD__OUTPUT_GATE_NONE);
 	rc = load_vector(ld, layer, AFD__TENSOR_INPUT_NORM, hidden, &w->input_norm);
 	rc = rc ? rc : load_qkv(ld, layer, w);
 	if (!rc && arch->attention_bias)
@@ -269,10 +298,19 @@ static int load_layer(struct loader *ld, int32_t layer)
 		rc = rc ? rc
 			: load_vector(ld, layer, AFD__TENSOR_K_NORM, arch->head_dim, &w->k_norm);
 	}
+	if (!rc && arch->output_gate == AFD__OUTPUT_GATE_ELEMENTWISE)
+		rc = load_matrix(ld, layer, AFD__TENSOR_OUTPUT_GATE, &w->gate);
 	rc = rc ? rc : load_matrix(ld, layer, AFD__TENSOR_O, &w->o);
 	if (!rc && arch->attention_bias)
 		rc = load_vector(ld, layer, AFD__TENSOR_O_BIAS, hidden, &w->o_bias);
-	return rc ? rc : load_vector(ld, layer, AFD__TENSOR_FFN_NORM, hidden, &w->ffn_norm);
+	if (!rc && arch->norms & AFD__NORM_AFTER_ATTENTION)
+		rc = load_vector(ld, layer, AFD__TENSOR_AFTER_ATTENTION_NORM, hidden,
+			&w->after_attention_norm);
+	rc = rc ? rc : load_vector(ld, layer, AFD__TENSOR_FFN_NORM, hidden, &w->ffn_norm);
+	if (!rc && arch->norms & AFD__NORM_AFTER_FFN)
+		rc = load_vector(
+			ld, layer, AFD__TENSOR_AFTER_FFN_NORM, hidden, &w->after_ffn_norm);
+	return rc;
 }
 
 static int load_all(struct loader *ld)
@@ -349,6 +387,7 @@ void afd__attn_weights_free(struct afd__attn_weights *weights)
 	for (i = 0; weights->layers && i < weights->n_layers; i++) {
 		for (p = 0; p < AFD__QKV_PARTS; p++)
 			afd__matrix_destroy(weights->device, &weights->layers[i].qkv[p]);
+		afd__matrix_destroy(weights->device, &weights->layers[i].gate);
 		afd__matrix_destroy(weights->device, &weights->layers[i].o);
 	}
 	if (weights->device) {
@@ -365,7 +404,7 @@ void afd__attn_weights_free(struct afd__attn_weights *weights)
 
 static uint64_t packed_bytes(const struct afd__matrix *m)
 {
-	return m->layout == AFD__LAYOUT_PACKED ? m->bytes : 0;
+	return (m->layout == AFD__LAYOUT_PACKED ? m->bytes : 0) + m->scales_bytes;
 }
 
 uint64_t afd__attn_weights_bytes(const struct afd__attn_weights *weights)
@@ -378,6 +417,7 @@ uint64_t afd__attn_weights_bytes(const struct afd__attn_weights *weights)
 	for (i = 0; i < weights->n_layers; i++) {
 		for (p = 0; p < weights->layers[i].n_qkv; p++)
 			bytes += packed_bytes(&weights->layers[i].qkv[p]);
+		bytes += packed_bytes(&weights->layers[i].gate);
 		bytes += packed_bytes(&weights->layers[i].o);
 	}
 	return bytes;

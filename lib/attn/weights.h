@@ -20,9 +20,12 @@ struct afd__attn_layer {
 	/* q, k and v under each other as one matrix, or three: in place, or of several dtypes. */
 	struct afd__matrix qkv[AFD__QKV_PARTS];
 	uint32_t n_qkv;
+	struct afd__matrix gate; /* [n_heads * head_dim][hidden]; none without an output gate */
 	struct afd__matrix o;    /* [hidden][n_heads * head_dim] */
 	const float *input_norm; /* dev [hidden] */
 	const float *ffn_norm;   /* dev [hidden] */
+	const float *after_attention_norm; /* dev [hidden], or NULL: no norm there */
+	const float *after_ffn_norm;       /* dev [hidden], or NULL */
 	const float *qkv_bias;   /* dev [(n_heads + 2 n_kv_heads) * head_dim], or NULL */
 	const float *o_bias;     /* dev [hidden], or NULL */
 	const float *q_norm;     /* dev [head_dim], or NULL */

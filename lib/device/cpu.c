@@ -9,38 +9,22 @@
  */
 #include <string.h>
 
-#include "../../kernels/cpu/kernels.h"
-#include "backends.h"
+#include "../../kernels/cpu/product.h"
+#include "cpu.h"
 
 #define ROUND_NS         10e6
 #define FIRST_RATE       0.05 /* cost per ns that no machine is slower than, until it is measured */
 #define TASKS_PER_THREAD 4
 #define SERIAL_COST      32768 /* cheaper than waking a thread */
 
-enum operation {
-#define KIND(op) OPERATION_##op,
-	AFD__DEVICE_OPERATIONS(KIND) N_OPERATIONS
-#undef KIND
-};
-
 struct cpu_queue {
-	double rate[N_OPERATIONS]; /* cost per ns, of all threads together */
+	double rate[AFD__N_OPERATIONS]; /* cost per ns, of all threads together */
 	uint64_t last_tile_ns;
-};
-
-struct job {
-	const struct afd_cpu_kernels *kernels;
-	const void *args;
-	void (*run)(const struct job *job, uint32_t from, uint32_t to);
-	uint32_t n_units;
-	uint32_t round_from, round_units, n_tasks;
-	double cost; /* multiply-adds or so, of all units */
-	enum operation kind;
 };
 
 static void run_task(void *arg, uint32_t i)
 {
-	const struct job *job = arg;
+	const struct afd__job *job = arg;
 	uint64_t from = (uint64_t)job->round_units * i / job->n_tasks;
 	uint64_t to = (uint64_t)job->round_units * (i + 1) / job->n_tasks;
 
@@ -49,7 +33,7 @@ static void run_task(void *arg, uint32_t i)
 }
 
 static void run_round(
-	struct afd_context *ctx, struct job *job, uint32_t from, uint32_t n_units, double cost)
+	struct afd_context *ctx, struct afd__job *job, uint32_t from, uint32_t n_units, double cost)
 {
 	uint64_t n_tasks = (uint64_t)ctx->executor.n_threads * TASKS_PER_THREAD;
 
@@ -64,7 +48,7 @@ static void run_round(
 }
 
 /* How many of `left` units take about ROUND_NS, in rounds of equal size. */
-static uint32_t units_of_round(const struct job *job, double rate, uint32_t left)
+static uint32_t units_of_round(const struct afd__job *job, double rate, uint32_t left)
 {
 	double n_rounds = job->cost * ((double)left / job->n_units) / (rate * ROUND_NS);
 
@@ -81,7 +65,7 @@ static void beat(struct afd__queue *q, struct cpu_queue *s, uint64_t now)
 	q->on_tile(q->on_tile_user);
 }
 
-static int run_job(struct afd__queue *q, struct job *job)
+void afd__job_run(struct afd__queue *q, struct afd__job *job)
 {
 	struct cpu_queue *s = q->state;
 	uint32_t from = 0, n;
@@ -89,7 +73,7 @@ static int run_job(struct afd__queue *q, struct job *job)
 	job->kernels = q->dev->state;
 	if (!q->on_tile) {
 		run_round(q->dev->ctx, job, 0, job->n_units, job->cost);
-		return 0;
+		return;
 	}
 	while (from < job->n_units) {
 		uint64_t start = afd__now_ns(), now;
@@ -105,13 +89,12 @@ static int run_job(struct afd__queue *q, struct job *job)
 			s->rate[job->kind] = cost / (double)(now - start);
 		beat(q, s, now);
 	}
-	return 0;
 }
 
 /* ---- operations ---- */
 
 #define RUN(op) \
-	static void run_##op(const struct job *job, uint32_t from, uint32_t to) \
+	static void run_##op(const struct afd__job *job, uint32_t from, uint32_t to) \
 	{ \
 		job->kernels->op(job->args, from, to); \
 	}
@@ -123,17 +106,21 @@ RUN(attend)
 RUN(activation)
 RUN(convert)
 RUN(argmax)
+RUN(gate)
+RUN(quantize)
+RUN(route)
 
 /* An operation whose units are rows; `width` is the cost of one. */
 #define ROWS(op, width) \
 	static int cpu_##op(struct afd__queue *q, const struct afd__##op##_args *a) \
 	{ \
-		struct job job = { .args = a, \
+		struct afd__job job = { .args = a, \
 			.run = run_##op, \
 			.n_units = a->n_rows, \
-			.kind = OPERATION_##op, \
+			.kind = AFD__OPERATION_##op, \
 			.cost = (double)a->n_rows * (width) }; \
-		return run_job(q, &job); \
+		afd__job_run(q, &job); \
+		return 0; \
 	}
 ROWS(embed, 4.0 * a->table.k)
 ROWS(norm, 2.0 * a->width)
@@ -142,13 +129,16 @@ ROWS(rope, 4.0 * (a->n_heads + 2.0 * a->kv.n_kv_heads) * a->kv.head_dim)
 ROWS(activation, 4.0 * a->width)
 ROWS(convert, a->width)
 ROWS(argmax, a->width)
+ROWS(gate, 4.0 * a->width)
+ROWS(quantize, 2.0 * a->width)
+ROWS(route, 8.0 * a->n_experts)
 
 static int cpu_attend(struct afd__queue *q, const struct afd__attend_args *a)
 {
-	struct job job = { .args = a,
+	struct afd__job job = { .args = a,
 		.run = run_attend,
 		.n_units = a->n_rows * a->kv.n_kv_heads,
-		.kind = OPERATION_attend };
+		.kind = AFD__OPERATION_attend };
 
 	for (uint32_t i = 0; i < a->n_rows; i++) {
 		uint32_t n = (uint32_t)a->positions[i] + 1;
@@ -156,11 +146,12 @@ static int cpu_attend(struct afd__queue *q, const struct afd__attend_args *a)
 		job.cost += 2.0 * (a->window && a->window < n ? a->window : n) * a->n_heads *
 			    a->kv.head_dim;
 	}
-	return run_job(q, &job);
+	afd__job_run(q, &job);
+	return 0;
 }
 
 /* Units of a product are panels, in place too. */
-static void run_product(const struct job *job, uint32_t from, uint32_t to)
+static void run_product(const struct afd__job *job, uint32_t from, uint32_t to)
 {
 	const struct afd__product_args *a = job->args;
 	uint64_t n0 = (uint64_t)from * AFD_K_PANEL, n1 = (uint64_t)to * AFD_K_PANEL;
@@ -185,7 +176,7 @@ static uint32_t panels_of(const struct afd__matrix *m)
 static uint32_t rows_of_round(const struct afd__queue *q, const struct afd__product_args *a)
 {
 	const struct cpu_queue *s = q->state;
-	double n_rows = s->rate[OPERATION_product] * ROUND_NS / ((double)a->w.k * AFD_K_PANEL) -
+	double n_rows = s->rate[AFD__OPERATION_product] * ROUND_NS / ((double)a->w.k * AFD_K_PANEL) -
 			WEIGHT_COST;
 
 	if (!q->on_tile || n_rows >= a->n_rows)
@@ -197,29 +188,33 @@ static int cpu_product(struct afd__queue *q, const struct afd__product_args *a)
 {
 	struct afd__product_args part = *a;
 	uint32_t left = a->n_rows;
-	int rc = 0;
 
-	while (!rc && left) {
-		struct job job = { .args = &part,
+	while (left) {
+		struct afd__job job = { .args = &part,
 			.run = run_product,
 			.n_units = panels_of(&a->w),
-			.kind = OPERATION_product };
+			.kind = AFD__OPERATION_product };
 
 		part.n_rows = left;
 		part.n_rows = rows_of_round(q, &part);
 		job.cost = (double)a->w.n * a->w.k * (part.n_rows + WEIGHT_COST);
-		rc = run_job(q, &job);
+		afd__job_run(q, &job);
 		part.x += part.n_rows * part.x_stride;
 		part.y += part.n_rows * part.y_stride;
 		left -= part.n_rows;
 	}
-	return rc;
+	return 0;
 }
 
 static int cpu_copy(struct afd__queue *q, const struct afd__copy_args *a)
 {
 	memcpy(a->dst, a->src, a->bytes);
 	return 0;
+}
+
+static int cpu_experts(struct afd__queue *q, const struct afd__experts_args *a)
+{
+	return afd__cpu_experts(q, a);
 }
 
 static int cpu_upload(struct afd__queue *q, void *dst, const void *host, size_t bytes)
@@ -280,7 +275,7 @@ struct load {
 	uint32_t row0, n_rows;
 };
 
-static void run_load(const struct job *job, uint32_t from, uint32_t to)
+static void run_load(const struct afd__job *job, uint32_t from, uint32_t to)
 {
 	const struct load *l = job->args;
 	uint32_t p0 = l->row0 / AFD_K_PANEL;
@@ -293,9 +288,16 @@ static int cpu_matrix_load(struct afd__device *dev, struct afd__matrix *m, const
 {
 	struct load l = { .m = m, .rows = rows, .row0 = row0, .n_rows = n_rows };
 	uint32_t n_units = (row0 + n_rows - 1) / AFD_K_PANEL - row0 / AFD_K_PANEL + 1;
-	struct job job = { .kernels = dev->state, .args = &l, .run = run_load, .n_units = n_units };
+	struct afd__job job = { .kernels = dev->state, .args = &l, .run = run_load, .n_units = n_units };
 
 	run_round(dev->ctx, &job, 0, n_units, (double)n_rows * m->k);
+	return 0;
+}
+
+static int cpu_scales_load(struct afd__device *dev, struct afd__matrix *m,
+	const struct afd__scale_blocks *blocks, uint32_t row0, uint32_t n_rows)
+{
+	afd_k_load_scales(m, blocks, row0, n_rows);
 	return 0;
 }
 
@@ -305,7 +307,7 @@ static int cpu_queue_open(struct afd__queue *q)
 
 	if (!s)
 		return -ENOMEM;
-	for (int i = 0; i < N_OPERATIONS; i++)
+	for (int i = 0; i < AFD__N_OPERATIONS; i++)
 		s->rate[i] = FIRST_RATE;
 	q->state = s;
 	return 0;
@@ -334,6 +336,8 @@ const struct afd__device_ops afd__cpu_device_ops = { .name = "cpu",
 	.free = cpu_free,
 	.matrix_bytes = cpu_matrix_bytes,
 	.matrix_load = cpu_matrix_load,
+	.scales_load = cpu_scales_load,
+	.experts_scratch_bytes = afd__cpu_experts_scratch_bytes,
 	.queue_open = cpu_queue_open,
 	.queue_close = cpu_queue_close,
 	.reached = cpu_reached,

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The front door to devices: names to backends, memory and its account, matrices, and the one place
- * that waits for a queue. What a backend is given was checked here or in operations.c, once; what
+ * The front door to devices: names to backends, memory and its account, and the one place that waits
+ * for a queue. What a backend is given was checked here, in matrix.c or in operations.c, once; what
  * it reports as broken stays broken.
  *
  * Called by the stages, which know no backend.
@@ -114,60 +114,6 @@ void afd__device_free(struct afd__device *dev, void *memory, size_t bytes)
 		return;
 	dev->ops->free(dev, memory, bytes);
 	atomic_fetch_sub_explicit(&dev->bytes_held, bytes, memory_order_relaxed);
-}
-
-static size_t number_bytes(int32_t dtype)
-{
-	return dtype == AFD_DTYPE_F32 ? 4 : 2;
-}
-
-int afd__matrix_create(struct afd__device *dev, struct afd__matrix *out, uint32_t n, uint32_t k,
-	int32_t dtype, const void *rows)
-{
-	struct afd__matrix m = { .n = n, .k = k, .dtype = dtype };
-	int rc;
-
-	if (!n || !k)
-		return afd__error(-EINVAL, "matrix: %u x %u, no dimension may be 0", n, k);
-	if (dtype != AFD_DTYPE_F32 && dtype != AFD_DTYPE_BF16 && dtype != AFD_DTYPE_F16)
-		return afd__error(-EINVAL, "matrix: dtype %d is none of f32, bf16, f16", dtype);
-	if (rows) {
-		if ((uintptr_t)rows % number_bytes(dtype))
-			return afd__error(-EINVAL,
-				"matrix: rows in place at %p, not aligned to %zu bytes", rows,
-				number_bytes(dtype));
-		if (__builtin_mul_overflow((size_t)n * k, number_bytes(dtype), &m.bytes))
-			return afd__error(-EINVAL, "matrix: %u x %u overflows", n, k);
-		m.data = (void *)rows;
-		m.layout = AFD__LAYOUT_IN_PLACE;
-		*out = m;
-		return 0;
-	}
-	m.layout = AFD__LAYOUT_PACKED;
-	m.bytes = dev->ops->matrix_bytes(dev, n, k, dtype);
-	rc = afd__device_alloc(dev, m.bytes, "packed weights", &m.data);
-	if (!rc)
-		*out = m;
-	return rc;
-}
-
-int afd__matrix_load(struct afd__device *dev, struct afd__matrix *m, const void *rows,
-	uint32_t row0, uint32_t n_rows)
-{
-	if (!m->data || m->layout != AFD__LAYOUT_PACKED)
-		return afd__error(
-			-EINVAL, "matrix: only packed ones are loaded, layout is %d", m->layout);
-	if (!rows || (uint64_t)row0 + n_rows > m->n)
-		return afd__error(-EINVAL, "matrix: rows %u .. %llu at %p, it has %u", row0,
-			(unsigned long long)row0 + n_rows, rows, m->n);
-	return n_rows ? dev->ops->matrix_load(dev, m, rows, row0, n_rows) : 0;
-}
-
-void afd__matrix_destroy(struct afd__device *dev, struct afd__matrix *m)
-{
-	if (m->layout == AFD__LAYOUT_PACKED)
-		afd__device_free(dev, m->data, m->bytes);
-	memset(m, 0, sizeof(*m));
 }
 
 /* ---- queues ---- */

@@ -25,6 +25,7 @@
 #ifndef AFD_LIB_DEVICE_H
 #define AFD_LIB_DEVICE_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "../context/core.h"
@@ -38,14 +39,53 @@ enum afd__layout {
 	AFD__LAYOUT_IN_PLACE,   /* [n][k] row-major where the checkpoint or the host has it; lent */
 };
 
-/* A weight matrix [n][k] of the checkpoint, for y = x * w^T: afd__matrix_create makes it,
- * afd__matrix_load fills it. */
+/*
+ * A weight matrix [n][k] of the checkpoint, for y = x * w^T, or a stack of n_stack of one shape:
+ * afd__matrix_create makes it, afd__matrix_load fills it.
+ *
+ * AFD_DTYPE_FP8 is e4m3 (finite; NaN is 0x7f and 0xff): value = number * scale of its block. Blocks
+ * are 128 x 128 in the coordinates of the whole tensor, of which a shard is a part. A row of scales
+ * for 32 rows of a panel, or, with mixed_panels, one for each row: [n / 32][blocks of k][1 or 32].
+ */
 struct afd__matrix {
 	void *data; /* dev (packed) or host memory that the device can read (in place) */
 	size_t bytes;
 	uint32_t n, k;
-	int32_t dtype;  /* AFD_DTYPE_F32, _BF16 or _F16: the checkpoint's */
+	int32_t dtype;  /* AFD_DTYPE_F32, _BF16, _F16 or _FP8: the checkpoint's */
 	int32_t layout; /* enum afd__layout */
+	uint32_t n_stack;
+	int32_t mixed_panels;
+	float *scales; /* dev, owned by the matrix; NULL: not FP8 */
+	size_t scales_bytes;
+	uint32_t column_offset; /* 0 .. 127: of column 0 in its block of scales */
+	size_t data_stride, scales_stride; /* in bytes, from matrix to matrix of a stack */
+};
+
+enum { AFD__SCALE_ROWS = 128 }; /* and columns, of a block */
+
+/* Blocks of scales that the columns of a matrix fall into; column_offset 0 .. 127. */
+static inline uint32_t afd__scale_columns(uint32_t column_offset, uint32_t k)
+{
+	return (uint32_t)(((uint64_t)column_offset + k + AFD__SCALE_ROWS - 1) / AFD__SCALE_ROWS);
+}
+
+struct afd__matrix_shape {
+	uint32_t n, k;
+	uint32_t n_stack; /* 0: one matrix, no stack */
+	int32_t dtype;
+	/* of AFD_DTYPE_FP8 */
+	uint32_t column_offset; /* of column 0 in the tensor that the scales belong to */
+	/* 1: rows 32 i .. 32 i + 31 may have several scales, as they do when a part (all, gate, up)
+	 * begins at a row, here or in its tensor, that is no multiple of 32 */
+	int32_t mixed_panels;
+};
+
+/* Scales of a tensor, as the checkpoint has them. */
+struct afd__scale_blocks {
+	const void *data; /* host [n_rows][n_columns], in any alignment */
+	uint32_t n_rows, n_columns;
+	int32_t dtype; /* AFD_DTYPE_F32, _BF16 or _F16 */
+	uint64_t row_offset, column_offset; /* where the part begins that they are given for */
 };
 
 /* K and V of one layer: pages of page_size positions. Strides in bytes; a position of a head is
@@ -59,6 +99,9 @@ struct afd__kv_view {
 	uint32_t page_size; /* positions in a page */
 	uint32_t n_kv_heads, head_dim;
 	int32_t dtype;
+	/* Of AFD_DTYPE_FP8, e4m3: value = number * scale, both positive. What is larger than 448 scales
+	 * is stored as 448. */
+	float k_scale, v_scale;
 };
 
 /* ---- arguments of the operations; floats in dev memory are f32 unless a dtype says so ---- */
@@ -85,7 +128,7 @@ struct afd__norm_args {
 /* y = x * w^T + bias */
 struct afd__product_args {
 	const float *x;            /* dev [n_rows][x_stride >= k] */
-	struct afd__matrix w;      /* [n][k] */
+	struct afd__matrix w;      /* [n][k], no stack */
 	const float *bias;         /* dev [n], or NULL */
 	float *y;                  /* dev [n_rows][y_stride >= n] */
 	size_t x_stride, y_stride; /* in floats */
@@ -153,6 +196,57 @@ struct afd__argmax_args {
 	uint32_t n_rows, width;
 };
 
+/* x = x * sigmoid(gate) */
+struct afd__gate_args {
+	float *x;           /* dev [n_rows][width] */
+	const float *gate;  /* dev [n_rows][gate_stride >= width] */
+	size_t gate_stride; /* in floats */
+	uint32_t n_rows, width;
+};
+
+/* x as it is after e4m3 with a float32 scale per row and group of 128: the largest magnitude / 448,
+ * at least 1e-10 / 448. Groups lie at multiples of 128 of the whole row, of which this is the part
+ * from column_offset on; a group cut by the part counts what lies in the part. */
+struct afd__quantize_args {
+	float *x; /* dev [n_rows][width], in place */
+	uint32_t n_rows, width;
+	uint32_t column_offset;
+};
+
+/* The top_k experts of each row and their weights, best first; equal scores take the lower id. With
+ * groups of n_experts / n_groups experts each, only those of the top_groups best count: a group
+ * scores the sum of its two best, bias included. */
+struct afd__route_args {
+	const float *logits; /* dev [n_rows][n_experts] */
+	const float *bias;   /* dev [n_experts], added for the selection only; or NULL */
+	int32_t *ids;        /* dev [n_rows][top_k] */
+	float *weights;      /* dev [n_rows][top_k] */
+	uint32_t n_rows, n_experts, top_k;
+	uint32_t n_groups, top_groups; /* 1, 1: no groups */
+	int32_t score;                 /* AFD_ROUTER_SOFTMAX (over all experts) or _SIGMOID */
+	int32_t normalize;             /* 1: weights are divided by their sum + epsilon */
+	float epsilon, scale;          /* scale multiplies last */
+};
+
+/* y = (accumulate ? y : +0) + the sum over slots, ascending, of weight * down(silu(gate x) * up x).
+ * A slot is skipped whose id is not in first_expert .. first_expert + n_stack - 1 (so -1 says none)
+ * or stands in a slot of the row before. Experts that no row needs are not read. */
+struct afd__experts_args {
+	const float *x;             /* dev [n_rows][hidden] */
+	const int32_t *ids;         /* dev [n_rows][top_k] */
+	const float *weights;       /* dev [n_rows][top_k] */
+	struct afd__matrix gate_up; /* a stack of [2 * width][hidden]: gate, then up */
+	struct afd__matrix down;    /* a stack of as many [hidden][width] */
+	float *y;                   /* dev [n_rows][hidden]; may be x */
+	void *scratch;              /* dev */
+	size_t scratch_bytes;       /* afd__experts_scratch_bytes(); less means more passes */
+	uint32_t n_rows, top_k;
+	int32_t first_expert;
+	int32_t accumulate;
+	int32_t quantize;      /* 1: the inputs of both products are quantised as by quantize */
+	uint32_t width_offset; /* column_offset of the second */
+};
+
 /* dev to dev, no overlap */
 struct afd__copy_args {
 	void *dst;
@@ -163,7 +257,7 @@ struct afd__copy_args {
 /* clang-format off */
 #define AFD__DEVICE_OPERATIONS(X) \
 	X(embed) X(norm) X(product) X(angles) X(rope) X(attend) X(activation) X(convert) X(argmax) \
-	X(copy)
+	X(copy) X(gate) X(quantize) X(route) X(experts)
 /* clang-format on */
 
 struct afd__device_ops {
@@ -184,6 +278,12 @@ struct afd__device_ops {
 	size_t (*matrix_bytes)(struct afd__device *dev, uint32_t n, uint32_t k, int32_t dtype);
 	int (*matrix_load)(struct afd__device *dev, struct afd__matrix *m, const void *rows,
 		uint32_t row0, uint32_t n_rows);
+	/* The same for the scales of these rows; blocks->column_offset is m's. */
+	int (*scales_load)(struct afd__device *dev, struct afd__matrix *m,
+		const struct afd__scale_blocks *blocks, uint32_t row0, uint32_t n_rows);
+	/* What `experts` wants for all n_rows at once, and what it needs at least. */
+	size_t (*experts_scratch_bytes)(
+		struct afd__device *dev, const struct afd__experts_args *a, bool least);
 
 	/* Sets q->state; q->fd stays -1 when operations are done on return. */
 	int (*queue_open)(struct afd__queue *q);
@@ -243,9 +343,28 @@ void afd__device_free(struct afd__device *dev, void *memory, size_t bytes);
  * aligned to a number). */
 int afd__matrix_create(struct afd__device *dev, struct afd__matrix *out, uint32_t n, uint32_t k,
 	int32_t dtype, const void *rows);
+/* The same for a stack and for FP8, whose scales are still to be loaded. In place the matrices of a
+ * stack lie one after the other. */
+int afd__matrix_create_stack(struct afd__device *dev, struct afd__matrix *out,
+	const struct afd__matrix_shape *shape, const void *rows);
+/* Dev memory that such a packed matrix takes, scales included: its bytes + scales_bytes. SIZE_MAX
+ * when it overflows. */
+size_t afd__matrix_shape_bytes(struct afd__device *dev, const struct afd__matrix_shape *shape);
+/* Rows row0 .. row0+n_rows-1 of the weights; packed ones only. Of a stack: of afd__matrix_at(). */
 int afd__matrix_load(struct afd__device *dev, struct afd__matrix *m, const void *rows,
 	uint32_t row0, uint32_t n_rows);
+/* The scales of rows row0 .. row0+n_rows-1, in place too; every row's once, in any order. The
+ * blocks must cover these rows and all columns. Unless the shape says mixed_panels, row0, the
+ * blocks' row_offset and, but for the last, n_rows are multiples of 32. */
+int afd__matrix_load_scales(struct afd__device *dev, struct afd__matrix *m,
+	const struct afd__scale_blocks *blocks, uint32_t row0, uint32_t n_rows);
+/* Matrix i of a stack, lent: for loads and products, not to be destroyed. */
+struct afd__matrix afd__matrix_at(const struct afd__matrix *stack, uint32_t i);
 void afd__matrix_destroy(struct afd__device *dev, struct afd__matrix *m); /* of a zeroed one too */
+
+/* Scratch for a call like `a`, of which n_rows (the most there will be), top_k and the shapes of
+ * the two stacks count. It stops growing at some number of rows. */
+size_t afd__experts_scratch_bytes(struct afd__device *dev, const struct afd__experts_args *a);
 
 /* Overwrites all of q, which must not move while it is open. */
 int afd__queue_open(struct afd__queue *q, struct afd__device *dev);

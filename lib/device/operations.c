@@ -9,6 +9,9 @@
  */
 #include "device.h"
 
+#include <afd/model.h>
+#include <float.h>
+
 #include "../../kernels/cpu/kernels.h"
 #include "backends.h"
 
@@ -47,6 +50,13 @@ static void within(struct check *c, const char *name, uint64_t value, uint64_t l
 			(unsigned long long)high);
 }
 
+static void need_positive(struct check *c, const char *name, float value)
+{
+	if (!c->code && !(value > 0 && value <= FLT_MAX))
+		c->code = afd__error(
+			-EINVAL, "%s: %s %g, must be positive and finite", c->op, name, value);
+}
+
 /* n_rows * width numbers of 4 bytes must be countable. */
 static void countable(struct check *c, uint64_t n_rows, uint64_t width)
 {
@@ -58,9 +68,12 @@ static void countable(struct check *c, uint64_t n_rows, uint64_t width)
 			(unsigned long long)n_rows, (unsigned long long)width);
 }
 
+/* Any size, so that what divides by it survives until need_dtype. */
 static size_t number_bytes(int32_t dtype)
 {
-	return dtype == AFD_DTYPE_F32 ? 4 : 2;
+	size_t bytes = afd_dtype_bytes(dtype);
+
+	return bytes ? bytes : 1;
 }
 
 static void need_dtype(struct check *c, const char *name, int32_t dtype)
@@ -70,11 +83,20 @@ static void need_dtype(struct check *c, const char *name, int32_t dtype)
 			-EINVAL, "%s: %s %d is none of f32, bf16, f16", c->op, name, dtype);
 }
 
+static void need_dtype_or_fp8(struct check *c, const char *name, int32_t dtype)
+{
+	if (!c->code && (dtype < AFD_DTYPE_F32 || dtype > AFD_DTYPE_FP8))
+		c->code = afd__error(
+			-EINVAL, "%s: %s %d is none of f32, bf16, f16, fp8", c->op, name, dtype);
+}
+
 static void need_matrix(struct check *c, const char *name, const struct afd__matrix *m)
 {
-	need_dtype(c, "matrix dtype", m->dtype);
+	need_dtype_or_fp8(c, "matrix dtype", m->dtype);
 	need_aligned(
 		c, name, m->data, m->layout == AFD__LAYOUT_IN_PLACE ? number_bytes(m->dtype) : 4);
+	if (m->dtype == AFD_DTYPE_FP8)
+		need(c, "matrix scales", m->scales);
 	within(c, "matrix layout", (uint64_t)m->layout, AFD__LAYOUT_PACKED, AFD__LAYOUT_IN_PLACE);
 	within(c, "matrix n", m->n, 1, UINT32_MAX - AFD_K_PANEL);
 	within(c, "matrix k", m->k, 1, UINT32_MAX);
@@ -88,7 +110,11 @@ static void need_kv(
 	size_t head_bytes = (size_t)kv->head_dim * number_bytes(kv->dtype);
 
 	need(c, "kv.data", kv->data);
-	need_dtype(c, "kv.dtype", kv->dtype);
+	need_dtype_or_fp8(c, "kv.dtype", kv->dtype);
+	if (kv->dtype == AFD_DTYPE_FP8) {
+		need_positive(c, "kv.k_scale", kv->k_scale);
+		need_positive(c, "kv.v_scale", kv->v_scale);
+	}
 	within(c, "kv.page_size", kv->page_size, 1, INT32_MAX);
 	within(c, "kv.head_dim", kv->head_dim, 2, 1u << 20);
 	within(c, "kv.n_kv_heads", kv->n_kv_heads, 1, 1u << 16);
@@ -111,6 +137,7 @@ static void need_kv(
 
 static void check_embed(struct check *c, const struct afd__embed_args *a)
 {
+	need_dtype(c, "matrix dtype", a->table.dtype);
 	need_matrix(c, "table", &a->table);
 	need(c, "ids", a->ids);
 	need(c, "out", a->out);
@@ -132,6 +159,7 @@ static void check_norm(struct check *c, const struct afd__norm_args *a)
 static void check_product(struct check *c, const struct afd__product_args *a)
 {
 	need_matrix(c, "w", &a->w);
+	within(c, "matrix n_stack", a->w.n_stack, 0, 0);
 	need(c, "x", a->x);
 	may(c, "bias", a->bias);
 	need(c, "y", a->y);
@@ -229,6 +257,84 @@ static void check_copy(struct check *c, const struct afd__copy_args *a)
 			-EINVAL, "copy: %zu bytes from %p to %p overlap", a->bytes, a->src, a->dst);
 }
 
+static void check_gate(struct check *c, const struct afd__gate_args *a)
+{
+	need(c, "x", a->x);
+	need(c, "gate", a->gate);
+	within(c, "gate_stride", a->gate_stride, a->width, UINT32_MAX);
+	countable(c, a->n_rows, a->width);
+	countable(c, a->n_rows, a->gate_stride);
+}
+
+static void check_quantize(struct check *c, const struct afd__quantize_args *a)
+{
+	need(c, "x", a->x);
+	countable(c, a->n_rows, a->width);
+}
+
+static void check_route(struct check *c, const struct afd__route_args *a)
+{
+	need(c, "logits", a->logits);
+	may(c, "bias", a->bias);
+	need(c, "ids", a->ids);
+	need(c, "weights", a->weights);
+	within(c, "n_experts", a->n_experts, 1, AFD_K_EXPERTS_MAX);
+	within(c, "n_groups", a->n_groups, 1, a->n_experts);
+	within(c, "top_groups", a->top_groups, 1, a->n_groups);
+	if (!c->code && a->n_experts % a->n_groups)
+		c->code = afd__error(-EINVAL, "route: n_experts %u, must be a multiple of %u groups",
+			a->n_experts, a->n_groups);
+	if (!c->code)
+		within(c, "top_k (of the experts in top_groups)", a->top_k, 1,
+			a->n_experts / a->n_groups * a->top_groups);
+	within(c, "top_k", a->top_k, 1, AFD_K_TOP_K_MAX);
+	within(c, "score", (uint64_t)a->score, AFD_ROUTER_SOFTMAX, AFD_ROUTER_SIGMOID);
+	within(c, "normalize", (uint64_t)a->normalize, 0, 1);
+	countable(c, a->n_rows, a->n_experts);
+}
+
+static void check_experts(
+	struct check *c, struct afd__device *dev, const struct afd__experts_args *a)
+{
+	need_matrix(c, "gate_up", &a->gate_up);
+	need_matrix(c, "down", &a->down);
+	need(c, "x", a->x);
+	need(c, "ids", a->ids);
+	need(c, "weights", a->weights);
+	need(c, "y", a->y);
+	need(c, "scratch", a->scratch);
+	within(c, "gate_up.n_stack", a->gate_up.n_stack, 1, AFD_K_EXPERTS_MAX);
+	within(c, "down.n_stack", a->down.n_stack, a->gate_up.n_stack, a->gate_up.n_stack);
+	within(c, "gate_up.n (twice the width)", a->gate_up.n, 2 * (uint64_t)a->down.k,
+		2 * (uint64_t)a->down.k);
+	within(c, "gate_up.k (hidden)", a->gate_up.k, a->down.n, a->down.n);
+	within(c, "top_k", a->top_k, 1, AFD_K_TOP_K_MAX);
+	within(c, "first_expert", (uint64_t)a->first_expert, 0, INT32_MAX);
+	within(c, "accumulate", (uint64_t)a->accumulate, 0, 1);
+	within(c, "quantize", (uint64_t)a->quantize, 0, 1);
+	countable(c, a->n_rows, a->down.n);
+	if (!c->code)
+		within(c, "scratch_bytes", a->scratch_bytes,
+			dev->ops->experts_scratch_bytes(dev, a, true), SIZE_MAX / 2);
+}
+
+size_t afd__experts_scratch_bytes(struct afd__device *dev, const struct afd__experts_args *a)
+{
+	return a->n_rows && a->top_k ? dev->ops->experts_scratch_bytes(dev, a, false) : 0;
+}
+
+int afd__experts(struct afd__queue *q, const struct afd__experts_args *a)
+{
+	struct check c = { .op = "experts" };
+
+	if (q->error)
+		return afd__queue_error(q);
+	if (!a->n_rows)
+		return 0;
+	check_experts(&c, q->dev, a);
+	return c.code ? c.code : q->dev->ops->experts(q, a);
+}
+
 #define OPERATION(name, count) \
 	int afd__##name(struct afd__queue *q, const struct afd__##name##_args *a) \
 	{ \
@@ -252,3 +358,6 @@ OPERATION(activation, n_rows)
 OPERATION(convert, n_rows)
 OPERATION(argmax, n_rows)
 OPERATION(copy, bytes)
+OPERATION(gate, n_rows)
+OPERATION(quantize, n_rows)
+OPERATION(route, n_rows)

@@ -69,6 +69,7 @@ static int outcome(const struct afd_ffn *ffn, int status)
 int afd__ffn_host_begin(struct afd_ffn *ffn, uint32_t layer, uint32_t n_rows)
 {
 	struct afd__ffn_host *host = &ffn->host;
+	bool routed = ffn->server.run.routed;
 	struct afd_ffn_pass pass = {
 		.size = sizeof(pass),
 		.id = ++host->last_id,
@@ -76,6 +77,9 @@ int afd__ffn_host_begin(struct afd_ffn *ffn, uint32_t layer, uint32_t n_rows)
 		.n_rows = n_rows,
 		.x = ffn->x,
 		.y = ffn->y,
+		.ids = routed ? ffn->ids : NULL,
+		.weights = routed ? ffn->expert_weights : NULL,
+		.top_k = routed ? afd__ffn_top_k(ffn) : 0,
 	};
 	uint64_t id = pass.id;
 	int status;

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * What an attention stage of this process asks of a local FFN stage: to enqueue the FFN of one
- * layer on a queue of its own. Rows stay in dev memory of the one device that both use; nothing is
- * rounded here: x is rounded to the wire dtype before, and y after, by the caller, as it would
- * happen on a wire.
+ * layer on a queue of its own. The stage routes by itself. Rows stay in dev memory of the one
+ * device that both use; nothing is rounded here: x is rounded to the wire dtype before, and y
+ * after, by the caller, as it would happen on a wire.
  */
 #ifndef AFD_LIB_FFN_H
 #define AFD_LIB_FFN_H
@@ -22,7 +22,7 @@ struct afd__ffn_info {
 void afd__ffn_info(const afd_ffn *ffn, struct afd__ffn_info *info);
 
 /* A local attention stage takes the FFN stage for itself, since they share its activations; -EBUSY
- * when another has it. NULL gives it back. */
+ * when another has it, -EINVAL when it is a shard. NULL gives it back. */
 int afd__ffn_own(afd_ffn *ffn, const void *stage);
 
 /* y = F(layer, x) behind what is on q already; x and y may be the same. n_rows 0 is legal. -EINVAL:

@@ -3,7 +3,7 @@
  * afd_ffn_forward: a layer for a host that moves rows itself. Its memory is any host memory, which
  * a device cannot read, so rows cross by upload and download, max_rows at a time; numbers of 2
  * bytes are converted on the device. The bits are those of the server, since both end in
- * afd__ffn_dense. This is the one call of a stage that waits for its device.
+ * afd__ffn_layer. This is the one call of a stage that waits for its device.
  */
 #include "stage.h"
 
@@ -35,6 +35,29 @@ static int check_side(
 	return 0;
 }
 
+static int check_experts(const struct afd_ffn *ffn, const struct afd_ffn_rows *r)
+{
+	const struct afd__layer *arch = ffn->weights.layers[r->layer - ffn->first_layer].arch;
+	size_t i;
+
+	if (!r->ids && !r->weights && !r->top_k)
+		return 0;
+	if (arch->ffn_kind != AFD_FFN_MOE)
+		return afd__error(-EINVAL, "ffn rows: ids, but layer %d has no experts", r->layer);
+	if (!r->ids || !r->weights)
+		return afd__error(-EINVAL, "ffn rows: %s is NULL, ids and weights go together",
+			r->ids ? "weights" : "ids");
+	if (r->top_k != arch->top_k)
+		return afd__error(
+			-EINVAL, "ffn rows: top_k is %u, the model's is %u", r->top_k, arch->top_k);
+	for (i = 0; i < (size_t)r->n_rows * r->top_k; i++) {
+		if (r->ids[i] < -1 || r->ids[i] >= (int64_t)arch->n_experts)
+			return afd__error(-EINVAL, "ffn rows: id %d of row %zu, limit %u",
+				r->ids[i], i / r->top_k, arch->n_experts - 1);
+	}
+	return 0;
+}
+
 /* Fills the defaults in. */
 static int check(const struct afd_ffn *ffn, struct afd_ffn_rows *r)
 {
@@ -57,7 +80,9 @@ static int check(const struct afd_ffn *ffn, struct afd_ffn_rows *r)
 	if (!r->n_rows)
 		return 0;
 	rc = check_side(ffn, 'x', r->x, r->x_dtype, r->x_row_bytes);
-	return rc ? rc : check_side(ffn, 'y', r->y, r->y_dtype, r->y_row_bytes);
+	if (!rc)
+		rc = check_side(ffn, 'y', r->y, r->y_dtype, r->y_row_bytes);
+	return rc ? rc : check_experts(ffn, r);
 }
 
 /* ---- rows across ---- */
@@ -128,6 +153,17 @@ static int rows_in(
 	return rc || r->x_dtype == AFD_DTYPE_F32 ? rc : afd__convert(&ffn->queue, &args);
 }
 
+/* The host's routing. */
+static int experts_in(
+	struct afd_ffn *ffn, const struct afd_ffn_rows *r, uint32_t row0, uint32_t n_rows)
+{
+	size_t at = (size_t)row0 * r->top_k, bytes = (size_t)n_rows * r->top_k * sizeof(float);
+	int rc = afd__queue_upload(&ffn->queue, ffn->ids, r->ids + at, bytes);
+
+	return rc ? rc
+		  : afd__queue_upload(&ffn->queue, ffn->expert_weights, r->weights + at, bytes);
+}
+
 static int rows_out(
 	struct afd_ffn *ffn, const struct afd_ffn_rows *r, uint32_t row0, uint32_t n_rows)
 {
@@ -151,12 +187,22 @@ static int rows_out(
 static int forward_pass(
 	struct afd_ffn *ffn, const struct afd_ffn_rows *r, uint32_t row0, uint32_t n_rows)
 {
+	struct afd__ffn_call call = {
+		.layer = (uint32_t)r->layer,
+		.n_rows = n_rows,
+		.x = ffn->x,
+		.y = ffn->y,
+		.ids = r->ids ? ffn->ids : NULL,
+		.weights = r->ids ? ffn->expert_weights : NULL,
+	};
 	uint64_t started_ns = afd__now_ns(), ticket;
 	char text[512];
 	int rc = rows_in(ffn, r, row0, n_rows), waited;
 
+	if (!rc && r->ids)
+		rc = experts_in(ffn, r, row0, n_rows);
 	if (!rc)
-		rc = afd__ffn_dense(ffn, &ffn->queue, (uint32_t)r->layer, n_rows, ffn->x, ffn->y);
+		rc = afd__ffn_layer(ffn, &ffn->queue, &call);
 	if (!rc)
 		rc = rows_out(ffn, r, row0, n_rows);
 	if (rc)

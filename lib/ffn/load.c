@@ -1,161 +1,252 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Brings the weights of the held layers onto the device, layer by layer: packed, or used where they
- * are when the model asks for that. Every byte is read once; the fingerprint is taken in the same
- * pass, block by block, while the block is in the cache. Called by stage.c at creation; nothing
- * here runs later.
+ * Brings the shard's weights of the held layers onto the device, layer by layer: packed, or used
+ * where they are when the model asks for that and they lie row behind row. Routers are always whole
+ * and packed, since attention stages have the same ones and must find the same bits. Called by
+ * stage.c at creation; nothing here runs later.
  */
-#include "stage.h"
-
-#include "../model/fingerprint.h"
+#include "load.h"
 
 #include <string.h>
 
-enum {
-	BLOCK_BYTES = 4 << 20,
-	BLOCK_ROWS = 32, /* a multiple of them: packing likes whole panels */
+/* ---- a SwiGLU ---- */
+
+struct mlp_kinds {
+	int32_t gate, up, down; /* enum afd__tensor_kind */
 };
 
-struct load {
-	struct afd_ffn *ffn;
-	const struct afd_model *model;
-	struct afd__fingerprint *fingerprint; /* NULL: the host has stated it */
-	afd_progress progress;
-	void *progress_user;
-	uint64_t done_bytes, total_bytes;
-	bool in_place;
-};
-
-/* The three tensors of a layer. */
-struct tensors {
-	struct afd__tensor gate, up, down;
-};
-
-static int find(const struct load *load, uint32_t layer, struct tensors *t)
+static int find_slice(const struct afd__ffn_loader *ld, uint32_t layer, int32_t kind,
+	struct afd__ffn_slice *slice)
 {
-	int rc = afd__model_tensor(load->model, (int32_t)layer, AFD__TENSOR_GATE, &t->gate);
+	struct afd__tensor t;
+	int rc = afd__model_tensor(ld->model, (int32_t)layer, kind, &t);
 
 	if (!rc)
-		rc = afd__model_tensor(load->model, (int32_t)layer, AFD__TENSOR_UP, &t->up);
-	if (!rc)
-		rc = afd__model_tensor(load->model, (int32_t)layer, AFD__TENSOR_DOWN, &t->down);
+		*slice = afd__ffn_whole(&t);
 	return rc;
-}
-
-static void report(struct load *load, uint64_t bytes)
-{
-	load->done_bytes += bytes;
-	if (load->progress)
-		load->progress(load->progress_user, load->done_bytes, load->total_bytes);
-}
-
-/* Reads the tensor once: into rows row0 .. of the matrix (NULL: it is used in place), and into the
- * fingerprint. */
-static int read_tensor(struct load *load, const struct afd__tensor *tensor,
-	struct afd__matrix *matrix, uint32_t row0)
-{
-	uint32_t n_rows = (uint32_t)tensor->shape[0], first, n;
-	size_t row_bytes = (size_t)(tensor->bytes / n_rows);
-	uint32_t block_rows = (uint32_t)(BLOCK_BYTES / row_bytes / BLOCK_ROWS + 1) * BLOCK_ROWS;
-	int rc = 0;
-
-	if (load->fingerprint)
-		afd__fingerprint_begin(load->fingerprint, tensor, NULL, NULL);
-	for (first = 0; first < n_rows && !rc; first += n) {
-		const char *rows = (const char *)tensor->data + first * row_bytes;
-
-		n = n_rows - first < block_rows ? n_rows - first : block_rows;
-		if (load->fingerprint)
-			afd__fingerprint_add(load->fingerprint, rows, n * row_bytes);
-		if (matrix)
-			rc = afd__matrix_load(load->ffn->device, matrix, rows, row0 + first, n);
-		report(load, n * row_bytes);
-	}
-	if (load->fingerprint)
-		afd__fingerprint_end(load->fingerprint);
-	if (matrix && !rc)
-		afd__model_release(tensor);
-	return rc;
-}
-
-/* A matrix of one tensor. */
-static int make_matrix(
-	struct load *load, struct afd__matrix *matrix, const struct afd__tensor *tensor)
-{
-	const void *rows = load->in_place ? tensor->data : NULL;
-	int rc = afd__matrix_create(load->ffn->device, matrix, (uint32_t)tensor->shape[0],
-		(uint32_t)tensor->shape[1], tensor->dtype, rows);
-
-	if (rc)
-		return afd__error_prefix(rc, "%s", tensor->name);
-	if (!load->in_place || load->fingerprint)
-		return read_tensor(load, tensor, load->in_place ? NULL : matrix, 0);
-	report(load, tensor->bytes);
-	return 0;
 }
 
 /* Gate and up as one matrix. */
-static int make_gate_up(struct load *load, struct afd__ffn_layer *layer, const struct tensors *t)
+static int make_gate_up(struct afd__ffn_loader *ld, struct afd__ffn_mlp *mlp,
+	const struct afd__ffn_slice *gate, const struct afd__ffn_slice *up)
 {
-	uint32_t width = layer->width, k = (uint32_t)t->gate.shape[1], n;
+	const struct afd__matrix_shape shape = {
+		.n = 2 * mlp->width,
+		.k = afd__range_size(gate->columns),
+		.dtype = gate->tensor.dtype,
+		.mixed_panels = afd__ffn_mixes(gate, 0) || afd__ffn_mixes(up, mlp->width),
+	};
 	int rc;
 
-	if (__builtin_mul_overflow(width, 2, &n))
-		return afd__error(
-			-ENOTSUP, "%s: %u rows, limit %u", t->gate.name, width, UINT32_MAX / 2);
-	rc = afd__matrix_create(load->ffn->device, &layer->gate, n, k, t->gate.dtype, NULL);
+	if (mlp->width > UINT32_MAX / 2)
+		return afd__error(-ENOTSUP, "%s: %u rows, limit %u", gate->tensor.name, mlp->width,
+			UINT32_MAX / 2);
+	rc = afd__matrix_create_stack(ld->ffn->device, &mlp->gate, &shape, NULL);
 	if (rc)
-		return afd__error_prefix(rc, "%s", t->gate.name);
-	rc = read_tensor(load, &t->gate, &layer->gate, 0);
-	return rc ? rc : read_tensor(load, &t->up, &layer->gate, width);
+		return afd__error_prefix(rc, "%s", gate->tensor.name);
+	rc = afd__ffn_load_slice(ld, gate, &mlp->gate, 0);
+	return rc ? rc : afd__ffn_load_slice(ld, up, &mlp->gate, mlp->width);
 }
 
-static int load_layer(struct load *load, uint32_t index)
+/* A layer's mlp is split by width over all ranks. */
+static int load_mlp(struct afd__ffn_loader *ld, uint32_t layer, const struct mlp_kinds *kinds,
+	uint32_t width, struct afd__ffn_mlp *mlp)
 {
-	struct afd__ffn_weights *weights = &load->ffn->weights;
-	struct afd__ffn_layer *layer = &weights->layers[index];
-	struct tensors t;
-	int rc = find(load, load->ffn->first_layer + index, &t);
+	struct afd__range range = afd__shard_range(
+		width, afd__ffn_shard_rank(ld->ffn->shard), afd__ffn_shard_count(ld->ffn->shard));
+	struct afd__ffn_slice gate, up, down;
+	int rc = find_slice(ld, layer, kinds->gate, &gate);
+
+	if (!rc)
+		rc = find_slice(ld, layer, kinds->up, &up);
+	if (!rc)
+		rc = find_slice(ld, layer, kinds->down, &down);
+	if (rc)
+		return rc;
+	gate.rows = up.rows = down.columns = range;
+	mlp->width = afd__range_size(range);
+	mlp->width_offset = range.begin;
+	if (mlp->width > ld->ffn->weights.max_width)
+		ld->ffn->weights.max_width = mlp->width;
+	if (!ld->in_place && gate.tensor.dtype == up.tensor.dtype) {
+		rc = make_gate_up(ld, mlp, &gate, &up);
+	} else {
+		rc = afd__ffn_make_matrix(ld, &gate, ld->in_place, &mlp->gate);
+		if (!rc)
+			rc = afd__ffn_make_matrix(ld, &up, ld->in_place, &mlp->up);
+	}
+	return rc ? rc : afd__ffn_make_matrix(ld, &down, ld->in_place, &mlp->down);
+}
+
+/* ---- a router ---- */
+
+/* Numbers of any dtype to float32 in dev memory. */
+static int widen(struct afd__ffn_loader *ld, const struct afd__tensor *t, float *to)
+{
+	struct afd_ffn *ffn = ld->ffn;
+	struct afd__convert_args convert = {
+		.dst = to,
+		.dst_dtype = AFD_DTYPE_F32,
+		.dst_stride = (size_t)t->shape[0] * sizeof(float),
+		.src_dtype = t->dtype,
+		.src_stride = (size_t)t->bytes,
+		.n_rows = 1,
+		.width = (uint32_t)t->shape[0],
+	};
+	uint64_t ticket;
+	void *raw;
+	int rc = afd__device_alloc(ffn->device, (size_t)t->bytes, "ffn: router bias", &raw);
 
 	if (rc)
 		return rc;
-	layer->width = (uint32_t)t.gate.shape[0];
-	if (layer->width > weights->max_width)
-		weights->max_width = layer->width;
-	if (!load->in_place && t.gate.dtype == t.up.dtype) {
-		rc = make_gate_up(load, layer, &t);
-	} else {
-		rc = make_matrix(load, &layer->gate, &t.gate);
-		if (!rc)
-			rc = make_matrix(load, &layer->up, &t.up);
-	}
+	convert.src = raw;
+	rc = afd__queue_upload(&ffn->queue, raw, t->data, (size_t)t->bytes);
 	if (!rc)
-		rc = make_matrix(load, &layer->down, &t.down);
-	if (!rc && !load->in_place)
-		weights->bytes += layer->gate.bytes + layer->up.bytes + layer->down.bytes;
+		rc = afd__convert(&ffn->queue, &convert);
+	if (!rc)
+		rc = afd__queue_ticket(&ffn->queue, &ticket);
+	if (!rc)
+		rc = afd__queue_wait(&ffn->queue, ticket, AFD__FFN_WAIT_MS, "a router bias");
+	/* After a failure what is enqueued may still read it. */
+	if (rc)
+		afd__queue_close(&ffn->queue);
+	afd__device_free(ffn->device, raw, (size_t)t->bytes);
 	return rc;
 }
 
-/* The bytes of all tensors, so that the first report of progress knows them, and a missing one is
- * named before any is packed. */
-static int measure(struct load *load)
+static int load_router_bias(
+	struct afd__ffn_loader *ld, uint32_t layer, struct afd__ffn_layer *weights)
 {
-	struct tensors t;
-	uint32_t i;
+	size_t bytes = (size_t)weights->arch->n_experts * sizeof(float);
+	struct afd__tensor t;
+	int rc = afd__model_tensor(ld->model, (int32_t)layer, AFD__TENSOR_ROUTER_BIAS, &t);
+
+	if (!rc)
+		rc = afd__device_alloc(
+			ld->ffn->device, bytes, "ffn: router bias", (void **)&weights->router_bias);
+	if (!rc)
+		rc = widen(ld, &t, weights->router_bias);
+	if (rc)
+		return rc;
+	if (ld->fingerprint)
+		afd__fingerprint_tensor(ld->fingerprint, &t);
+	afd__ffn_report(ld, t.bytes);
+	afd__model_release(&t);
+	return 0;
+}
+
+static int load_router(struct afd__ffn_loader *ld, uint32_t layer, struct afd__ffn_layer *weights)
+{
+	struct afd__ffn_slice router;
+	int rc = find_slice(ld, layer, AFD__TENSOR_ROUTER, &router);
+
+	if (!rc)
+		rc = afd__ffn_make_matrix(ld, &router, false, &weights->router);
+	if (!rc && weights->arch->router.bias)
+		rc = load_router_bias(ld, layer, weights);
+	return rc;
+}
+
+/* ---- layers ---- */
+
+static int load_layer(struct afd__ffn_loader *ld, uint32_t index)
+{
+	static const struct mlp_kinds dense = { AFD__TENSOR_GATE, AFD__TENSOR_UP,
+		AFD__TENSOR_DOWN };
+	static const struct mlp_kinds shared = { AFD__TENSOR_SHARED_GATE, AFD__TENSOR_SHARED_UP,
+		AFD__TENSOR_SHARED_DOWN };
+	struct afd__ffn_layer *weights = &ld->ffn->weights.layers[index];
+	uint32_t layer = ld->ffn->first_layer + index;
+	const struct afd__layer *arch = &ld->model->arch.layers[layer];
 	int rc = 0;
 
-	for (i = 0; i < load->ffn->n_layers && !rc; i++) {
-		rc = find(load, load->ffn->first_layer + i, &t);
-		if (!rc)
-			load->total_bytes += t.gate.bytes + t.up.bytes + t.down.bytes;
-	}
+	weights->arch = arch;
+	if (arch->ffn_kind == AFD_FFN_DENSE)
+		return load_mlp(ld, layer, &dense, arch->intermediate_size, &weights->mlp);
+	rc = load_router(ld, layer, weights);
+	if (!rc && arch->shared_size)
+		rc = load_mlp(ld, layer, &shared, arch->shared_size, &weights->mlp);
+	return rc ? rc : afd__ffn_load_experts(ld, index, weights);
+}
+
+/* The bytes of all slices, so that the first report of progress knows them, and a tensor that is
+ * missing is named before any is packed. */
+static int measure(struct afd__ffn_loader *ld)
+{
+	const struct afd_ffn *ffn = ld->ffn;
+	const struct afd_shard_params params = {
+		.size = sizeof(params),
+		.role = AFD_ROLE_FFN,
+		.shard = { ffn->shard.tp, ffn->shard.n_tp, ffn->shard.ep, ffn->shard.n_ep },
+		.first_layer = ffn->first_layer,
+		.n_layers = ffn->n_layers,
+	};
+	struct afd_role_info info = { .size = sizeof(info) };
+	int rc = afd_model_shard(ld->model, &params, &info);
+
+	ld->total_bytes = info.bytes;
 	return rc;
+}
+
+/* ---- what is held ---- */
+
+static void count(struct afd__ffn_weights *w, const struct afd__matrix *m)
+{
+	w->n_packed += m->layout == AFD__LAYOUT_PACKED;
+	w->n_in_place += m->layout == AFD__LAYOUT_IN_PLACE;
+	w->bytes += (m->layout == AFD__LAYOUT_PACKED ? m->bytes : 0) + m->scales_bytes;
+}
+
+static void account(struct afd_ffn *ffn)
+{
+	struct afd__ffn_weights *w = &ffn->weights;
+	uint32_t i, k;
+
+	for (i = 0; i < ffn->n_layers; i++) {
+		const struct afd__ffn_layer *layer = &w->layers[i];
+
+		count(w, &layer->mlp.gate);
+		count(w, &layer->mlp.up);
+		count(w, &layer->mlp.down);
+		for (k = 0; k < layer->n_stacks; k++) {
+			count(w, &layer->stacks[k].gate_up);
+			count(w, &layer->stacks[k].down);
+		}
+		w->bytes += layer->router.bytes + layer->router.scales_bytes;
+		if (layer->router_bias)
+			w->bytes += layer->arch->n_experts * sizeof(float);
+	}
+}
+
+static int load_all(struct afd__ffn_loader *ld)
+{
+	struct afd__ffn_weights *w = &ld->ffn->weights;
+	uint32_t i;
+	int rc = measure(ld);
+
+	if (rc)
+		return rc;
+	w->layers = afd__alloc(ld->ffn->ctx, ld->ffn->n_layers, sizeof(*w->layers));
+	if (!w->layers)
+		return -ENOMEM;
+	for (i = 0; i < ld->ffn->n_layers && !rc; i++)
+		rc = load_layer(ld, i);
+	if (rc)
+		return rc;
+	account(ld->ffn);
+	w->stored_bytes = ld->done_bytes;
+	if (w->n_in_place && w->n_packed)
+		afd__log(ld->ffn->ctx, AFD_LOG_WARN,
+			"ffn: %u of %u matrices are packed, not used in place: their parts do not "
+			"lie row behind row",
+			w->n_packed, w->n_packed + w->n_in_place);
+	return 0;
 }
 
 int afd__ffn_load(
 	struct afd_ffn *ffn, const struct afd_model *model, const struct afd_ffn_params *params)
 {
-	struct load load = {
+	struct afd__ffn_loader ld = {
 		.ffn = ffn,
 		.model = model,
 		.progress = params->progress,
@@ -163,41 +254,47 @@ int afd__ffn_load(
 		.in_place = model->weights == AFD_WEIGHTS_IN_PLACE,
 	};
 	bool stated = params->weights[0] || params->weights[1];
-	uint32_t i;
 	int rc;
 
-	if (stated && !load.in_place)
+	if (stated && !ld.in_place)
 		return afd__error(-EINVAL, "ffn: weights states a fingerprint, but that of packed "
 					   "weights is taken from them");
-	rc = measure(&load);
-	if (rc)
-		return rc;
-	ffn->weights.layers = afd__alloc(ffn->ctx, ffn->n_layers, sizeof(*ffn->weights.layers));
-	if (!ffn->weights.layers)
+	if (!stated && !(ld.fingerprint = afd__fingerprint_create(ffn->ctx)))
 		return -ENOMEM;
-	if (!stated && !(load.fingerprint = afd__fingerprint_create(ffn->ctx)))
-		return -ENOMEM;
-	for (i = 0; i < ffn->n_layers && !rc; i++)
-		rc = load_layer(&load, i);
+	rc = load_all(&ld);
 	if (stated)
 		memcpy(ffn->weights.fingerprint, params->weights, sizeof(ffn->weights.fingerprint));
 	else if (!rc)
-		afd__fingerprint_value(load.fingerprint, ffn->weights.fingerprint);
-	afd__fingerprint_destroy(load.fingerprint);
+		afd__fingerprint_value(ld.fingerprint, ffn->weights.fingerprint);
+	afd__fingerprint_destroy(ld.fingerprint);
+	afd__free(ld.columns);
 	return rc;
+}
+
+static void unload_layer(struct afd_ffn *ffn, struct afd__ffn_layer *layer)
+{
+	uint32_t i;
+
+	for (i = 0; layer->stacks && i < layer->n_stacks; i++) {
+		afd__matrix_destroy(ffn->device, &layer->stacks[i].gate_up);
+		afd__matrix_destroy(ffn->device, &layer->stacks[i].down);
+	}
+	afd__free(layer->stacks);
+	afd__matrix_destroy(ffn->device, &layer->mlp.gate);
+	afd__matrix_destroy(ffn->device, &layer->mlp.up);
+	afd__matrix_destroy(ffn->device, &layer->mlp.down);
+	afd__matrix_destroy(ffn->device, &layer->router);
+	if (layer->router_bias)
+		afd__device_free(
+			ffn->device, layer->router_bias, layer->arch->n_experts * sizeof(float));
 }
 
 void afd__ffn_unload(struct afd_ffn *ffn)
 {
 	uint32_t i;
 
-	for (i = 0; ffn->weights.layers && i < ffn->n_layers; i++) {
-		struct afd__ffn_layer *layer = &ffn->weights.layers[i];
-
-		afd__matrix_destroy(ffn->device, &layer->gate);
-		afd__matrix_destroy(ffn->device, &layer->up);
-		afd__matrix_destroy(ffn->device, &layer->down);
-	}
+	for (i = 0; ffn->weights.layers && i < ffn->n_layers; i++)
+		unload_layer(ffn, &ffn->weights.layers[i]);
 	afd__free(ffn->weights.layers);
 	ffn->weights.layers = NULL;
 }

@@ -25,7 +25,10 @@ static const struct afd__metric_family
 	passes = { "afd_ffn_passes_total", "Passes of the FFN stage", AFD__COUNTER },
 	rows = { "afd_ffn_rows_total", "Rows that the FFN stage has computed", AFD__COUNTER },
 	errors = { "afd_ffn_errors_total", "Parts that were answered with an error", AFD__COUNTER },
-	peers = { "afd_ffn_peers", "Attention peers that are joined", AFD__GAUGE };
+	peers = { "afd_ffn_peers", "Attention peers that are joined", AFD__GAUGE },
+	weight_bytes = { "afd_ffn_weight_bytes", "Device memory that weights hold", AFD__GAUGE },
+	stored_bytes = { "afd_ffn_stored_bytes",
+		"Weights that were loaded, as the checkpoint stores them", AFD__GAUGE };
 
 static bool add(
 	struct afd_ffn *ffn, struct afd__metric **metric, const struct afd__metric_family *family)
@@ -39,11 +42,15 @@ int afd__ffn_metrics_create(struct afd_ffn *ffn)
 	struct afd__ffn_metrics *m = &ffn->metrics;
 	bool all = add(ffn, &m->rows_per_pass, &rows_per_pass) &&
 		   add(ffn, &m->compute_seconds, &compute_seconds) &&
-		   add(ffn, &m->passes, &passes) && add(ffn, &m->rows, &rows);
+		   add(ffn, &m->passes, &passes) && add(ffn, &m->rows, &rows) &&
+		   add(ffn, &m->weight_bytes, &weight_bytes) &&
+		   add(ffn, &m->stored_bytes, &stored_bytes);
 
 	if (all && ffn->net)
 		all = add(ffn, &m->gather_seconds, &gather_seconds) &&
 		      add(ffn, &m->errors, &errors) && add(ffn, &m->peers, &peers);
+	afd__metric_set(m->weight_bytes, (double)ffn->weights.bytes);
+	afd__metric_set(m->stored_bytes, (double)ffn->weights.stored_bytes);
 	return all ? 0 : -ENOMEM;
 }
 
@@ -58,6 +65,8 @@ void afd__ffn_metrics_destroy(struct afd_ffn *ffn)
 	afd__metric_remove(ffn->ctx, m->rows);
 	afd__metric_remove(ffn->ctx, m->errors);
 	afd__metric_remove(ffn->ctx, m->peers);
+	afd__metric_remove(ffn->ctx, m->weight_bytes);
+	afd__metric_remove(ffn->ctx, m->stored_bytes);
 }
 
 void afd__ffn_count_pass(struct afd_ffn *ffn, uint32_t n_rows, uint64_t compute_ns)

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Carries gathered parts through the stage: slots → rows in f32 → one pass (or several, when there
+ * Carries gathered parts through the stage: slots → rows in f32 (and their experts, where the
+ * attention side has routed) → one pass (or several, when there
  * are more rows than max_rows) → the replies' slots → replies. A part is answered once, when the
  * pass of its last row is done.
  *
@@ -56,6 +57,36 @@ static int convert_in(struct afd_ffn *ffn, const struct piece *piece)
 	};
 
 	return afd__convert(&ffn->queue, &args);
+}
+
+/* Numbers of 4 bytes to the rows of a pass as they are; floats or not, no bit changes. */
+static int bring(struct afd_ffn *ffn, const struct piece *piece, const void *slot, void *to)
+{
+	size_t row_bytes = piece->part->top_k * sizeof(float);
+	struct afd__convert_args args = {
+		.src = (const char *)slot + piece->from * row_bytes,
+		.src_stride = row_bytes,
+		.src_dtype = AFD_DTYPE_F32,
+		.dst = (char *)to + piece->to * row_bytes,
+		.dst_stride = row_bytes,
+		.dst_dtype = AFD_DTYPE_F32,
+		.n_rows = piece->n_rows,
+		.width = piece->part->top_k,
+	};
+
+	return afd__convert(&ffn->queue, &args);
+}
+
+static int bring_in(struct afd_ffn *ffn, const struct piece *piece)
+{
+	const struct afd__part *part = piece->part;
+	int rc = convert_in(ffn, piece);
+
+	if (rc || !part->ids)
+		return rc;
+	assert(part->top_k == afd__ffn_top_k(ffn));
+	rc = bring(ffn, piece, part->ids, ffn->ids);
+	return rc ? rc : bring(ffn, piece, part->weights, ffn->expert_weights);
 }
 
 static int convert_out(struct afd_ffn *ffn, const struct piece *piece)
@@ -150,10 +181,18 @@ static int settle(struct afd_ffn *ffn, int error)
 static int begin_on_device(struct afd_ffn *ffn)
 {
 	struct afd__ffn_run *run = &ffn->server.run;
-	int rc = convert_all(ffn, convert_in);
+	struct afd__ffn_call call = {
+		.layer = run->layer,
+		.n_rows = run->n_pass_rows,
+		.x = ffn->x,
+		.y = ffn->y,
+		.ids = run->routed ? ffn->ids : NULL,
+		.weights = run->routed ? ffn->expert_weights : NULL,
+	};
+	int rc = convert_all(ffn, bring_in);
 
 	if (!rc)
-		rc = afd__ffn_dense(ffn, &ffn->queue, run->layer, run->n_pass_rows, ffn->x, ffn->y);
+		rc = afd__ffn_layer(ffn, &ffn->queue, &call);
 	if (!rc)
 		rc = convert_all(ffn, convert_out);
 	if (!rc)
@@ -173,7 +212,7 @@ static int begin_pass(struct afd_ffn *ffn)
 	run->under_way = true;
 	if (!ffn->host.compute)
 		return begin_on_device(ffn);
-	rc = convert_all(ffn, convert_in);
+	rc = convert_all(ffn, bring_in);
 	if (!rc)
 		rc = afd__ffn_host_begin(ffn, run->layer, run->n_pass_rows);
 	run->ticket = rc > 0;

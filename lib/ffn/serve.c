@@ -96,8 +96,18 @@ static void choose(struct afd_ffn *ffn, struct afd__gather_choice *choice)
 	afd__gather_choose(&rule, server->sources, n_sources, now_ns, choice);
 }
 
+static bool fits(const struct afd_ffn *ffn, const struct afd__part *part)
+{
+	const struct afd__ffn_run *run = &ffn->server.run;
+
+	if (!run->n_parts)
+		return true;
+	return run->n_rows + part->n_rows <= ffn->max_rows && run->routed == (part->ids != NULL);
+}
+
 /* Moves the layer's parts to the run, oldest first, until the pass is full; a part that is larger
- * than a pass goes alone or first. The rest keep their order. */
+ * than a pass goes alone or first. Rows that attention has routed and rows that have to be make
+ * passes of their own. The rest keep their order. */
 static void gather(struct afd_ffn *ffn, uint32_t layer)
 {
 	struct afd__ffn_server *server = &ffn->server;
@@ -110,8 +120,8 @@ static void gather(struct afd_ffn *ffn, uint32_t layer)
 	for (i = 0; i < server->n_held; i++) {
 		const struct afd__part *part = &server->held[i].part;
 
-		if (part->layer == layer &&
-			(!run->n_parts || run->n_rows + part->n_rows <= ffn->max_rows)) {
+		if (part->layer == layer && fits(ffn, part)) {
+			run->routed = part->ids != NULL;
 			run->n_rows += part->n_rows;
 			run->parts[run->n_parts++] = *part;
 		} else {

@@ -42,6 +42,12 @@ static int check_params(
 	if (p->max_rows > AFD__FFN_MAX_ROWS)
 		return afd__error(
 			-EINVAL, "ffn: max_rows is %u, limit %d", p->max_rows, AFD__FFN_MAX_ROWS);
+	if (p->quantize_activations < 0 || p->quantize_activations > 1)
+		return afd__error(-EINVAL, "ffn: quantize_activations is %d, limit 1",
+			p->quantize_activations);
+	if (p->compute && p->quantize_activations)
+		return afd__error(-EINVAL, "ffn: quantize_activations is 1, but a compute function "
+					   "has its own products");
 	return 0;
 }
 
@@ -66,6 +72,7 @@ static int compare(const struct afd_contract *net, const struct afd_contract *mo
 			or_default(model->router, AFD_ROUTER_NONE) },
 		{ "activation", or_default(net->activation, AFD_ACTIVATION_SILU),
 			or_default(model->activation, AFD_ACTIVATION_SILU) },
+		{ "shared_experts", net->shared_experts, model->shared_experts },
 	};
 	size_t i;
 
@@ -79,18 +86,24 @@ static int compare(const struct afd_contract *net, const struct afd_contract *mo
 	return 0;
 }
 
-/* Every kind of layer that the stage would hold is one that it can compute. */
-static int check_kinds(const struct afd_ffn *ffn, const uint8_t *kinds)
+static bool is_given(const struct afd_shard *s)
 {
-	uint32_t layer;
+	return s->tp || s->n_tp || s->ep || s->n_ep;
+}
 
-	for (layer = ffn->first_layer; kinds && layer < ffn->first_layer + ffn->n_layers; layer++) {
-		if (kinds[layer] != AFD_FFN_DENSE && !ffn->host.compute)
-			return afd__error(-ENOTSUP,
-				"ffn: layer %u is of kind %u, supported is %d (dense)", layer,
-				kinds[layer], AFD_FFN_DENSE);
-	}
-	return 0;
+/* The shard of the params, or that which net was made with. */
+static int choose_shard(struct afd_ffn *ffn, const afd_model *model, const struct afd_ffn_params *p,
+	const struct afd__exchange_info *net)
+{
+	const struct afd_shard *given = ffn->net && !is_given(&p->shard) ? &net->shard : &p->shard;
+	int rc = afd__shard_read(
+		&ffn->shard, given, AFD_ROLE_FFN, model ? &model->arch : NULL, "ffn: shard");
+
+	/* Without experts they are ranks like the tensor-parallel ones: layers are split by width. */
+	if (!rc && ffn->contract.n_experts && ffn->shard.n_ep > ffn->contract.n_experts)
+		rc = afd__error(-EINVAL, "ffn: shard: %u expert-parallel ranks, limit %u experts",
+			ffn->shard.n_ep, ffn->contract.n_experts);
+	return rc;
 }
 
 static int agree(struct afd_ffn *ffn, const afd_model *model, const struct afd_ffn_params *p)
@@ -127,84 +140,130 @@ static int agree(struct afd_ffn *ffn, const afd_model *model, const struct afd_f
 			"ffn: holds layers %u .. %u, but net was made for %u .. %u",
 			ffn->first_layer, ffn->first_layer + ffn->n_layers - 1, net.first_layer,
 			net.first_layer + net.n_layers - 1);
-	return check_kinds(ffn, ffn->contract.ffn_kinds);
+	return choose_shard(ffn, model, p, &net);
 }
 
 /* ---- activations ---- */
 
-/* n_rows * width * bytes, or SIZE_MAX, which no device has. */
-static size_t rows_bytes(uint32_t n_rows, size_t width, size_t bytes)
+/* Or SIZE_MAX, which no device has. A row's bytes come from numbers of 32 bits. */
+static size_t rows_bytes(uint32_t n_rows, size_t row_bytes)
 {
 	size_t all;
 
-	if (__builtin_mul_overflow((size_t)n_rows, width, &all) ||
-		__builtin_mul_overflow(all, bytes, &all))
-		return SIZE_MAX;
-	return all;
+	return __builtin_mul_overflow((size_t)n_rows, row_bytes, &all) ? SIZE_MAX : all;
+}
+
+enum { MAX_BUFFERS = 10 };
+
+struct buffer {
+	void **at;
+	size_t bytes; /* 0: not needed */
+	const char *what;
+};
+
+static void list_buffers(struct afd_ffn *ffn, struct buffer *list /* [MAX_BUFFERS] */)
+{
+	bool host = ffn->host.compute != NULL;
+	size_t hidden = ffn->hidden, width = ffn->weights.max_width, top_k = afd__ffn_top_k(ffn);
+	const struct {
+		void **at;
+		size_t row_bytes;
+		const char *what;
+	} rows[MAX_BUFFERS - 1] = {
+		{ (void **)&ffn->x, hidden * sizeof(float), "ffn: x" },
+		{ (void **)&ffn->y, hidden * sizeof(float), "ffn: y" },
+		{ (void **)&ffn->ids, top_k * sizeof(int32_t), "ffn: ids" },
+		{ (void **)&ffn->expert_weights, top_k * sizeof(float), "ffn: weights of experts" },
+		{ (void **)&ffn->gate_up, 2 * width * sizeof(float), "ffn: gate and up" },
+		{ (void **)&ffn->activated, width * sizeof(float), "ffn: activation" },
+		{ (void **)&ffn->logits, host ? 0 : ffn->contract.n_experts * sizeof(float),
+			"ffn: logits" },
+		{ (void **)&ffn->quantized, ffn->quantizes ? hidden * sizeof(float) : 0,
+			"ffn: quantised x" },
+		{ &ffn->staging, host ? 0 : AFD__FFN_STAGING_ROW_BYTES(hidden), "ffn: staging" },
+	};
+	size_t i;
+
+	for (i = 0; i < MAX_BUFFERS - 1; i++)
+		list[i] = (struct buffer){ rows[i].at, rows_bytes(ffn->max_rows, rows[i].row_bytes),
+			rows[i].what };
+	list[i] = (struct buffer){ &ffn->scratch, ffn->scratch_bytes, "ffn: scratch of experts" };
+}
+
+/* What the largest stack asks for. */
+static size_t scratch_bytes(const struct afd_ffn *ffn)
+{
+	size_t most = 0, bytes;
+	uint32_t i, k;
+
+	for (i = 0; ffn->weights.layers && i < ffn->n_layers; i++) {
+		const struct afd__ffn_layer *layer = &ffn->weights.layers[i];
+
+		for (k = 0; k < layer->n_stacks; k++) {
+			struct afd__experts_args experts = {
+				.gate_up = layer->stacks[k].gate_up,
+				.down = layer->stacks[k].down,
+				.n_rows = ffn->max_rows,
+				.top_k = layer->arch->top_k,
+				.quantize = ffn->quantizes,
+			};
+
+			bytes = afd__experts_scratch_bytes(ffn->device, &experts);
+			most = bytes > most ? bytes : most;
+		}
+	}
+	return most;
 }
 
 static int allocate(struct afd_ffn *ffn)
 {
-	const struct {
-		void **out;
-		size_t width, bytes;
-		const char *what;
-	} buffers[] = {
-		{ (void **)&ffn->x, ffn->hidden, sizeof(float), "ffn: x" },
-		{ (void **)&ffn->y, ffn->hidden, sizeof(float), "ffn: y" },
-		{ (void **)&ffn->gate_up, 2 * (size_t)ffn->weights.max_width, sizeof(float),
-			"ffn: gate and up" },
-		{ (void **)&ffn->activated, ffn->weights.max_width, sizeof(float),
-			"ffn: activation" },
-		{ &ffn->staging, AFD__FFN_STAGING_ROW_BYTES(ffn->hidden), 1, "ffn: staging" },
-	};
-	size_t i, n = ffn->host.compute ? 2 : sizeof(buffers) / sizeof(buffers[0]);
+	struct buffer list[MAX_BUFFERS];
+	size_t i;
 	int rc = 0;
 
-	for (i = 0; i < n && !rc; i++)
-		rc = afd__device_alloc(ffn->device,
-			rows_bytes(ffn->max_rows, buffers[i].width, buffers[i].bytes),
-			buffers[i].what, buffers[i].out);
+	ffn->scratch_bytes = scratch_bytes(ffn);
+	list_buffers(ffn, list);
+	for (i = 0; i < MAX_BUFFERS && !rc; i++) {
+		if (list[i].bytes)
+			rc = afd__device_alloc(
+				ffn->device, list[i].bytes, list[i].what, list[i].at);
+	}
 	return rc;
 }
 
 static void release(struct afd_ffn *ffn)
 {
-	const struct {
-		void *memory;
-		size_t width, bytes;
-	} buffers[] = {
-		{ ffn->x, ffn->hidden, sizeof(float) },
-		{ ffn->y, ffn->hidden, sizeof(float) },
-		{ ffn->gate_up, 2 * (size_t)ffn->weights.max_width, sizeof(float) },
-		{ ffn->activated, ffn->weights.max_width, sizeof(float) },
-		{ ffn->staging, AFD__FFN_STAGING_ROW_BYTES(ffn->hidden), 1 },
-	};
+	struct buffer list[MAX_BUFFERS];
 	size_t i;
 
-	for (i = 0; i < sizeof(buffers) / sizeof(buffers[0]); i++) {
-		if (buffers[i].memory)
-			afd__device_free(ffn->device, buffers[i].memory,
-				rows_bytes(ffn->max_rows, buffers[i].width, buffers[i].bytes));
+	list_buffers(ffn, list);
+	for (i = 0; i < MAX_BUFFERS; i++) {
+		if (*list[i].at)
+			afd__device_free(ffn->device, *list[i].at, list[i].bytes);
 	}
 }
 
 /* ---- life ---- */
 
-/* What the handshake says of the bits that this stage gives: replicas must agree in it. */
-static void state(const struct afd_ffn *ffn)
+/* What the handshake says of the shard, and of the bits that it gives: replicas must agree in it.
+ */
+static int state(const struct afd_ffn *ffn)
 {
-	const char *kind = ffn->device->ops->name;
-	bool in_place =
-		ffn->weights.layers && ffn->weights.layers[0].down.layout == AFD__LAYOUT_IN_PLACE;
+	const struct afd__ffn_weights *weights = &ffn->weights;
+	const struct afd_shard shard = { ffn->shard.tp, ffn->shard.n_tp, ffn->shard.ep,
+		ffn->shard.n_ep };
+	const char *kind = ffn->device->ops->name, *layout = "";
 	char text[16];
 
 	if (!strcmp(kind, "cpu") || !strcmp(kind, "deferred"))
 		kind = afd_context_isa(ffn->ctx);
 	if (ffn->host.compute)
 		kind = "host";
-	snprintf(text, sizeof(text), "%s%s", kind, in_place ? "/in-place" : "");
-	afd__transport_state(ffn->net, ffn->weights.fingerprint, text);
+	if (weights->n_in_place)
+		layout = weights->n_packed ? "/mixed" : "/in-place";
+	snprintf(text, sizeof(text), "%s%s", kind, layout);
+	afd__transport_state(ffn->net, weights->fingerprint, text);
+	return afd__transport_state_shard(ffn->net, &shard);
 }
 
 static int build(struct afd_ffn *ffn, const afd_model *model, const struct afd_ffn_params *p)
@@ -213,18 +272,18 @@ static int build(struct afd_ffn *ffn, const afd_model *model, const struct afd_f
 
 	if (!rc)
 		rc = afd__device_open(&ffn->device, ffn->ctx, p->device ? p->device : "cpu");
+	if (!rc)
+		rc = afd__queue_open(&ffn->queue, ffn->device);
 	if (!rc && model)
 		rc = afd__ffn_load(ffn, model, p);
 	if (!rc)
 		rc = allocate(ffn);
 	if (!rc)
-		rc = afd__queue_open(&ffn->queue, ffn->device);
-	if (!rc)
 		rc = afd__ffn_metrics_create(ffn);
 	if (!rc && ffn->net)
 		rc = afd__ffn_server_create(ffn, p->gather_us);
 	if (!rc && ffn->net)
-		state(ffn);
+		rc = state(ffn);
 	return rc;
 }
 
@@ -262,6 +321,7 @@ int afd_ffn_create(afd_ffn **out, const afd_model *model, afd_transport *net,
 	ffn->ctx = context_of(model, net);
 	ffn->host.compute = p.compute;
 	ffn->host.user = p.compute_user;
+	ffn->quantizes = p.quantize_activations;
 	if (p.compute)
 		memcpy(ffn->weights.fingerprint, p.weights, sizeof(p.weights));
 	rc = net ? afd__transport_own(net, ffn) : 0;
@@ -307,6 +367,7 @@ int afd_ffn_stats(const afd_ffn *ffn, struct afd_ffn_stats *stats)
 	now.compute_ns = atomic_load(&ffn->compute_ns);
 	now.weight_bytes = ffn->weights.bytes;
 	memcpy(now.weights, ffn->weights.fingerprint, sizeof(now.weights));
+	now.stored_bytes = ffn->weights.stored_bytes;
 	now.n_peers = ffn->server.n_peers;
 	return afd__params_give(stats, &now, sizeof(now), "struct afd_ffn_stats");
 }
@@ -329,6 +390,10 @@ int afd__ffn_own(afd_ffn *ffn, const void *stage)
 {
 	if (stage && ffn->owner && ffn->owner != stage)
 		return afd__error(-EBUSY, "ffn: another attention stage has it");
+	if (stage && (ffn->shard.n_tp > 1 || ffn->shard.n_ep > 1))
+		return afd__error(-EINVAL,
+			"ffn: holds shard tp %u/%u, ep %u/%u, a local attention stage needs all",
+			ffn->shard.tp, ffn->shard.n_tp, ffn->shard.ep, ffn->shard.n_ep);
 	ffn->owner = stage;
 	return 0;
 }

@@ -4,15 +4,15 @@
  * activations for max_rows rows, and at most one pass on its way; everything is allocated when it
  * is made.
  *
- * In reading order: stage.c makes it, load.c brings the weights, serve.c takes parts from the
- * transport and asks gather.c which of them go next, pass.c carries those through the stage,
- * dense.c is the math of a layer, compute.c a host's own; forward.c is the same math for a host
- * that moves rows itself.
+ * In reading order: stage.c makes it, load.c brings the weights of its shard, serve.c takes parts
+ * from the transport and asks gather.c which of them go next, pass.c carries those through the
+ * stage, layer.c is the math of a layer, with dense.c and routed.c for its kinds, compute.c a
+ * host's own; forward.c is the same math for a host that moves rows itself.
  */
 #ifndef AFD_LIB_FFN_STAGE_H
 #define AFD_LIB_FFN_STAGE_H
 
-#include "../model/model.h"
+#include "../model/shard.h"
 #include "ffn.h"
 #include "gather.h"
 
@@ -24,20 +24,53 @@ enum {
 /* Rows of 2-byte numbers stand 4-byte aligned, as the seam asks of what is uploaded. */
 #define AFD__FFN_STAGING_ROW_BYTES(hidden) (((size_t)(hidden) * 2 + 3) & ~(size_t)3)
 
-/* The weights of one layer. Gate and up are one matrix [2 * width][hidden] where they have one
- * dtype and are packed: then a row is read once for both. */
-struct afd__ffn_layer {
+/* A SwiGLU: a dense layer, or the shared experts of a routed one. Gate and up are one matrix
+ * [2 * width][hidden] where they have one dtype and are packed: then a row is read once for both.
+ */
+struct afd__ffn_mlp {
 	struct afd__matrix gate; /* or gate and up */
 	struct afd__matrix up;   /* data NULL: it is in gate */
 	struct afd__matrix down; /* [hidden][width] */
-	uint32_t width;
+	uint32_t width;          /* of the shard; 0: the layer has none */
+	uint32_t width_offset;   /* where that begins in the whole width */
+};
+
+/* Experts that follow each other and have the same dtypes. */
+struct afd__ffn_experts {
+	struct afd__matrix gate_up; /* a stack of [2 * width][hidden] */
+	struct afd__matrix down;    /* a stack of [hidden][width] */
+	uint32_t first;             /* of the model's experts */
+};
+
+struct afd__ffn_layer {
+	const struct afd__layer *arch; /* the model's */
+	struct afd__ffn_mlp mlp;
+	/* of a routed layer */
+	struct afd__matrix
+		router;     /* [n_experts][hidden], of every shard the whole, always packed */
+	float *router_bias; /* dev [n_experts], or NULL */
+	struct afd__ffn_experts *stacks; /* [n_stacks], ascending; together the shard's experts */
+	uint32_t n_stacks;
+	uint32_t width_offset; /* where the shard begins in the width of an expert */
 };
 
 struct afd__ffn_weights {
 	struct afd__ffn_layer *layers; /* [n_layers]; NULL with a compute function */
-	uint32_t max_width;
-	uint64_t bytes;
+	uint32_t max_width;            /* of an mlp */
+	uint32_t n_packed, n_in_place; /* matrices and stacks, but for routers */
+	uint64_t bytes;                /* dev memory */
+	uint64_t stored_bytes;         /* the same as the checkpoint has it */
 	uint64_t fingerprint[2];
+};
+
+/* One call of a layer's math. */
+struct afd__ffn_call {
+	uint32_t layer;     /* the contract's number */
+	uint32_t n_rows;    /* at most max_rows */
+	const float *x;     /* dev [n_rows][hidden] */
+	float *y;           /* dev [n_rows][hidden]; may be x */
+	const int32_t *ids; /* dev [n_rows][top_k]; NULL: the stage routes, or the layer is dense */
+	const float *weights; /* dev [n_rows][top_k], with ids */
 };
 
 /* A host's compute function, and the pass that it has not completed yet. */
@@ -58,6 +91,7 @@ struct afd__ffn_run {
 	uint32_t layer;        /* the contract's number */
 	uint64_t n_rows, row0; /* of all parts; of the pass that is under way */
 	uint32_t n_pass_rows;
+	bool routed; /* the parts came with ids, all of them */
 	bool under_way;
 	uint64_t ticket;
 	uint64_t started_ns, pass_ns;  /* of this pass */
@@ -88,24 +122,33 @@ struct afd__ffn_server {
 
 struct afd__ffn_metrics {
 	struct afd__metric *rows_per_pass, *gather_seconds, *compute_seconds, *passes, *rows,
-		*errors, *peers;
+		*errors, *peers, *weight_bytes, *stored_bytes;
 };
 
 struct afd_ffn {
 	struct afd_context *ctx;
-	afd_transport *net;           /* NULL: for calls, or a local attention stage */
-	const void *owner;            /* the local attention stage */
-	struct afd_contract contract; /* ffn_kinds NULL: all dense, as this version has no others */
+	afd_transport *net; /* NULL: for calls, or a local attention stage */
+	const void *owner;  /* the local attention stage */
+	struct afd_contract contract;
+	struct afd__ffn_shard shard;
 	struct afd__device *device;
 	struct afd__queue queue;
 	uint32_t first_layer, n_layers, hidden, max_rows;
 	struct afd__ffn_weights weights;
 	struct afd__ffn_host host;
 
-	float *x, *y;     /* dev (host memory for a compute function) [max_rows][hidden] */
-	float *gate_up;   /* dev [max_rows][2 * max_width] */
-	float *activated; /* dev [max_rows][max_width] */
-	void *staging;    /* dev [max_rows] rows of 2-byte numbers, for afd_ffn_forward */
+	/* Activations, all dev (host memory for a compute function); NULL: not needed. */
+	float *x, *y;          /* [max_rows][hidden] */
+	float *gate_up;        /* [max_rows][2 * max_width] */
+	float *activated;      /* [max_rows][max_width] */
+	float *quantized;      /* [max_rows][hidden]; NULL: activations are not quantised */
+	float *logits;         /* [max_rows][n_experts] */
+	int32_t *ids;          /* [max_rows][top_k] */
+	float *expert_weights; /* [max_rows][top_k] */
+	void *staging;         /* [max_rows] rows of 2-byte numbers, for afd_ffn_forward */
+	void *scratch;         /* [scratch_bytes], of the experts */
+	size_t scratch_bytes;
+	bool quantizes;
 
 	struct afd__ffn_server server; /* net only */
 	struct afd__ffn_metrics metrics;
@@ -116,14 +159,26 @@ struct afd_ffn {
 int afd__ffn_check(const struct afd_ffn *ffn);
 bool afd__ffn_holds(const struct afd_ffn *ffn, int64_t layer);
 
-/* load.c: the weights of the held layers, and their fingerprint. */
+/* The experts of a row; 0: no layer has any. */
+static inline uint32_t afd__ffn_top_k(const struct afd_ffn *ffn)
+{
+	return ffn->contract.n_experts ? ffn->contract.top_k : 0;
+}
+
+/* load.c: the shard's weights of the held layers, and their fingerprint. */
 int afd__ffn_load(
 	struct afd_ffn *ffn, const struct afd_model *model, const struct afd_ffn_params *params);
 void afd__ffn_unload(struct afd_ffn *ffn);
 
-/* dense.c: y = F(layer, x) for at most max_rows rows. x may be y. */
-int afd__ffn_dense(struct afd_ffn *ffn, struct afd__queue *q, uint32_t layer, uint32_t n_rows,
-	const float *x /* dev [n_rows][hidden] */, float *y /* dev [n_rows][hidden] */);
+/* layer.c: y = F(layer, x) of the shard, behind what is on q already. */
+int afd__ffn_layer(struct afd_ffn *ffn, struct afd__queue *q, const struct afd__ffn_call *call);
+
+/* dense.c: a layer's mlp. */
+int afd__ffn_mlp(struct afd_ffn *ffn, struct afd__queue *q, const struct afd__ffn_mlp *mlp,
+	uint32_t n_rows, const float *x, float *y);
+
+/* routed.c: a layer with experts. */
+int afd__ffn_routed(struct afd_ffn *ffn, struct afd__queue *q, const struct afd__ffn_call *call);
 
 /* compute.c: 1: y is complete; 0: under way, ask _reached; or the error. */
 int afd__ffn_host_begin(struct afd_ffn *ffn, uint32_t layer, uint32_t n_rows);

@@ -1,114 +1,92 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * From config.json to the one description that the stages read. A family is an entry of a table:
- * how its config is read and how its layers are filled. After this nobody asks for the model's type
- * again. Called by model.c.
+ * From config.json to the one description that the stages read: a record per layer, filled in the
+ * same way for every family. After this nobody asks for the model's type again. Called by model.c.
  */
 #include <math.h>
 #include <string.h>
 
 #include "config.h"
-#include "model.h"
-
-struct family {
-	const char *model_type;
-	const char *architecture;
-	int (*fill)(struct afd__arch *arch, struct afd_context *ctx, struct afd__json *j);
-};
 
 static int alloc_layers(struct afd__arch *arch, struct afd_context *ctx,
 			const struct afd__config *c)
 {
 	arch->layers = afd__alloc(ctx, c->n_layers, sizeof(*arch->layers));
 	arch->ffn_kinds = arch->layers ? afd__alloc(ctx, c->n_layers, 1) : NULL;
-	arch->rope.inv_freq = arch->ffn_kinds ? afd__alloc(ctx, c->head_dim / 2, sizeof(float))
+	/* A table of at least one pair, also where nothing rotates. */
+	arch->rope.inv_freq = arch->ffn_kinds ? afd__alloc(ctx, c->head_dim / 2 + 1, sizeof(float))
 					      : NULL;
 	return arch->rope.inv_freq ? 0 : -ENOMEM;
 }
 
-static bool slides(const struct afd__config *c, uint32_t layer)
+static void fill_attention(struct afd__layer *l, const struct afd__arch *arch,
+			   const struct afd__config *c, const struct afd__family *f, bool slides)
 {
-	const json_t *type = json_array_get(c->layer_types, layer);
-
-	if (c->layer_types)
-		return !strcmp(json_string_value(type), "sliding_attention");
-	return c->sliding_window && layer >= c->max_window_layers;
+	l->attention = slides ? AFD__ATTENTION_SLIDING : AFD__ATTENTION_FULL;
+	l->window = slides ? c->window.sliding_window : 0;
+	l->n_heads = c->n_heads;
+	l->n_kv_heads = c->n_kv_heads;
+	l->head_dim = c->head_dim;
+	l->softmax_scale = (float)(1 / sqrt(c->head_dim));
+	l->rope = slides || f->rope_on_full ? &arch->rope : NULL;
+	l->qk_norm = AFD__QK_NORM_PER_HEAD;
+	l->output_gate = f->output_gate;
+	l->attention_bias = c->attention_bias;
+	l->norms = f->norms;
 }
 
-static int fill_qwen3(struct afd__arch *arch, struct afd_context *ctx, struct afd__json *j)
+static void fill_ffn(struct afd__layer *l, const struct afd__config *c, bool routes)
 {
-	struct afd__config c;
-	uint32_t i;
-	int rc;
+	l->ffn_kind = routes ? AFD_FFN_MOE : AFD_FFN_DENSE;
+	l->activation = AFD_ACTIVATION_SILU;
+	if (!routes) {
+		l->intermediate_size = c->intermediate_size;
+		return;
+	}
+	l->n_experts = c->experts.n_experts;
+	l->top_k = c->experts.top_k;
+	l->expert_size = c->experts.expert_size;
+	l->shared_size = c->experts.shared_size;
+	l->router = c->experts.router;
+}
 
-	afd__config_read_qwen3(&c, j);
-	if (j->error)
-		return j->error;
-	rc = alloc_layers(arch, ctx, &c);
+static int fill(struct afd__arch *arch, struct afd_context *ctx, const struct afd__config *c,
+		const struct afd__family *f)
+{
+	uint32_t i;
+	int rc = alloc_layers(arch, ctx, c);
+
 	if (rc)
 		return rc;
-	arch->hidden_size = c.hidden_size;
-	arch->n_layers = c.n_layers;
-	arch->vocab_size = c.vocab_size;
-	arch->max_position_embeddings = c.max_positions;
-	arch->rms_norm_eps = (float)c.rms_norm_eps;
-	arch->embedding_scale = 1;
-	arch->tied_head = c.tied_head;
-	arch->config_dtype = c.dtype;
-	arch->rope.head_dim = c.head_dim;
-	for (i = 0; i < c.n_layers; i++) {
-		arch->ffn_kinds[i] = AFD_FFN_DENSE;
-		arch->layers[i] = (struct afd__layer){
-			.attention = slides(&c, i) ? AFD__ATTENTION_SLIDING : AFD__ATTENTION_FULL,
-			.window = slides(&c, i) ? c.sliding_window : 0,
-			.n_heads = c.n_heads, .n_kv_heads = c.n_kv_heads, .head_dim = c.head_dim,
-			.softmax_scale = (float)(1 / sqrt(c.head_dim)),
-			.rope = &arch->rope,
-			.qk_norm = AFD__QK_NORM_PER_HEAD,
-			.output_gate = AFD__OUTPUT_GATE_NONE,
-			.attention_bias = c.attention_bias,
-			.norms = AFD__NORM_BEFORE_ATTENTION | AFD__NORM_BEFORE_FFN,
-			.ffn_kind = AFD_FFN_DENSE,
-			.activation = AFD_ACTIVATION_SILU,
-			.intermediate_size = c.intermediate_size,
-		};
+	arch->name = f->architecture;
+	arch->model_type = f->model_type;
+	arch->ffn_only = f->ffn_only;
+	arch->hidden_size = c->hidden_size;
+	arch->n_layers = c->n_layers;
+	arch->vocab_size = c->vocab_size;
+	arch->max_position_embeddings = c->max_positions;
+	arch->rms_norm_eps = (float)c->rms_norm_eps;
+	arch->embedding_scale = (float)c->embedding_scale;
+	arch->tied_head = c->tied_head;
+	arch->config_dtype = c->dtype;
+	for (i = 0; i < c->n_layers; i++) {
+		fill_ffn(&arch->layers[i], c, afd__config_routes(c, i));
+		arch->ffn_kinds[i] = (uint8_t)arch->layers[i].ffn_kind;
+		if (!f->ffn_only)
+			fill_attention(&arch->layers[i], arch, c, f, afd__config_slides(c, i));
 	}
-	return afd__rope_compute(arch->rope.inv_freq, &arch->rope.scale, &c.rope, c.head_dim);
-}
-
-static const struct family families[] = {
-	{ "qwen3", "Qwen3ForCausalLM", fill_qwen3 },
-};
-#define SUPPORTED "supported: \"qwen3\""
-
-static const struct family *find_family(struct afd__json *j)
-{
-	const json_t *first = json_array_get(afd__json_array(j, "architectures"), 0);
-	const char *type = afd__json_string(j, "model_type", NULL);
-	size_t i;
-
-	for (i = 0; i < sizeof(families) / sizeof(families[0]); i++) {
-		if (type && !strcmp(type, families[i].model_type))
-			return &families[i];
-		if (!type && json_is_string(first) &&
-		    !strcmp(json_string_value(first), families[i].architecture))
-			return &families[i];
-	}
-	if (type)
-		afd__json_refuse_key(j, -ENOTSUP, "model_type", SUPPORTED);
-	else if (first)
-		afd__json_refuse(j, -ENOTSUP, "architectures[0]", first,
-				 "supported: \"Qwen3ForCausalLM\"");
-	else
-		afd__json_refuse(j, -EBADMSG, "model_type", NULL, "");
-	return NULL;
+	if (f->ffn_only)
+		return 0;
+	arch->rope.head_dim = c->head_dim;
+	return afd__rope_compute(arch->rope.inv_freq, &arch->rope.scale, &c->rope, c->head_dim);
 }
 
 int afd__arch_read(struct afd__arch *arch, struct afd_context *ctx, const char *text,
 		   size_t n_bytes)
 {
 	struct afd__json j = { .where = "config.json" };
-	const struct family *family;
+	const struct afd__family *family;
+	struct afd__config config;
 	json_t *root;
 	int rc;
 
@@ -121,12 +99,10 @@ int afd__arch_read(struct afd__arch *arch, struct afd_context *ctx, const char *
 		rc = afd__error(-EBADMSG, "config.json: must be an object");
 		goto out;
 	}
-	family = find_family(&j);
-	rc = j.error;
-	if (rc || !family)
-		goto out;
-	arch->name = family->architecture;
-	rc = family->fill(arch, ctx, &j);
+	family = afd__family_find(&j);
+	if (family && !j.error)
+		afd__config_read(&config, family, &j);
+	rc = j.error ? j.error : fill(arch, ctx, &config, family);
 out:
 	json_decref(root);
 	if (rc)

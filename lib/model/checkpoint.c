@@ -39,9 +39,11 @@ void afd__checkpoint_sort(struct afd__checkpoint *cp)
 		qsort(cp->stored, cp->n_stored, sizeof(*cp->stored), by_name);
 }
 
-bool afd__checkpoint_has(const struct afd__checkpoint *cp, const char *name)
+const char *afd__checkpoint_name(const struct afd__checkpoint *cp, const char *name)
 {
-	return find(cp, name) != NULL;
+	const struct afd__stored *s = cp ? find(cp, name) : NULL;
+
+	return s ? s->name : NULL;
 }
 
 /* ---- one file ---- */
@@ -173,9 +175,9 @@ static int check_usable(const struct afd__checkpoint *cp, const struct afd__stor
 	if (!s->known)
 		return afd__error(-EBADMSG, "%s: tensor %.200s is not in it, as the index says",
 				  s->file->name, s->name);
-	if (s->dtype != AFD_DTYPE_F32 && s->dtype != AFD_DTYPE_F16 && s->dtype != AFD_DTYPE_BF16)
+	if (!s->dtype)
 		return afd__error(-ENOTSUP, "tensor %.200s: dtype %s is not supported, only F32, "
-				  "F16 and BF16", s->name, s->dtype_name);
+				  "F16, BF16 and F8_E4M3", s->name, s->dtype_name);
 	if (s->n_dims > 4)
 		return afd__error(-EBADMSG, "tensor %.200s: %u dimensions, limit 4", s->name,
 				  s->n_dims);
@@ -219,11 +221,16 @@ int afd__checkpoint_tensor(struct afd__checkpoint *cp, const char *name, bool wi
 	int rc;
 
 	if (!s)
-		return afd__error(-ENOENT, "tensor %s: not in %s", name, cp->source);
+		return afd__checkpoint_missing(cp, name);
 	pthread_mutex_lock(&cp->lock);
 	rc = look_up(cp, s, with_data, out);
 	pthread_mutex_unlock(&cp->lock);
 	return rc;
+}
+
+int afd__checkpoint_missing(const struct afd__checkpoint *cp, const char *names)
+{
+	return afd__error(-ENOENT, "tensor %s: not in %s", names, cp->source);
 }
 
 /* ---- life ---- */

@@ -19,12 +19,12 @@ int afd__checkpoint_lend(struct afd__checkpoint **out, struct afd_context *ctx,
 			 const struct afd_model_params *params);
 void afd__checkpoint_close(struct afd__checkpoint *checkpoint); /* NULL is fine */
 
-bool afd__checkpoint_has(const struct afd__checkpoint *checkpoint, const char *name);
+/* The checkpoint's own copy of the name; NULL when it has no such tensor, or is NULL. */
+const char *afd__checkpoint_name(const struct afd__checkpoint *checkpoint, const char *name);
 
 /*
  * Finds a tensor; opens its file when that has not happened yet, and maps it when with_data is set
- * (data stays NULL without). The shape is as stored, the dtype one that the library computes with.
- * Any thread.
+ * (data stays NULL without). The shape is as stored, the dtype one of enum afd_dtype. Any thread.
  *
  *   -ENOENT   there is no such tensor, or its file is missing
  *   -EBADMSG  its file contradicts itself or the index
@@ -32,5 +32,8 @@ bool afd__checkpoint_has(const struct afd__checkpoint *checkpoint, const char *n
  */
 int afd__checkpoint_tensor(struct afd__checkpoint *checkpoint, const char *name, bool with_data,
 			   struct afd__tensor *out);
+
+/* -ENOENT: none of these names is there. */
+int afd__checkpoint_missing(const struct afd__checkpoint *checkpoint, const char *names);
 
 #endif

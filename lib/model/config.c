@@ -25,10 +25,7 @@ static void refuse_unsupported(struct afd__json *j)
 
 	if (strcmp(act, "silu"))
 		afd__json_refuse_key(j, -ENOTSUP, "hidden_act", "supported: \"silu\"");
-	if (afd__json_member(j, "quantization_config"))
-		afd__json_refuse_key(j, -ENOTSUP, "quantization_config", "supported: none");
-	if (afd__json_number(j, "partial_rotary_factor", 0, 1, 1) != 1)
-		afd__json_refuse_key(j, -ENOTSUP, "partial_rotary_factor", "supported: 1");
+	afd__quantization_check(j);
 }
 
 struct name {
@@ -89,21 +86,33 @@ static bool is_sliding(const json_t *type)
 	return json_is_string(type) && !strcmp(json_string_value(type), "sliding_attention");
 }
 
-#define NO_WINDOW "but use_sliding_window is false or sliding_window is null"
-
-static void check_layer_types(struct afd__config *c, struct afd__json *j)
+bool afd__config_slides(const struct afd__config *c, uint32_t layer)
 {
-	char key[40], why[80];
+	const struct afd__window_config *w = &c->window;
+
+	if (w->layer_types)
+		return is_sliding(json_array_get(w->layer_types, layer));
+	return w->sliding_window && layer >= w->first_sliding &&
+	       !(w->full_every && (layer + 1) % w->full_every == 0);
+}
+
+/* Also that types ask for sliding only where there is a window; `why` says what else would be. */
+void afd__config_check_window(struct afd__config *c, struct afd__json *j, const char *why)
+{
+	const json_t *types = c->window.layer_types;
+	char key[40], text[80];
 	size_t i;
 
-	if (json_array_size(c->layer_types) != c->n_layers) {
-		snprintf(why, sizeof(why), "has %zu entries, num_hidden_layers is %u",
-			 json_array_size(c->layer_types), c->n_layers);
-		afd__json_refuse(j, -EBADMSG, "layer_types", c->layer_types, why);
+	if (!types || j->error)
+		return;
+	if (json_array_size(types) != c->n_layers) {
+		snprintf(text, sizeof(text), "has %zu entries, num_hidden_layers is %u",
+			 json_array_size(types), c->n_layers);
+		afd__json_refuse(j, -EBADMSG, "layer_types", types, text);
 		return;
 	}
 	for (i = 0; i < c->n_layers; i++) {
-		const json_t *type = json_array_get(c->layer_types, i);
+		const json_t *type = json_array_get(types, i);
 
 		snprintf(key, sizeof(key), "layer_types[%zu]", i);
 		if (!json_is_string(type))
@@ -111,40 +120,88 @@ static void check_layer_types(struct afd__config *c, struct afd__json *j)
 		else if (!is_sliding(type) && strcmp(json_string_value(type), "full_attention"))
 			afd__json_refuse(j, -ENOTSUP, key, type,
 					 "supported: \"full_attention\", \"sliding_attention\"");
-		else if (is_sliding(type) && !c->sliding_window)
-			afd__json_refuse(j, -EBADMSG, key, type, NO_WINDOW);
+		else if (is_sliding(type) && !c->window.sliding_window)
+			afd__json_refuse(j, -EBADMSG, key, type, why);
 	}
 }
 
-/* A window counts only under use_sliding_window; without layer_types it is for the last layers. */
-static void read_window(struct afd__config *c, struct afd__json *j)
+/* A window counts only under use_sliding_window, in either Qwen3 class. */
+void afd__config_read_window(struct afd__config *c, struct afd__json *j)
 {
 	bool used = afd__json_bool(j, "use_sliding_window", false);
 	const json_t *window = json_object_get(j->object, "sliding_window");
 
 	if (used && !json_is_null(window))
-		c->sliding_window = read_size(j, "sliding_window", 1, INT32_MAX, 4096);
-	c->max_window_layers = read_size(j, "max_window_layers", 0, INT32_MAX, 28);
-	c->layer_types = afd__json_array(j, "layer_types");
-	if (c->layer_types && !j->error)
-		check_layer_types(c, j);
+		c->window.sliding_window = read_size(j, "sliding_window", 1, INT32_MAX, 4096);
+	c->window.layer_types = afd__json_array(j, "layer_types");
+	afd__config_check_window(c, j, "but use_sliding_window is false or sliding_window is null");
 }
 
-void afd__config_read_qwen3(struct afd__config *c, struct afd__json *j)
+/* ---- all of it ---- */
+
+static void check_required(const struct afd__family *family, struct afd__json *j)
+{
+	const char *const *key;
+
+	for (key = family->required; key && *key; key++) {
+		if (!afd__json_member(j, *key))
+			afd__json_refuse(j, -EBADMSG, *key, NULL, "");
+	}
+}
+
+static void read_attention(struct afd__config *c, struct afd__json *j)
+{
+	if (afd__json_number(j, "partial_rotary_factor", 0, 1, 1) != 1)
+		afd__json_refuse_key(j, -ENOTSUP, "partial_rotary_factor", "supported: 1");
+	c->attention_bias = afd__json_bool(j, "attention_bias", false);
+	read_heads(c, j);
+	afd__rope_config_read(&c->rope, j, c->max_positions);
+}
+
+bool afd__config_routes(const struct afd__config *c, uint32_t layer)
+{
+	const struct afd__experts_config *e = &c->experts;
+	size_t i;
+
+	if (!e->n_experts)
+		return false;
+	if (e->types)
+		return !strcmp(json_string_value(json_array_get(e->types, layer)), "sparse");
+	for (i = 0; i < json_array_size(e->dense_layers); i++) {
+		if (json_integer_value(json_array_get(e->dense_layers, i)) == layer)
+			return false;
+	}
+	return layer >= e->n_dense_layers && (layer + 1) % e->sparse_step == 0;
+}
+
+/* The width of dense layers; where there are none the key may be missing, and means nothing. */
+static void read_dense_size(struct afd__config *c, struct afd__json *j)
+{
+	bool needed = false;
+	uint32_t i;
+
+	for (i = 0; i < c->n_layers && !needed && !j->error; i++)
+		needed = !afd__config_routes(c, i);
+	c->intermediate_size = read_size(j, "intermediate_size", 1, AFD__MAX_INTERMEDIATE,
+					 needed ? AFD__JSON_REQUIRED : 0);
+}
+
+void afd__config_read(struct afd__config *c, const struct afd__family *family, struct afd__json *j)
 {
 	memset(c, 0, sizeof(*c));
 	refuse_unsupported(j);
+	check_required(family, j);
 	c->hidden_size = read_size(j, "hidden_size", 1, AFD__MAX_HIDDEN, AFD__JSON_REQUIRED);
-	c->intermediate_size = read_size(j, "intermediate_size", 1, AFD__MAX_INTERMEDIATE,
-					 AFD__JSON_REQUIRED);
 	c->n_layers = read_size(j, "num_hidden_layers", 1, AFD__MAX_LAYERS, AFD__JSON_REQUIRED);
 	c->vocab_size = read_size(j, "vocab_size", 1, AFD__MAX_VOCAB, AFD__JSON_REQUIRED);
 	c->max_positions = read_size(j, "max_position_embeddings", 1, INT32_MAX, 32768);
 	c->rms_norm_eps = afd__json_number(j, "rms_norm_eps", 1e-30, 1, 1e-6);
-	c->attention_bias = afd__json_bool(j, "attention_bias", false);
 	c->tied_head = afd__json_bool(j, "tie_word_embeddings", false);
 	c->dtype = read_dtype(j);
-	read_heads(c, j);
-	read_window(c, j);
-	afd__rope_config_read(&c->rope, j, c->max_positions);
+	c->embedding_scale = 1;
+	c->experts.sparse_step = 1;
+	if (!family->ffn_only)
+		read_attention(c, j);
+	family->read(c, j);
+	read_dense_size(c, j);
 }

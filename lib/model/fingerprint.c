@@ -5,12 +5,13 @@
  */
 #include "fingerprint.h"
 
+#include <stdio.h>
+#include <string.h>
+
 #if AFD_HAVE_XXHASH
 
 #define XXH_INLINE_ALL
 #include <xxhash.h>
-
-#include <string.h>
 
 struct afd__fingerprint {
 	XXH3_state_t *state;
@@ -27,7 +28,16 @@ static void put_u64(unsigned char *out, uint64_t value)
 
 static const char *stored_name(int32_t dtype)
 {
-	return dtype == AFD_DTYPE_F32 ? "F32" : dtype == AFD_DTYPE_F16 ? "F16" : "BF16";
+	switch (dtype) {
+	case AFD_DTYPE_F32:
+		return "F32";
+	case AFD_DTYPE_F16:
+		return "F16";
+	case AFD_DTYPE_BF16:
+		return "BF16";
+	default:
+		return "F8_E4M3";
+	}
 }
 
 struct afd__fingerprint *afd__fingerprint_create(struct afd_context *ctx)
@@ -134,9 +144,56 @@ void afd__fingerprint_value(const struct afd__fingerprint *fp, uint64_t value[2]
 
 #endif
 
+/* Rows begin[0] .. end[0] of [..][n_columns], of each the columns begin[1] .. end[1]. */
+static void add_slice(struct afd__fingerprint *fp, const void *data, uint64_t n_columns,
+		      size_t number_bytes, const uint64_t begin[2], const uint64_t end[2])
+{
+	size_t row_bytes = (size_t)n_columns * number_bytes;
+	const char *row = (const char *)data + begin[0] * row_bytes + begin[1] * number_bytes;
+	uint64_t i;
+
+	for (i = begin[0]; i < end[0]; i++, row += row_bytes)
+		afd__fingerprint_add(fp, row, (size_t)(end[1] - begin[1]) * number_bytes);
+}
+
+void afd__fingerprint_slice(struct afd__fingerprint *fp, const struct afd__tensor *t,
+			    const uint64_t begin[2], const uint64_t end[2])
+{
+	afd__fingerprint_begin(fp, t, begin, end);
+	add_slice(fp, t->data, t->shape[1], afd_dtype_bytes(t->dtype), begin, end);
+	afd__fingerprint_end(fp);
+	afd__fingerprint_scales(fp, t, begin, end);
+}
+
+void afd__fingerprint_scales(struct afd__fingerprint *fp, const struct afd__tensor *t,
+			     const uint64_t *begin, const uint64_t *end)
+{
+	const struct afd__scales *s = &t->scales;
+	struct afd__tensor blocks = { .n_dims = 2, .dtype = s->dtype };
+	uint64_t first[2] = { 0, 0 }, last[2] = { s->rows, s->columns };
+	char name[128];
+	int i;
+
+	if (!s->rows)
+		return;
+	snprintf(name, sizeof(name), "%.110s_scale_inv", t->name);
+	blocks.name = name;
+	memcpy(blocks.shape, last, sizeof(last));
+	for (i = 0; begin && i < 2; i++) {
+		uint64_t offset = i == 0 ? s->row_offset : 0;
+
+		first[i] = (offset + begin[i]) / AFD__SCALE_BLOCK;
+		last[i] = (offset + end[i] + AFD__SCALE_BLOCK - 1) / AFD__SCALE_BLOCK;
+	}
+	afd__fingerprint_begin(fp, &blocks, first, last);
+	add_slice(fp, s->data, s->columns, afd_dtype_bytes(s->dtype), first, last);
+	afd__fingerprint_end(fp);
+}
+
 void afd__fingerprint_tensor(struct afd__fingerprint *fp, const struct afd__tensor *t)
 {
 	afd__fingerprint_begin(fp, t, NULL, NULL);
 	afd__fingerprint_add(fp, t->data, t->bytes);
 	afd__fingerprint_end(fp);
+	afd__fingerprint_scales(fp, t, NULL, NULL);
 }

@@ -27,8 +27,7 @@ enum {
 struct feed {
 	const char *text;
 	size_t n_bytes, padding; /* zeros of the number */
-	size_t at;               /* bytes given so far, of before + zeros + between + text +
-	                            after */
+	size_t at; /* bytes given so far, of before + zeros + between + text + after */
 };
 
 struct part {
@@ -243,4 +242,22 @@ const json_t *afd__json_array(struct afd__json *j, const char *key)
 		return NULL;
 	}
 	return value;
+}
+
+const char *afd__json_spelling(struct afd__json *j, const char *const *keys)
+{
+	const char *const *key, *found = NULL;
+	char why[120];
+
+	for (key = keys; *key; key++) {
+		const json_t *value = afd__json_member(j, *key);
+
+		if (value && !found) {
+			found = *key;
+		} else if (value && !json_equal(value, afd__json_member(j, found))) {
+			snprintf(why, sizeof(why), "but %s, which means the same, differs", found);
+			afd__json_refuse(j, -EBADMSG, *key, value, why);
+		}
+	}
+	return found ? found : keys[0];
 }

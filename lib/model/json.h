@@ -37,6 +37,9 @@ bool afd__json_bool(struct afd__json *j, const char *key, bool fallback);
 const char *afd__json_string(struct afd__json *j, const char *key, const char *fallback);
 const json_t *afd__json_object(struct afd__json *j, const char *key);
 const json_t *afd__json_array(struct afd__json *j, const char *key);
+/* Which of several spellings of one key is there: the first of them, also when none is. Two that
+ * differ are an error. */
+const char *afd__json_spelling(struct afd__json *j, const char *const *keys);
 
 /* Sets the error "where: key is VALUE, why" unless there is one already. */
 void afd__json_refuse(struct afd__json *j, int code, const char *key, const json_t *value,

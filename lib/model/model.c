@@ -6,7 +6,6 @@
  */
 #include "model.h"
 
-#include <assert.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -87,7 +86,7 @@ int afd_model_open(afd_model **out, afd_context *ctx, const char *dir,
 	model->weights = p.weights ? p.weights : AFD_WEIGHTS_PACKED;
 	rc = dir ? open_dir(model, dir) : open_lent(model, &p);
 	if (!rc)
-		rc = afd__slots_create(&model->slots, &model->n_slots, ctx, &model->arch);
+		rc = afd__slots_create(model);
 	if (rc && dir)
 		afd__error_prefix(rc, "model %s", dir);
 	if (rc)
@@ -107,7 +106,7 @@ void afd_model_close(afd_model *model)
 		return;
 	afd__checkpoint_close(model->checkpoint);
 	afd__arch_free(&model->arch);
-	afd__free(model->slots);
+	afd__slots_free(model);
 	afd__free(model);
 }
 
@@ -119,13 +118,16 @@ int afd__model_check(const struct afd_model *model)
 
 /* ---- for the stages ---- */
 
-int afd__model_tensor(const struct afd_model *model, int32_t layer, int32_t kind,
-		      struct afd__tensor *out)
+int afd__model_check_role(const struct afd_model *model, int32_t role)
 {
-	const struct afd__slot *slot = afd__slot_find(model, layer, kind);
-
-	assert(slot);
-	return afd__slot_tensor(model, slot, true, out);
+	if (role != AFD_ROLE_ATTENTION && role != AFD_ROLE_FFN)
+		return afd__error(-EINVAL, "model: role is %d, no enum afd_role", role);
+	if (role == AFD_ROLE_ATTENTION && model->arch.ffn_only)
+		return afd__error(-ENOTSUP,
+				  "model: the attention of model_type \"%s\" is not supported, "
+				  "only its FFN",
+				  model->arch.model_type);
+	return 0;
 }
 
 void afd__model_release(const struct afd__tensor *tensor)
@@ -142,17 +144,31 @@ void afd__model_release(const struct afd__tensor *tensor)
 
 int32_t afd__model_dtype(const struct afd_model *model)
 {
+	const char *name = afd__checkpoint_name(model->checkpoint, "model.embed_tokens.weight");
 	struct afd__tensor embed;
 
-	if (afd__slot_tensor(model, &model->slots[0], false, &embed))
+	if (!name || afd__checkpoint_tensor(model->checkpoint, name, false, &embed))
 		return model->arch.config_dtype;
 	return embed.dtype;
 }
 
 /* ---- for the host ---- */
 
+/* The first layer of a kind; NULL when there is none. */
+static const struct afd__layer *first_layer(const struct afd__arch *arch, int32_t ffn_kind)
+{
+	uint32_t i;
+
+	for (i = 0; i < arch->n_layers; i++) {
+		if (arch->layers[i].ffn_kind == ffn_kind)
+			return &arch->layers[i];
+	}
+	return NULL;
+}
+
 int afd_model_contract(const afd_model *model, struct afd_contract *contract)
 {
+	const struct afd__layer *routed;
 	struct afd_contract c = { 0 };
 	int rc = afd__model_check(model);
 
@@ -162,6 +178,13 @@ int afd_model_contract(const afd_model *model, struct afd_contract *contract)
 	c.n_layers = model->arch.n_layers;
 	c.ffn_kinds = model->arch.ffn_kinds;
 	c.router = AFD_ROUTER_NONE;
+	routed = first_layer(&model->arch, AFD_FFN_MOE);
+	if (routed) {
+		c.n_experts = routed->n_experts;
+		c.top_k = routed->top_k;
+		c.router = routed->router.score;
+		c.shared_experts = routed->shared_size != 0;
+	}
 	c.activation = AFD_ACTIVATION_SILU;
 	c.dtype = afd__model_dtype(model);
 	return afd__params_give(contract, &c, sizeof(c), "contract");
@@ -190,10 +213,25 @@ static void count_layers(const struct afd__arch *arch, struct afd_model_info *in
 	}
 }
 
+static void describe_ffn(const struct afd__arch *arch, struct afd_model_info *info)
+{
+	const struct afd__layer *dense = first_layer(arch, AFD_FFN_DENSE);
+	const struct afd__layer *routed = first_layer(arch, AFD_FFN_MOE);
+
+	info->intermediate_size = dense ? dense->intermediate_size : 0;
+	info->router = routed ? routed->router.score : AFD_ROUTER_NONE;
+	if (!routed)
+		return;
+	info->n_experts = routed->n_experts;
+	info->top_k = routed->top_k;
+	info->expert_size = routed->expert_size;
+	info->shared_size = routed->shared_size;
+}
+
 /* The head comes last; a shared one is listed once, as the embedding. */
 static uint32_t n_listed(const struct afd_model *model)
 {
-	return model->n_slots - afd__slot_is_shared(model, &model->slots[model->n_slots - 1]);
+	return model->n_listed - afd__slot_is_shared(model, &model->slots[model->n_slots - 1]);
 }
 
 int afd_model_info(const afd_model *model, struct afd_model_info *info)
@@ -211,31 +249,47 @@ int afd_model_info(const afd_model *model, struct afd_model_info *info)
 	i.n_heads = arch->layers[0].n_heads;
 	i.n_kv_heads = arch->layers[0].n_kv_heads;
 	i.head_dim = arch->layers[0].head_dim;
-	i.intermediate_size = arch->layers[0].intermediate_size;
 	i.vocab_size = arch->vocab_size;
 	i.max_position_embeddings = arch->max_position_embeddings;
 	i.dtype = afd__model_dtype(model);
 	i.tied_head = arch->tied_head;
 	i.n_tensors = n_listed(model);
+	i.ffn_only = arch->ffn_only;
+	describe_ffn(arch, &i);
 	count_layers(arch, &i);
 	return afd__params_give(info, &i, sizeof(i), "model info");
+}
+
+/* The tensor of an entry of the list: a slot's whole one, or its scales. */
+static int listed_tensor(const struct afd_model *model, const struct afd__listed *entry,
+			 struct afd__tensor *out)
+{
+	const struct afd__slot *slot = &model->slots[entry->slot];
+	int rc = afd__slot_stored(model, slot, false, out);
+
+	if (rc || !entry->scales)
+		return rc;
+	return afd__checkpoint_tensor(model->checkpoint, slot->scales, false, out);
 }
 
 int afd_model_role(const afd_model *model, int32_t role, struct afd_role_info *info)
 {
 	struct afd_role_info sum = { 0 };
 	struct afd__tensor t;
-	uint32_t i;
+	uint32_t i, n;
 	int rc = afd__model_check(model);
 
+	if (!rc)
+		rc = afd__model_check_role(model, role);
 	if (rc)
 		return rc;
-	if (role != AFD_ROLE_ATTENTION && role != AFD_ROLE_FFN)
-		return afd__error(-EINVAL, "model: role is %d, no enum afd_role", role);
-	for (i = 0; i < model->n_slots; i++) {
-		if (model->slots[i].role != role || afd__slot_is_shared(model, &model->slots[i]))
+	n = n_listed(model);
+	for (i = 0; i < n; i++) {
+		int32_t roles = model->slots[model->listed[i].slot].role;
+
+		if (role == AFD_ROLE_FFN ? !(roles & role) : roles != role)
 			continue;
-		rc = afd__slot_tensor(model, &model->slots[i], false, &t);
+		rc = listed_tensor(model, &model->listed[i], &t);
 		if (rc)
 			return rc;
 		sum.n_tensors++;
@@ -247,6 +301,7 @@ int afd_model_role(const afd_model *model, int32_t role, struct afd_role_info *i
 int afd_model_tensor(const afd_model *model, uint32_t index, struct afd_tensor_info *info)
 {
 	struct afd_tensor_info i = { 0 };
+	const struct afd__slot *slot;
 	struct afd__tensor t;
 	int rc = afd__model_check(model);
 
@@ -254,13 +309,14 @@ int afd_model_tensor(const afd_model *model, uint32_t index, struct afd_tensor_i
 		rc = afd__error(-EINVAL, "model: tensor index is %u, limit %u", index,
 				n_listed(model) - 1);
 	if (!rc)
-		rc = afd__slot_tensor(model, &model->slots[index], false, &t);
+		rc = listed_tensor(model, &model->listed[index], &t);
 	if (rc)
 		return rc;
+	slot = &model->slots[model->listed[index].slot];
 	i.name = t.name;
 	i.file = t.file;
-	i.role = model->slots[index].role;
-	i.layer = model->slots[index].layer;
+	i.role = slot->role == AFD__ROLE_BOTH ? AFD_ROLE_FFN : slot->role;
+	i.layer = slot->layer;
 	i.dtype = t.dtype;
 	i.n_dims = t.n_dims;
 	memcpy(i.shape, t.shape, sizeof(i.shape));

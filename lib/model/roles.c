@@ -1,170 +1,59 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Which tensors each role needs, by their Hugging Face names: one table of what a layer may have,
- * and the architecture says which rows of it apply. A tensor in no slot is nobody's and is never
- * looked at. Called by model.c.
+ * From a slot to its tensor: found, its shape and dtype checked, its scales beside it, and cut out
+ * of a fused one. What a slot gives is the same however the checkpoint stores it. Called by model.c
+ * and shards.c.
  */
 #include <assert.h>
+#include <inttypes.h>
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
 #include "checkpoint.h"
 #include "model.h"
 
-/* What a dimension is; the names are for errors, in the words of config.json. */
-enum size { NONE, HIDDEN, VOCAB, Q_WIDTH, KV_WIDTH, HEAD_DIM, WIDTH };
-static const char *const size_names[] = {
-	[HIDDEN] = "hidden_size",
-	[VOCAB] = "vocab_size",
-	[Q_WIDTH] = "num_attention_heads * head_dim",
-	[KV_WIDTH] = "num_key_value_heads * head_dim",
-	[HEAD_DIM] = "head_dim",
-	[WIDTH] = "intermediate_size",
+enum { MAX_DIMS = 3 };
+
+/* ---- shapes ---- */
+
+/* What the stored tensor must be, from the slot's own shape. */
+struct expected {
+	uint32_t n_dims;
+	uint64_t shape[MAX_DIMS]; /* [n_dims] */
+	char names[160];          /* the keys of config.json that say so */
 };
 
-struct row {
-	int32_t kind;
-	int32_t role;
-	const char *name; /* in a layer: behind "model.layers.N." */
-	enum size rows, columns; /* columns NONE: a vector */
-};
-
-static const struct row first_rows[] = {
-	{ AFD__TENSOR_EMBED, AFD_ROLE_ATTENTION, "model.embed_tokens.weight", VOCAB, HIDDEN },
-};
-
-static const struct row layer_rows[] = {
-	{ AFD__TENSOR_INPUT_NORM, AFD_ROLE_ATTENTION, "input_layernorm.weight", HIDDEN, NONE },
-	{ AFD__TENSOR_Q, AFD_ROLE_ATTENTION, "self_attn.q_proj.weight", Q_WIDTH, HIDDEN },
-	{ AFD__TENSOR_K, AFD_ROLE_ATTENTION, "self_attn.k_proj.weight", KV_WIDTH, HIDDEN },
-	{ AFD__TENSOR_V, AFD_ROLE_ATTENTION, "self_attn.v_proj.weight", KV_WIDTH, HIDDEN },
-	{ AFD__TENSOR_Q_BIAS, AFD_ROLE_ATTENTION, "self_attn.q_proj.bias", Q_WIDTH, NONE },
-	{ AFD__TENSOR_K_BIAS, AFD_ROLE_ATTENTION, "self_attn.k_proj.bias", KV_WIDTH, NONE },
-	{ AFD__TENSOR_V_BIAS, AFD_ROLE_ATTENTION, "self_attn.v_proj.bias", KV_WIDTH, NONE },
-	{ AFD__TENSOR_Q_NORM, AFD_ROLE_ATTENTION, "self_attn.q_norm.weight", HEAD_DIM, NONE },
-	{ AFD__TENSOR_K_NORM, AFD_ROLE_ATTENTION, "self_attn.k_norm.weight", HEAD_DIM, NONE },
-	{ AFD__TENSOR_O, AFD_ROLE_ATTENTION, "self_attn.o_proj.weight", HIDDEN, Q_WIDTH },
-	{ AFD__TENSOR_O_BIAS, AFD_ROLE_ATTENTION, "self_attn.o_proj.bias", HIDDEN, NONE },
-	{ AFD__TENSOR_FFN_NORM, AFD_ROLE_ATTENTION, "post_attention_layernorm.weight", HIDDEN,
-	  NONE },
-	{ AFD__TENSOR_GATE, AFD_ROLE_FFN, "mlp.gate_proj.weight", WIDTH, HIDDEN },
-	{ AFD__TENSOR_UP, AFD_ROLE_FFN, "mlp.up_proj.weight", WIDTH, HIDDEN },
-	{ AFD__TENSOR_DOWN, AFD_ROLE_FFN, "mlp.down_proj.weight", HIDDEN, WIDTH },
-};
-
-static const struct row last_rows[] = {
-	{ AFD__TENSOR_FINAL_NORM, AFD_ROLE_ATTENTION, "model.norm.weight", HIDDEN, NONE },
-	{ AFD__TENSOR_HEAD, AFD_ROLE_ATTENTION, "lm_head.weight", VOCAB, HIDDEN },
-};
-
-#define N_ROWS(rows) (sizeof(rows) / sizeof((rows)[0]))
-
-static bool applies(const struct afd__layer *layer, int32_t kind)
+static void expect(struct expected *e, const struct afd_model *model, const struct afd__slot *slot)
 {
-	switch (kind) {
-	case AFD__TENSOR_Q_BIAS:
-	case AFD__TENSOR_K_BIAS:
-	case AFD__TENSOR_V_BIAS:
-	case AFD__TENSOR_O_BIAS:
-		return layer->attention_bias;
-	case AFD__TENSOR_Q_NORM:
-	case AFD__TENSOR_K_NORM:
-		return layer->qk_norm == AFD__QK_NORM_PER_HEAD;
-	case AFD__TENSOR_INPUT_NORM:
-		return layer->norms & AFD__NORM_BEFORE_ATTENTION;
-	case AFD__TENSOR_FFN_NORM:
-		return layer->norms & AFD__NORM_BEFORE_FFN;
-	case AFD__TENSOR_GATE:
-	case AFD__TENSOR_UP:
-	case AFD__TENSOR_DOWN:
-		return layer->ffn_kind == AFD_FFN_DENSE;
-	default:
-		return true;
-	}
+	const char *rows = afd__size_name(slot->size_names[0]);
+	const char *columns = afd__size_name(slot->size_names[1]);
+	bool fused = slot->form != AFD__FORM_APART, gate_up = slot->form == AFD__FORM_GATE_UP;
+	uint64_t *shape = e->shape;
+
+	if (fused)
+		*shape++ = model->arch.layers[slot->layer].n_experts;
+	shape[0] = slot->shape[0] * (gate_up ? 2 : 1);
+	shape[1] = slot->shape[1];
+	e->n_dims = slot->n_dims + fused;
+	snprintf(e->names, sizeof(e->names), "%s%s%s%s%s", fused ? "num_experts, " : "",
+		 gate_up ? "2 * " : "", rows, slot->n_dims > 1 ? ", " : "", columns);
 }
 
-static uint64_t size_of(const struct afd__arch *arch, const struct afd__layer *layer,
-			enum size size)
+static uint64_t in_blocks(uint64_t n)
 {
-	switch (size) {
-	case HIDDEN:
-		return arch->hidden_size;
-	case VOCAB:
-		return arch->vocab_size;
-	case Q_WIDTH:
-		return (uint64_t)layer->n_heads * layer->head_dim;
-	case KV_WIDTH:
-		return (uint64_t)layer->n_kv_heads * layer->head_dim;
-	case HEAD_DIM:
-		return layer->head_dim;
-	case WIDTH:
-		return layer->intermediate_size;
-	default:
-		return 0;
-	}
+	return (n + AFD__SCALE_BLOCK - 1) / AFD__SCALE_BLOCK;
 }
 
-static void fill_slot(struct afd__slot *slot, const struct afd__arch *arch, int32_t layer,
-		      const struct row *row)
-{
-	const struct afd__layer *l = layer < 0 ? NULL : &arch->layers[layer];
-
-	slot->kind = row->kind;
-	slot->layer = layer;
-	slot->role = row->role;
-	slot->n_dims = row->columns == NONE ? 1 : 2;
-	slot->shape[0] = size_of(arch, l, row->rows);
-	slot->shape[1] = size_of(arch, l, row->columns);
-	slot->shape_names[0] = size_names[row->rows];
-	slot->shape_names[1] = size_names[row->columns];
-	if (layer < 0)
-		snprintf(slot->name, sizeof(slot->name), "%s", row->name);
-	else
-		snprintf(slot->name, sizeof(slot->name), "model.layers.%d.%s", layer, row->name);
-}
-
-static uint32_t fill_all(struct afd__slot *slots, const struct afd__arch *arch)
-{
-	uint32_t n = 0, layer;
-	size_t i;
-
-	for (i = 0; i < N_ROWS(first_rows); i++)
-		fill_slot(&slots[n++], arch, -1, &first_rows[i]);
-	for (layer = 0; layer < arch->n_layers; layer++) {
-		for (i = 0; i < N_ROWS(layer_rows); i++) {
-			if (applies(&arch->layers[layer], layer_rows[i].kind))
-				fill_slot(&slots[n++], arch, (int32_t)layer, &layer_rows[i]);
-		}
-	}
-	for (i = 0; i < N_ROWS(last_rows); i++)
-		fill_slot(&slots[n++], arch, -1, &last_rows[i]);
-	return n;
-}
-
-int afd__slots_create(struct afd__slot **slots, uint32_t *n_slots, struct afd_context *ctx,
-		      const struct afd__arch *arch)
-{
-	size_t most = N_ROWS(first_rows) + arch->n_layers * N_ROWS(layer_rows) + N_ROWS(last_rows);
-
-	*slots = afd__alloc(ctx, most, sizeof(**slots));
-	if (!*slots)
-		return -ENOMEM;
-	*n_slots = fill_all(*slots, arch);
-	return 0;
-}
-
-const struct afd__slot *afd__slot_find(const struct afd_model *model, int32_t layer, int32_t kind)
+static void expect_scales(struct expected *e)
 {
 	uint32_t i;
 
-	for (i = 0; i < model->n_slots; i++) {
-		if (model->slots[i].layer == layer && model->slots[i].kind == kind)
-			return &model->slots[i];
-	}
-	return NULL;
+	for (i = e->n_dims - 2; i < e->n_dims; i++)
+		e->shape[i] = in_blocks(e->shape[i]);
+	snprintf(e->names, sizeof(e->names), "blocks of %d x %d", AFD__SCALE_BLOCK,
+		 AFD__SCALE_BLOCK);
 }
-
-/* ---- from slot to tensor ---- */
 
 static void print_shape(char *text, size_t capacity, const uint64_t *shape, uint32_t n_dims)
 {
@@ -172,34 +61,165 @@ static void print_shape(char *text, size_t capacity, const uint64_t *shape, uint
 	uint32_t i;
 
 	for (i = 0; i < n_dims; i++)
-		used += (size_t)snprintf(text + used, capacity - used, "%s%llu", i ? ", " : "",
-					 (unsigned long long)shape[i]);
+		used += (size_t)snprintf(text + used, capacity - used, "%s%" PRIu64, i ? ", " : "",
+					 shape[i]);
 }
 
-static int check_shape(const struct afd__slot *slot, const struct afd__tensor *t)
+static int check_shape(const struct expected *e, const struct afd__tensor *t, const char *whose)
 {
-	char has[100] = "", wants[50] = "";
+	char has[100] = "", wants[80] = "";
 	uint32_t i;
 
-	for (i = 0; i < slot->n_dims && t->n_dims == slot->n_dims && t->shape[i] == slot->shape[i];
-	     i++)
+	for (i = 0; i < e->n_dims && t->n_dims == e->n_dims && t->shape[i] == e->shape[i]; i++)
 		;
-	if (i == slot->n_dims)
+	if (i == e->n_dims)
 		return 0;
 	print_shape(has, sizeof(has), t->shape, t->n_dims);
-	print_shape(wants, sizeof(wants), slot->shape, slot->n_dims);
-	return afd__error(-EBADMSG, "tensor %s: shape is [%s], config.json says [%s] (%s%s%s)",
-			  slot->name, has, wants, slot->shape_names[0],
-			  slot->n_dims > 1 ? ", " : "",
-			  slot->n_dims > 1 ? slot->shape_names[1] : "");
+	print_shape(wants, sizeof(wants), e->shape, e->n_dims);
+	return afd__error(-EBADMSG, "tensor %.200s: shape is [%s], %s [%s] (%s)", t->name, has,
+			  whose, wants, e->names);
 }
 
-static int plain_tensor(const struct afd_model *model, const struct afd__slot *slot, bool with_data,
-			struct afd__tensor *out)
-{
-	int rc = afd__checkpoint_tensor(model->checkpoint, slot->name, with_data, out);
+/* ---- scales ---- */
 
-	return rc ? rc : check_shape(slot, out);
+static bool may_be_fp8(const struct afd__slot *slot)
+{
+	switch (slot->kind) {
+	case AFD__TENSOR_EMBED:
+	case AFD__TENSOR_HEAD:
+	case AFD__TENSOR_ROUTER:
+		return false;
+	default:
+		return slot->n_dims == 2;
+	}
+}
+
+static int find_scales(const struct afd_model *model, const struct afd__slot *slot,
+		       struct expected *e, bool with_data, struct afd__tensor *out)
+{
+	struct afd__tensor t;
+	int rc;
+
+	if (!slot->scales)
+		return afd__error(-ENOENT,
+				  "tensor %.200s: dtype is F8_E4M3, but its scales "
+				  "%.200s_scale_inv (or _scale) are not there",
+				  out->name, out->name);
+	rc = afd__checkpoint_tensor(model->checkpoint, slot->scales, with_data, &t);
+	if (rc)
+		return rc;
+	if (t.dtype == AFD_DTYPE_FP8)
+		return afd__error(-ENOTSUP,
+				  "tensor %.200s: dtype F8_E4M3 is not supported for scales, "
+				  "only F32, F16 and BF16",
+				  slot->scales);
+	expect_scales(e);
+	rc = check_shape(e, &t, "its matrix needs");
+	if (rc)
+		return rc;
+	out->scales = (struct afd__scales){
+		.name = t.name,
+		.data = t.data,
+		.bytes = t.bytes,
+		.dtype = t.dtype,
+		.rows = (uint32_t)e->shape[e->n_dims - 2],
+		.columns = (uint32_t)e->shape[e->n_dims - 1],
+	};
+	return 0;
+}
+
+static int check_scales(const struct afd_model *model, const struct afd__slot *slot,
+			struct expected *e, bool with_data, struct afd__tensor *out)
+{
+	if (out->dtype != AFD_DTYPE_FP8) {
+		if (!slot->scales)
+			return 0;
+		return afd__error(-EBADMSG, "tensor %.200s: dtype is %s, but it has scales: %.200s",
+				  out->name, afd_dtype_name(out->dtype), slot->scales);
+	}
+	if (!may_be_fp8(slot))
+		return afd__error(-ENOTSUP,
+				  "tensor %.200s: dtype F8_E4M3 is supported only for the "
+				  "projections of a layer",
+				  out->name);
+	return find_scales(model, slot, e, with_data, out);
+}
+
+/* ---- from slot to tensor ---- */
+
+static int missing(const struct afd_model *model, const struct afd__slot *slot)
+{
+	char names[400];
+
+	afd__slot_spellings(slot, names, sizeof(names));
+	return afd__checkpoint_missing(model->checkpoint, names);
+}
+
+int afd__slot_stored(const struct afd_model *model, const struct afd__slot *slot, bool with_data,
+		     struct afd__tensor *out)
+{
+	struct expected e;
+	int rc;
+
+	if (!slot->stored)
+		return missing(model, slot);
+	rc = afd__checkpoint_tensor(model->checkpoint, slot->stored, with_data, out);
+	if (rc)
+		return rc;
+	expect(&e, model, slot);
+	/* One number, as a scalar. */
+	if (!out->n_dims && e.n_dims == 1 && e.shape[0] == 1)
+		e.n_dims = 0;
+	rc = check_shape(&e, out, "config.json says");
+	return rc ? rc : check_scales(model, slot, &e, with_data, out);
+}
+
+/* Of the blocks of [n_experts][rows], those of one expert, or of one half of it. */
+static void cut_scales(struct afd__scales *s, const struct afd__slot *slot)
+{
+	size_t row_bytes = s->columns * afd_dtype_bytes(s->dtype);
+	uint64_t first = (uint64_t)slot->expert * s->rows;
+
+	if (slot->form == AFD__FORM_GATE_UP) {
+		uint64_t begin = slot->kind == AFD__TENSOR_EXPERT_UP ? slot->shape[0] : 0;
+
+		first += begin / AFD__SCALE_BLOCK;
+		s->row_offset = (uint32_t)(begin % AFD__SCALE_BLOCK);
+		s->rows = (uint32_t)in_blocks(s->row_offset + slot->shape[0]);
+	}
+	s->bytes = s->rows * row_bytes;
+	if (s->data)
+		s->data = (const char *)s->data + first * row_bytes;
+}
+
+static void cut(struct afd__tensor *t, const struct afd__slot *slot)
+{
+	uint64_t bytes = slot->shape[0] * slot->shape[1] * afd_dtype_bytes(t->dtype);
+	uint64_t first = (uint64_t)slot->expert;
+
+	if (slot->form == AFD__FORM_GATE_UP)
+		first = 2 * first + (slot->kind == AFD__TENSOR_EXPERT_UP);
+	if (t->data)
+		t->data = (const char *)t->data + first * bytes;
+	t->bytes = bytes;
+	t->n_dims = 2;
+	memset(t->shape, 0, sizeof(t->shape));
+	memcpy(t->shape, slot->shape, sizeof(slot->shape));
+	if (t->scales.rows)
+		cut_scales(&t->scales, slot);
+}
+
+static int own_tensor(const struct afd_model *model, const struct afd__slot *slot, bool with_data,
+		      struct afd__tensor *out)
+{
+	int rc = afd__slot_stored(model, slot, with_data, out);
+
+	if (rc)
+		return rc;
+	out->name = slot->name;
+	if (slot->form != AFD__FORM_APART)
+		cut(out, slot);
+	return 0;
 }
 
 /*
@@ -211,10 +231,10 @@ static int compare_head(const struct afd_model *model, const struct afd__slot *s
 {
 	struct afd__tensor head, embed;
 
-	if (!afd__checkpoint_has(model->checkpoint, slot->name))
+	if (!slot->stored)
 		return AFD__HEAD_SHARED;
-	if (plain_tensor(model, slot, true, &head) ||
-	    plain_tensor(model, &model->slots[0], true, &embed))
+	if (own_tensor(model, slot, true, &head) ||
+	    own_tensor(model, afd__slot_find(model, -1, -1, AFD__TENSOR_EMBED), true, &embed))
 		return AFD__HEAD_UNKNOWN;
 	if (head.dtype != embed.dtype || memcmp(head.data, embed.data, head.bytes))
 		return AFD__HEAD_OWN;
@@ -240,8 +260,80 @@ bool afd__slot_is_shared(const struct afd_model *model, const struct afd__slot *
 int afd__slot_tensor(const struct afd_model *model, const struct afd__slot *slot, bool with_data,
 		     struct afd__tensor *out)
 {
-	assert(model->slots[0].kind == AFD__TENSOR_EMBED);
 	if (afd__slot_is_shared(model, slot))
-		slot = &model->slots[0];
-	return plain_tensor(model, slot, with_data, out);
+		slot = afd__slot_find(model, -1, -1, AFD__TENSOR_EMBED);
+	return own_tensor(model, slot, with_data, out);
+}
+
+/* ---- for the stages ---- */
+
+int afd__model_tensor(const struct afd_model *model, int32_t layer, int32_t kind,
+		      struct afd__tensor *out)
+{
+	const struct afd__slot *slot = afd__slot_find(model, layer, -1, kind);
+
+	assert(slot);
+	return afd__slot_tensor(model, slot, true, out);
+}
+
+int afd__model_expert(const struct afd_model *model, int32_t layer, uint32_t expert, int32_t kind,
+		      struct afd__tensor *out)
+{
+	const struct afd__slot *slot = afd__slot_find(model, layer, (int32_t)expert, kind);
+
+	assert(slot);
+	return afd__slot_tensor(model, slot, true, out);
+}
+
+static float to_float(const struct afd__tensor *t)
+{
+	union {
+		uint32_t bits;
+		float number;
+	} u = { 0 };
+	uint16_t half;
+
+	if (t->dtype == AFD_DTYPE_F32) {
+		memcpy(&u.number, t->data, sizeof(u.number));
+		return u.number;
+	}
+	memcpy(&half, t->data, sizeof(half));
+	if (t->dtype == AFD_DTYPE_BF16) {
+		u.bits = (uint32_t)half << 16;
+		return u.number;
+	}
+	if ((half >> 10 & 31) == 31)
+		return INFINITY;
+	if (!(half >> 10 & 31))
+		u.number = ldexpf(half & 1023, -24);
+	else
+		u.number = ldexpf((half & 1023) + 1024, (half >> 10 & 31) - 25);
+	return half >> 15 ? -u.number : u.number;
+}
+
+static int read_scale(const struct afd_model *model, int32_t layer, int32_t kind, float *scale)
+{
+	const struct afd__slot *slot = afd__slot_find(model, layer, -1, kind);
+	struct afd__tensor t;
+	int rc;
+
+	*scale = 1;
+	if (!slot)
+		return 0;
+	rc = afd__slot_tensor(model, slot, true, &t);
+	if (rc)
+		return rc;
+	*scale = to_float(&t);
+	if (isfinite(*scale) && *scale > 0)
+		return 0;
+	return afd__error(-EBADMSG, "tensor %s: scale is %g, must be a positive number", t.name,
+			  *scale);
+}
+
+int afd__model_kv_scales(const struct afd_model *model, int32_t layer, float *k_scale,
+			 float *v_scale)
+{
+	int rc = read_scale(model, layer, AFD__TENSOR_K_SCALE, k_scale);
+
+	return rc ? rc : read_scale(model, layer, AFD__TENSOR_V_SCALE, v_scale);
 }

@@ -72,7 +72,8 @@ static int check_entry(const char *tensor, const json_t *file)
 	if (!is_plain_name(json_string_value(file)))
 		return afd__error(-EBADMSG,
 				  INDEX_FILE ": tensor %.200s: \"%.100s\" is not the name "
-				  "of a file in the directory", tensor, json_string_value(file));
+					     "of a file in the directory",
+				  tensor, json_string_value(file));
 	return 0;
 }
 
@@ -198,10 +199,6 @@ static int check_lent(const struct afd_tensor *t, uint32_t index, uint64_t *byte
 
 	if (!t->name || !t->name[0])
 		return afd__error(-EINVAL, "tensors[%u]: it has no name", index);
-	if (t->dtype == AFD_DTYPE_FP8)
-		return afd__error(-ENOTSUP,
-				  "tensor %.200s: dtype fp8 is not supported in this version",
-				  t->name);
 	*bytes = afd_dtype_bytes(t->dtype);
 	if (!*bytes)
 		return afd__error(-EINVAL, "tensor %.200s: dtype is %d, no enum afd_dtype", t->name,
@@ -243,8 +240,10 @@ static int check_stride(const struct afd_model_params *params)
 		tail = (const unsigned char *)entry(params, i);
 		for (b = sizeof(struct afd_tensor); b < params->tensor_bytes; b++) {
 			if (tail[b])
-				return afd__error(-E2BIG, "tensors[%u]: byte %zu is set, this "
-						  "version knows %zu", i, b, sizeof(struct afd_tensor));
+				return afd__error(-E2BIG,
+						  "tensors[%u]: byte %zu is set, this "
+						  "version knows %zu",
+						  i, b, sizeof(struct afd_tensor));
 		}
 	}
 	return 0;

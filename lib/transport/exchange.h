@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * What the stages ask of the front door: frames of rows on the attention side, parts of frames on
- * the FFN side. The stages never see links, slots' states, credits or sequence numbers; the front
+ * What the stages ask of the front door: frames of rows and sums over a group on the attention
+ * side, parts of frames on the FFN side. The stages never see links, slots' states, credits or sequence numbers; the front
  * door never sees a device. Rows are written to and read from slots by the stage itself, so that a
  * device can do it (and later do it without the host).
  *
@@ -9,6 +9,8 @@
  */
 #ifndef AFD_LIB_EXCHANGE_H
 #define AFD_LIB_EXCHANGE_H
+
+#include <stdbool.h>
 
 #include <afd/transport.h>
 
@@ -27,6 +29,10 @@ struct afd__exchange_info {
 	uint32_t first_layer, n_layers; /* held (FFN side), wanted (attention side) */
 	uint32_t max_peers; /* FFN side: attention peers at once; at most 2 * max_peers *
 			       AFD_MAX_LANES parts are out */
+	int32_t gate;       /* enum afd_gate, attention side; FFN side: 0, parts with ids are routed */
+	uint32_t n_targets; /* attention side: FFN peers, of which each holds one shard */
+	uint32_t group_index, group_size; /* attention side; 0 of 1 without a group */
+	struct afd_shard shard;           /* FFN side: what is stated, counts at least 1 */
 };
 void afd__transport_info(const afd_transport *net, struct afd__exchange_info *info);
 
@@ -41,38 +47,116 @@ void afd__transport_beat(afd_transport *net);
 /* What the FFN stage states in handshakes: weights fingerprint and device ("avx512"). Before the
  * first poll. */
 void afd__transport_state(afd_transport *net, const uint64_t weights[2], const char *device);
+/* The same of the shard that it holds; counts of 0 mean 1. -EINVAL when the transport's own params
+ * say another, or when it is none. Before the first poll. */
+int afd__transport_state_shard(afd_transport *net, const struct afd_shard *shard);
 
 /* ---- attention side ---- */
 
+enum { AFD__TARGETS_MAX = 64 }; /* FFN peers of one attention peer */
+
 /*
- * How a frame's rows come out of and go into slots. fill writes wire rows row0 .. row0+n_rows-1 of
- * the lane's frame to `slot`; drain reads y rows from it. Both may only enqueue (return 0): then
- * `filled`/`drained` is asked until it returns 1. Returning 1 means done. `shard` and n_shards tell
- * whose partial result it is (0 of 1 today): drain adds in shard order.
+ * A target is the FFN peer that holds one shard; targets are numbered by the rank of their shard,
+ * rank = ep * n_tp + tp, whatever the order of addresses. Together they hold everything exactly
+ * once. Known once joined.
+ */
+struct afd__target {
+	uint32_t n_targets;                 /* its shard is `rank` of n_targets of the dense widths */
+	uint32_t tp, n_tp;                  /* and tp of n_tp of the widths of its experts, */
+	uint32_t expert_begin, expert_end;  /* which are these */
+	uint32_t max_rows;                  /* of one part to it */
+};
+int afd__exchange_target(const afd_transport *net, uint32_t target, struct afd__target *out);
+
+/* True when a row of this layer goes to the target: always, unless the attention side routes and
+ * the layer has experts and no shared ones; then when one of the row's ids is the target's. */
+bool afd__exchange_wants(
+	const afd_transport *net, uint32_t target, uint32_t layer, const int32_t *ids /* [top_k] */);
+/* True when rows of this layer travel with their ids and weights. */
+bool afd__exchange_routed(const afd_transport *net, uint32_t layer);
+
+/* A slot as fill sees it. */
+struct afd__slot_rows {
+	void *rows;     /* [n_rows][hidden_size] in the wire's dtype, packed */
+	int32_t *ids;   /* [n_rows][top_k] chosen experts; NULL unless the layer is routed here */
+	float *weights; /* [n_rows][top_k], likewise */
+};
+
+/*
+ * How a frame's rows come out of and go into slots. fill writes rows row0 .. row0+n_rows-1 of what
+ * the lane's frame sends to the target (counted from the target's own first row, so the stage knows
+ * which rows of the lane they are); drain reads that target's partial y of the same rows. Both may
+ * only enqueue (return 0): then `filled`/`drained` is asked until it returns 1. Returning 1 means
+ * done. At most one fill and one drain of a (lane, target) are under way.
+ *
+ * Parts are drained as they come, in no order among targets nor within one. For the same bits
+ * always, the stage keeps partial results apart and adds them by target to +0.0 when the frame is
+ * complete; or it sets in_order: then all rows of a target have been drained (`drained` said 1)
+ * before the first of the next one is, and drain may add at once.
  */
 struct afd__frame_io {
-	int (*fill)(void *user, uint32_t lane, uint32_t row0, uint32_t n_rows, void *slot);
-	int (*filled)(void *user, uint32_t lane);
-	int (*drain)(void *user, uint32_t lane, uint32_t row0, uint32_t n_rows, const void *slot,
-		uint32_t shard);
-	int (*drained)(void *user, uint32_t lane);
+	int (*fill)(void *user, uint32_t lane, uint32_t target, uint32_t row0, uint32_t n_rows,
+		const struct afd__slot_rows *slot);
+	int (*filled)(void *user, uint32_t lane, uint32_t target);
+	int (*drain)(void *user, uint32_t lane, uint32_t target, uint32_t row0, uint32_t n_rows,
+		const void *slot);
+	int (*drained)(void *user, uint32_t lane, uint32_t target);
 	void *user;
+	bool in_order;
 };
 
 /* The step is opened as by afd_transport_begin. Cancel ends all frames without a word to their
  * callers; fills and drains that are under way are still asked for, until they are done. */
 int afd__exchange_begin(afd_transport *net, const struct afd_step_params *params);
 int afd__exchange_cancel(afd_transport *net);
-/* Starts a frame; slots are asked for in _progress, part by part, two at a time. n_rows > 0. */
-int afd__exchange_send(afd_transport *net, uint32_t lane, uint32_t layer, uint32_t n_rows,
-	const struct afd__frame_io *io);
-/* Moves all lanes' frames on: fills, posts, drains. 1 when anything moved, 0 when not, or the error
+/*
+ * Starts a frame; slots are asked for in _progress, part by part, two at a time for each target.
+ * n_rows[t] rows go to target t; one with 0 gets nothing and owes nothing. At least one has rows.
+ */
+int afd__exchange_send(afd_transport *net, uint32_t lane, uint32_t layer,
+	const uint32_t *n_rows /* [n_targets] */, const struct afd__frame_io *io);
+/* Moves all lanes' frames and group operations on: fills, posts, drains. 1 when anything moved, 0 when not, or the error
  * of the link that failed. After 0 the transport's descriptor is readable when there is something
  * to do. */
 int afd__exchange_progress(afd_transport *net);
 /* 1 when the lane's frame is complete (or none is out), 0 not yet, or its error: until the next
  * send, and only when none of its fills and drains is under way any more. */
 int afd__exchange_done(afd_transport *net, uint32_t lane);
+
+/* ---- attention side: the group ---- */
+
+/*
+ * Operations over the ranks of an attention group, on f32 rows [n_rows][hidden_size] of one lane:
+ *
+ * reduce: every rank has a partial result of all n_rows rows; every rank gets the sum. fill writes
+ *   the own rows to a slot, once for each other rank. For each range of rows drain is called once
+ *   for each rank in the order 0, 1, .. group_size-1, for the own one with slot NULL: the stage
+ *   starts from +0.0 at rank 0 and adds, its own rows too. Bits depend on nothing but the order.
+ * gather: rank i has rows floor(i n_rows / n) .. floor((i+1) n_rows / n); every rank gets all. fill
+ *   writes own rows, drain reads those of another rank; row0 counts from the lane's first row.
+ *
+ * Returning 0 from fill and drain means enqueued, as in afd__frame_io; at most one fill and one
+ * drain of a lane are under way. All ranks call the same operations with the same step, layer and
+ * rows, in the same order in each lane; a rank that does not ends the operation on the others with
+ * -EPROTO, which names both. A lane has one operation or one frame out at a time, as the stage
+ * likes. n_rows 0 is done at once and nothing crosses, nor without a group.
+ */
+struct afd__group_io {
+	int (*fill)(void *user, uint32_t lane, uint32_t row0, uint32_t n_rows, float *slot);
+	int (*filled)(void *user, uint32_t lane);
+	int (*drain)(void *user, uint32_t lane, uint32_t rank, uint32_t row0, uint32_t n_rows,
+		const float *slot);
+	int (*drained)(void *user, uint32_t lane);
+	void *user;
+};
+/* Start; then afd__exchange_progress moves it on. -EBUSY while the lane has one out. */
+int afd__group_reduce(afd_transport *net, uint32_t lane, uint32_t layer, uint32_t n_rows,
+	const struct afd__group_io *io);
+int afd__group_gather(afd_transport *net, uint32_t lane, uint32_t layer, uint32_t n_rows,
+	const struct afd__group_io *io);
+/* 1 when the lane's operation is complete (or none is out), 0 not yet, or its error; never while a
+ * fill or drain of it is under way. */
+int afd__group_done(afd_transport *net, uint32_t lane);
 
 /* ---- FFN side ---- */
 
@@ -86,6 +170,11 @@ struct afd__part {
 	int32_t x_dtype, y_dtype;
 	const void *x; /* slot rows [n_rows][hidden_size] in x_dtype, packed */
 	void *y;       /* the reply's slot rows, to be filled in y_dtype */
+	const int32_t *ids;   /* [n_rows][top_k] from the attention side; NULL: the rank routes for
+				 itself, or the layer is dense. The peer's numbers, and in memory
+				 that it can write: one that is no expert held here is skipped */
+	const float *weights; /* [n_rows][top_k], with ids */
+	uint32_t top_k;       /* 0 without ids */
 	uint64_t step;
 	uint64_t arrived_ns;
 	uint32_t slot;     /* the front door's */

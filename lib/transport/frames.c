@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Frames on the attention side: the rows of one lane at one layer, cut into parts that take the
- * lane's two slots in turn. The stage fills a slot, the part is posted, its reply comes, the stage
- * drains it, and only then the slot is free: the reply is the credit. At most one fill and one
- * drain of a lane are under way, because the stage is asked by lane.
+ * lane's two slots in turn, for each target by itself. The stage fills a slot, the part is posted,
+ * its reply comes, the stage drains it, and only then the slot is free: the reply is the credit. At
+ * most one fill and one drain of a lane and target are under way, because the stage is asked so.
  *
  * A frame that ends early abandons its slots: what is on the wire is dropped when its reply comes,
  * what the stage is still writing or reading is waited for.
@@ -71,8 +71,7 @@ void afd__frame_end(struct afd__frame_out *frame, uint32_t lane, int rc)
 }
 
 /* All that the frame needs of this link is here already, and only has to be read. */
-static bool is_all_here(
-	struct afd__frame_out *frame, const struct afd__frame_target *target, uint32_t lane)
+static bool is_all_here(const struct afd__frame_target *target, uint32_t lane)
 {
 	const struct afd__slot_out *out = slots_of(target->link, lane);
 
@@ -81,7 +80,7 @@ static bool is_all_here(
 			out[i].state != AFD__SLOT_DRAINING)
 			return false;
 	}
-	return target->next_part == frame->n_parts;
+	return target->next_part == target->n_parts;
 }
 
 void afd__frames_lost(struct afd__link *link)
@@ -96,7 +95,7 @@ void afd__frames_lost(struct afd__link *link)
 			struct afd__frame_target *target = &frame->targets[t];
 
 			if (frame->active && target->link == link &&
-				!is_all_here(frame, target, lane))
+				!is_all_here(target, lane))
 				afd__frame_end(frame, lane, afd__link_error(link));
 		}
 		for (int i = 0; i < AFD__SLOTS_PER_LANE; i++) {
@@ -111,7 +110,7 @@ void afd__frames_disown(afd_transport *net)
 {
 	for (uint32_t lane = 0; lane < AFD_MAX_LANES; lane++) {
 		afd__frame_end(&net->frames[lane], lane, 0);
-		for (uint32_t i = 0; i < net->max_links; i++) {
+		for (uint32_t i = 0; i < net->n_addresses; i++) {
 			struct afd__slot_out *out = slots_of(net->links[i], lane);
 
 			for (int k = 0; k < AFD__SLOTS_PER_LANE; k++) {
@@ -229,8 +228,7 @@ static int post(struct afd__link *link, struct afd__slot_out *out)
 {
 	const struct afd__transport_ops *ops = link->wire.ops;
 	uint32_t slot = wire_slot(link, out);
-	size_t bytes = afd__wire_rows_bytes(
-		out->n_rows, link->net->contract.hidden_size, link->to_ffn_dtype);
+	struct afd__wire_part part;
 	struct afd__header h = {
 		.header_bytes = AFD__HEADER_BYTES,
 		.kind = AFD__FRAME_ROWS,
@@ -243,12 +241,15 @@ static int post(struct afd__link *link, struct afd__slot_out *out)
 		.n_rows = out->n_rows,
 		.part = out->part,
 		.n_parts = out->n_parts,
+		.top_k = out->top_k,
 		.stamp_ns = afd__now_ns(),
 	};
 	int rc;
 
+	afd__wire_part(&part, out->n_rows, link->net->contract.hidden_size, link->to_ffn_dtype,
+		out->top_k);
 	afd__wire_encode(ops->send_slot(&link->wire, slot), &h);
-	rc = ops->post_send(&link->wire, slot, (uint32_t)(AFD__HEADER_BYTES + bytes));
+	rc = ops->post_send(&link->wire, slot, (uint32_t)(AFD__HEADER_BYTES + part.bytes));
 	if (rc == -EAGAIN)
 		return 0;
 	if (rc < 0) {
@@ -270,17 +271,28 @@ static int post(struct afd__link *link, struct afd__slot_out *out)
 	return 1;
 }
 
-static int drain(afd_transport *net, struct afd__frame_target *target, uint32_t shard,
-	struct afd__slot_out *out)
+/* With in_order: an earlier target has rows that are not drained yet. */
+static bool waits_for_its_turn(const struct afd__frame_out *frame, uint32_t t)
 {
-	struct afd__link *link = target->link;
+	for (uint32_t i = 0; frame->active && frame->io.in_order && i < t; i++) {
+		if (frame->targets[i].rows_done < frame->targets[i].n_rows)
+			return true;
+	}
+	return false;
+}
+
+static int drain(afd_transport *net, uint32_t t, struct afd__slot_out *out)
+{
+	struct afd__frame_out *frame = &net->frames[out->lane];
+	struct afd__link *link = frame->targets[t].link;
 	const uint8_t *memory = link->wire.ops->receive_slot(&link->wire, wire_slot(link, out));
 
-	if (lane_has(link, out->lane, AFD__SLOT_DRAINING, AFD__SLOT_DRAINING))
+	if (lane_has(link, out->lane, AFD__SLOT_DRAINING, AFD__SLOT_DRAINING) ||
+		waits_for_its_turn(frame, t))
 		return 0;
 	out->state = AFD__SLOT_DRAINING;
-	return out->io.drain(out->io.user, out->lane, out->row0, out->n_rows,
-		memory + out->reply.header_bytes, shard);
+	return out->io.drain(out->io.user, out->lane, t, out->row0, out->n_rows,
+		memory + out->reply.header_bytes);
 }
 
 static void drained(afd_transport *net, struct afd__frame_target *target, struct afd__slot_out *out)
@@ -294,33 +306,33 @@ static void drained(afd_transport *net, struct afd__frame_target *target, struct
 		return;
 	target->rows_done += out->n_rows;
 	for (uint32_t t = 0; t < frame->n_targets; t++) {
-		if (frame->targets[t].rows_done < frame->n_rows)
+		if (frame->targets[t].rows_done < frame->targets[t].n_rows)
 			return;
 	}
 	afd__frame_end(frame, lane, 0);
 }
 
 /* Moves one slot on by as much as it can. 1: it moved. */
-static int advance(afd_transport *net, struct afd__frame_target *target, uint32_t shard,
-	struct afd__slot_out *out)
+static int advance(afd_transport *net, uint32_t t, struct afd__slot_out *out, uint32_t lane)
 {
+	struct afd__frame_target *target = &net->frames[lane].targets[t];
 	struct afd__link *link = target->link;
 	uint8_t before = out->state;
 	int rc = 0;
 
 	switch (out->state) {
 	case AFD__SLOT_FILLING:
-		rc = out->io.filled(out->io.user, out->lane);
+		rc = out->io.filled(out->io.user, lane, t);
 		if (rc == 1)
 			out->state = AFD__SLOT_FILLED;
 		break;
 	case AFD__SLOT_ARRIVED:
-		rc = drain(net, target, shard, out);
+		rc = drain(net, t, out);
 		if (rc == 1)
 			drained(net, target, out);
 		break;
 	case AFD__SLOT_DRAINING:
-		rc = out->io.drained(out->io.user, out->lane);
+		rc = out->io.drained(out->io.user, lane, t);
 		if (rc == 1)
 			drained(net, target, out);
 		break;
@@ -328,7 +340,7 @@ static int advance(afd_transport *net, struct afd__frame_target *target, uint32_
 		break;
 	}
 	if (rc < 0) {
-		afd__frame_end(&net->frames[out->lane], out->lane, rc);
+		afd__frame_end(&net->frames[lane], lane, rc);
 		release(link, out);
 		return 1;
 	}
@@ -339,16 +351,31 @@ static int advance(afd_transport *net, struct afd__frame_target *target, uint32_
 	return out->state != before;
 }
 
-static int fill_next(afd_transport *net, struct afd__frame_target *target, uint32_t lane)
+static int fill(afd_transport *net, uint32_t t, struct afd__slot_out *out, struct afd__link *link)
+{
+	uint8_t *memory = link->wire.ops->send_slot(&link->wire, wire_slot(link, out));
+	struct afd__slot_rows slot = { .rows = memory + AFD__HEADER_BYTES };
+	struct afd__wire_part part;
+
+	afd__wire_part(&part, out->n_rows, net->contract.hidden_size, link->to_ffn_dtype,
+		out->top_k);
+	if (out->top_k) {
+		slot.ids = (int32_t *)(memory + AFD__HEADER_BYTES + part.ids);
+		slot.weights = (float *)(memory + AFD__HEADER_BYTES + part.weights);
+	}
+	return out->io.fill(out->io.user, out->lane, t, out->row0, out->n_rows, &slot);
+}
+
+static int fill_next(afd_transport *net, uint32_t t, uint32_t lane)
 {
 	struct afd__frame_out *frame = &net->frames[lane];
+	struct afd__frame_target *target = &frame->targets[t];
 	struct afd__link *link = target->link;
 	struct afd__slot_out *out = &slots_of(link, lane)[link->turn[lane]];
-	uint32_t row0 = target->next_part * frame->part_rows;
-	uint8_t *memory;
+	uint32_t row0 = target->next_part * link->max_rows, rest = target->n_rows - row0;
 	int rc;
 
-	if (!frame->active || target->next_part == frame->n_parts ||
+	if (!frame->active || target->next_part == target->n_parts ||
 		link->phase != AFD__LINK_JOINED || link->leaving)
 		return 0;
 	if (out->state != AFD__SLOT_FREE || out->unsent ||
@@ -361,21 +388,20 @@ static int fill_next(afd_transport *net, struct afd__frame_target *target, uint3
 		.step = (uint32_t)net->step,
 		.row0 = row0,
 		.part = target->next_part,
-		.n_rows = frame->n_rows - row0 < frame->part_rows ? frame->n_rows - row0
-								  : frame->part_rows,
-		.n_parts = frame->n_parts,
+		.n_rows = rest < link->max_rows ? rest : link->max_rows,
+		.n_parts = target->n_parts,
 		.state = AFD__SLOT_FILLING,
+		.top_k = afd__exchange_routed(net, frame->layer) ? (uint8_t)net->contract.top_k : 0,
 	};
 	link->turn[lane] = (uint8_t)((link->turn[lane] + 1) % AFD__SLOTS_PER_LANE);
 	target->next_part++;
-	memory = link->wire.ops->send_slot(&link->wire, wire_slot(link, out));
-	rc = out->io.fill(out->io.user, lane, row0, out->n_rows, memory + AFD__HEADER_BYTES);
+	rc = fill(net, t, out, link);
 	if (rc < 0) {
 		afd__frame_end(frame, lane, rc);
 		release(link, out);
 	} else if (rc == 1) {
 		out->state = AFD__SLOT_FILLED;
-		advance(net, target, 0, out);
+		advance(net, t, out, lane);
 	}
 	return 1;
 }
@@ -389,8 +415,8 @@ int afd__frames_round(afd_transport *net)
 			struct afd__frame_target *target = &net->frames[lane].targets[t];
 
 			for (int i = 0; i < AFD__SLOTS_PER_LANE; i++)
-				moved |= advance(net, target, t, &slots_of(target->link, lane)[i]);
-			moved |= fill_next(net, target, lane);
+				moved |= advance(net, t, &slots_of(target->link, lane)[i], lane);
+			moved |= fill_next(net, t, lane);
 		}
 	}
 	return moved;

@@ -3,7 +3,8 @@
  * From a connection to a joined link. The attention side states what it is and wants (hello); the
  * FFN side answers with what it is and what the link will be (welcome), or with a refusal that
  * names the field and both values; both bind the slots; the attention side says that it has them
- * (ready). What each side accepts stands in judge.c.
+ * (ready). What each side accepts stands in judge.c and shards.c. Ranks of an attention group meet in
+ * the same way: the one that connects acts as the attention side here, the other as the FFN side.
  *
  * A stranger costs little: at most AFD__PENDING_MAX handshakes are under way, each for at most
  * AFD__HANDSHAKE_MS; when there are more, the oldest that has said nothing goes.
@@ -81,6 +82,7 @@ static void keep_said(struct afd__link *link)
 	link->max_rows = said->max_rows;
 	link->to_ffn_dtype = (int32_t)said->to_ffn_dtype;
 	link->to_attention_dtype = (int32_t)said->to_attention_dtype;
+	link->gate = (int32_t)said->gate;
 }
 
 static int bind_slots(struct afd__link *link, int accepting)
@@ -91,7 +93,7 @@ static int bind_slots(struct afd__link *link, int accepting)
 	return link->wire.ops->bind(&link->wire, &geometry, accepting);
 }
 
-/* ---- the FFN side ---- */
+/* ---- the side that listens ---- */
 
 static void drop_pending(struct afd__link *link)
 {
@@ -125,7 +127,18 @@ static void refuse(struct afd__link *link, const struct afd__hello *refusal)
 static int reserve_index(struct afd__link *link)
 {
 	afd_transport *net = link->net;
+	uint32_t index;
 
+	if (link->kind == AFD__LINK_IN_GROUP) {
+		index = afd__group_link_index(net, link->said->group_index);
+		if (net->links[index])
+			return 0;
+		net->links[index] = link;
+		link->index = index;
+		link->rank = link->said->group_index;
+		snprintf(link->who, sizeof(link->who), "rank %u of the group", link->rank);
+		return 1;
+	}
 	for (uint32_t i = 0; i < net->max_links; i++) {
 		if (net->links[i])
 			continue;
@@ -136,6 +149,21 @@ static int reserve_index(struct afd__link *link)
 	return 0;
 }
 
+static void refuse_place(struct afd__link *link, struct afd__hello *reply)
+{
+	afd_transport *net = link->net;
+
+	if (link->kind == AFD__LINK_IN_GROUP) {
+		afd__hello_refuse(reply, "group_index", "taken", "%u", link->said->group_index);
+	} else {
+		afd__hello_refuse(
+			reply, net->draining ? "state" : "max_peers", "", "%s", "one more");
+		snprintf(reply->refuser_value, sizeof(reply->refuser_value),
+			net->draining ? "draining" : "%u", net->max_links);
+	}
+	refuse(link, reply);
+}
+
 static int answer_hello(struct afd__link *link)
 {
 	afd_transport *net = link->net;
@@ -144,19 +172,15 @@ static int answer_hello(struct afd__link *link)
 
 	if (rc != 1)
 		return rc;
-	if (afd__hello_judge(net, link->said, &reply)) {
+	if (afd__hello_judge(link, link->said, &reply)) {
 		refuse(link, &reply);
 		return 1;
 	}
 	if (net->draining || !reserve_index(link)) {
-		afd__hello_refuse(
-			&reply, net->draining ? "state" : "max_peers", "", "%s", "one more");
-		snprintf(reply.refuser_value, sizeof(reply.refuser_value),
-			net->draining ? "draining" : "%u", net->max_links);
-		refuse(link, &reply);
+		refuse_place(link, &reply);
 		return 1;
 	}
-	afd__hello_state_ours(net, &reply, AFD__WELCOME);
+	afd__hello_state_ours(link, &reply, AFD__WELCOME);
 	reply.lanes = link->said->lanes;
 	reply.to_ffn_dtype = link->said->to_ffn_dtype;
 	reply.to_attention_dtype = link->said->to_attention_dtype;
@@ -169,6 +193,26 @@ static int answer_hello(struct afd__link *link)
 	return 1;
 }
 
+static int refused(const struct afd__link *link)
+{
+	const struct afd__hello *said = link->said;
+
+	return afd__error(-EPROTO, "%s refuses: %s is %s there, %s here%s%s", link->who, said->field,
+		said->refuser_value, said->refused_value, said->text[0] ? ": " : "", said->text);
+}
+
+/* A peer that does not like our welcome says so and hangs up, perhaps before we have bound. */
+static int bind_accepted(struct afd__link *link)
+{
+	int rc = bind_slots(link, 1);
+
+	if (rc != -ECONNRESET)
+		return rc;
+	if (receive_message(link) == 1 && link->said->kind == AFD__REFUSAL)
+		return refused(link);
+	return afd__error(-ECONNRESET, "%s is gone", link->who);
+}
+
 static int take_ready(struct afd__link *link, uint64_t now)
 {
 	int rc = receive_message(link);
@@ -176,8 +220,7 @@ static int take_ready(struct afd__link *link, uint64_t now)
 	if (rc != 1)
 		return rc;
 	if (link->said->kind == AFD__REFUSAL)
-		return afd__error(-EPROTO, "the attention peer refuses: %s is %s there, %s here",
-			link->said->field, link->said->refuser_value, link->said->refused_value);
+		return refused(link);
 	if (link->said->kind != AFD__READY)
 		return afd__error(-EPROTO, "handshake: message kind is %u, must be %d",
 			link->said->kind, AFD__READY);
@@ -187,7 +230,7 @@ static int take_ready(struct afd__link *link, uint64_t now)
 }
 
 /* 1: moved on; 0: not now; negative: over. */
-static int advance_ffn(struct afd__link *link, uint64_t now)
+static int advance_accepted(struct afd__link *link, uint64_t now)
 {
 	int rc;
 
@@ -200,7 +243,7 @@ static int advance_ffn(struct afd__link *link, uint64_t now)
 			link->phase = AFD__LINK_BINDING;
 		return rc;
 	case AFD__LINK_BINDING:
-		rc = bind_slots(link, 1);
+		rc = bind_accepted(link);
 		if (rc == 1)
 			link->phase = AFD__LINK_READY;
 		return rc;
@@ -222,7 +265,7 @@ static int move_pending(struct afd__link *link, uint64_t now)
 
 	/* One that says nothing costs nothing: no system call until its socket has an event. */
 	while (link->stirred && link->phase != AFD__LINK_JOINED && rc == 1) {
-		rc = advance_ffn(link, now);
+		rc = advance_accepted(link, now);
 		moved |= rc == 1;
 	}
 	link->stirred = false;
@@ -269,6 +312,8 @@ static int accept_one(afd_transport *net, struct afd__listener *ln, uint64_t now
 		return rc;
 	}
 	link->open = true;
+	link->kind = net->attention ? AFD__LINK_IN_GROUP : AFD__LINK_FROM_ATTENTION;
+	snprintf(link->who, sizeof(link->who), "the attention peer");
 	link->number = ++net->n_accepted;
 	link->phase = AFD__LINK_HELLO;
 	link->since_ns = now;
@@ -308,23 +353,22 @@ static int accept_all(afd_transport *net, uint64_t now)
 	return moved | net->listeners_stirred;
 }
 
-/* ---- the attention side ---- */
+/* ---- the side that connects ---- */
 
 static int connect_link(struct afd__link *link, uint64_t now)
 {
-	const struct afd__address *address = &link->net->addresses[link->index];
 	struct afd__hello hello;
 	int rc;
 
 	if (link->phase == AFD__LINK_IDLE && now < link->retry_ns)
 		return 0;
-	rc = link->wire.ops->connect(&link->wire, address->name);
+	rc = link->wire.ops->connect(&link->wire, link->address->name);
 	if (rc == 0)
 		link->phase = AFD__LINK_CONNECTING;
 	if (rc != 1)
 		return rc;
 	link->open = true;
-	afd__hello_state_ours(link->net, &hello, AFD__HELLO);
+	afd__hello_state_ours(link, &hello, AFD__HELLO);
 	say(link, &hello, AFD__LINK_HELLO);
 	return 1;
 }
@@ -338,21 +382,26 @@ static int take_welcome(struct afd__link *link)
 	if (rc != 1)
 		return rc;
 	if (said->kind == AFD__REFUSAL && said->wire_version == AFD__WIRE_VERSION)
-		return afd__error(-EPROTO, "refused by the FFN peer: %s is %s there, %s here%s%s",
+		return afd__error(-EPROTO, "refused by %s: %s is %s there, %s here%s%s", link->who,
 			said->field, said->refuser_value, said->refused_value,
 			said->text[0] ? ": " : "", said->text);
-	if (afd__welcome_judge(link->net, said, &refusal)) {
+	if (afd__welcome_judge(link, said, &refusal)) {
+		rc = afd__error(-EPROTO, "%s disagrees: %s is %s there, %s here", link->who,
+			refusal.field, refusal.refused_value, refusal.refuser_value);
+	} else {
+		keep_said(link);
+		rc = link->kind == AFD__LINK_TO_FFN ? afd__shards_place(link, &refusal) : 0;
+	}
+	if (rc) {
 		link->message_bytes = afd__hello_encode(link->message, AFD__HELLO_MAX, &refusal);
 		send_message(link);
-		return afd__error(-EPROTO, "the FFN peer disagrees: %s is %s there, %s here",
-			refusal.field, refusal.refused_value, refusal.refuser_value);
+		return rc;
 	}
-	keep_said(link);
 	link->phase = AFD__LINK_BINDING;
 	return 1;
 }
 
-static int advance_attention(struct afd__link *link, uint64_t now)
+static int advance_connecting(struct afd__link *link, uint64_t now)
 {
 	struct afd__hello ready = { .kind = AFD__READY, .wire_version = AFD__WIRE_VERSION };
 	int rc;
@@ -395,7 +444,7 @@ static void retry(struct afd__link *link, uint64_t now)
 	afd__error_save(link->error_text, sizeof(link->error_text));
 	if (link->open)
 		link->wire.ops->close(&link->wire);
-	link->open = false;
+	link->open = link->placed = false;
 	link->wire.error = 0;
 	link->phase = AFD__LINK_IDLE;
 	link->retry_ns = now + AFD__RETRY_MS * MS;
@@ -406,10 +455,10 @@ static int move_connecting(struct afd__link *link, uint64_t now)
 	afd_transport *net = link->net;
 	int rc, moved = 0;
 
-	if (link->phase >= AFD__LINK_JOINED)
+	if (!link->address || link->phase >= AFD__LINK_JOINED)
 		return 0;
 	do {
-		rc = advance_attention(link, now);
+		rc = advance_connecting(link, now);
 		moved |= rc == 1;
 	} while (rc == 1 && link->phase != AFD__LINK_JOINED);
 	if (link->phase == AFD__LINK_JOINED)
@@ -419,7 +468,8 @@ static int move_connecting(struct afd__link *link, uint64_t now)
 		rc = 0;
 	}
 	if (!rc && now - net->created_ns > net->params.connect_timeout_ms * MS)
-		rc = afd__error(-ETIMEDOUT, "no FFN peer joined within %u ms%s%s",
+		rc = afd__error(-ETIMEDOUT, "no %s joined within %u ms%s%s",
+			link->kind == AFD__LINK_TO_FFN ? "FFN peer" : link->who,
 			net->params.connect_timeout_ms, link->error_text[0] ? ": " : "",
 			link->error_text);
 	if (rc < 0) {
@@ -431,22 +481,48 @@ static int move_connecting(struct afd__link *link, uint64_t now)
 
 /* ---- both ---- */
 
+static bool has_come(const afd_transport *net, uint32_t rank)
+{
+	const struct afd__link *link = net->links[afd__group_link_index(net, rank)];
+
+	return link && link->phase >= AFD__LINK_JOINED;
+}
+
+/* Ranks that have to come to us have the same time as those that we go to. */
+static int await_ranks(afd_transport *net, uint64_t now)
+{
+	uint32_t rank = net->params.group_index + 1;
+
+	if (net->error || now - net->created_ns <= net->params.connect_timeout_ms * MS)
+		return 0;
+	while (rank < net->params.group_size && has_come(net, rank))
+		rank++;
+	if (rank >= net->params.group_size)
+		return 0;
+	net->error = afd__error(-ETIMEDOUT, "rank %u of the group did not join within %u ms", rank,
+		net->params.connect_timeout_ms);
+	afd__error_save(net->error_text, sizeof(net->error_text));
+	return 1;
+}
+
 int afd__handshake_round(afd_transport *net, uint64_t now)
 {
 	int moved = 0;
 
-	if (net->attention) {
-		for (uint32_t i = 0; i < net->max_links; i++)
+	for (uint32_t i = 0; net->attention && i < net->max_links; i++) {
+		if (net->links[i])
 			moved |= move_connecting(net->links[i], now);
-		return moved;
 	}
-	moved = accept_all(net, now);
+	if (net->n_listeners)
+		moved |= accept_all(net, now);
 	for (uint32_t i = 0; i < net->n_pending;) {
 		struct afd__link *link = net->pending[i];
 
 		moved |= move_pending(link, now);
 		i += i < net->n_pending && net->pending[i] == link;
 	}
+	if (net->attention && net->params.group_size > 1)
+		moved |= await_ranks(net, now);
 	return moved;
 }
 
@@ -457,10 +533,10 @@ uint64_t afd__handshake_timer(const afd_transport *net)
 	for (uint32_t i = 0; net->attention && i < net->max_links; i++) {
 		const struct afd__link *link = net->links[i];
 
-		if (link->phase >= AFD__LINK_JOINED)
+		if (net->error || (link && link->phase >= AFD__LINK_JOINED))
 			continue;
 		at = net->created_ns + net->params.connect_timeout_ms * MS;
-		if (link->phase == AFD__LINK_IDLE && link->retry_ns < at)
+		if (link && link->phase == AFD__LINK_IDLE && link->retry_ns < at)
 			at = link->retry_ns;
 		if (at < next)
 			next = at;
@@ -479,7 +555,12 @@ void afd__handshake_missing(const afd_transport *net, char *text, size_t capacit
 	for (uint32_t i = 0; i < net->max_links && at < capacity; i++) {
 		const struct afd__link *link = net->links[i];
 
-		if (!link || link->phase >= AFD__LINK_JOINED)
+		if (link && link->phase >= AFD__LINK_JOINED)
+			continue;
+		if (!link && net->attention)
+			at += (size_t)snprintf(text + at, capacity - at, "%srank %u of the group",
+				at ? ", " : "", i - net->n_addresses + 1);
+		if (!link)
 			continue;
 		at += (size_t)snprintf(text + at, capacity - at, "%s%s%s%s%s", at ? ", " : "",
 			link->name, link->error_text[0] ? " (" : "", link->error_text,

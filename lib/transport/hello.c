@@ -34,7 +34,7 @@ struct field {
 		sizeof(((struct afd__hello *)0)->member) }
 
 static const struct field fields[] = {
-	/* The digest is over the encoding of the first seven, in this order. */
+	/* The digest is over the encoding of the first eight, in this order. */
 	FIELD(1, U32, IN_BOTH, 1, hidden_size),
 	FIELD(2, U32, IN_BOTH, 1, n_layers),
 	FIELD(3, BYTES, IN_BOTH, 1, ffn_kinds),
@@ -42,6 +42,7 @@ static const struct field fields[] = {
 	FIELD(5, U32, IN_BOTH, 1, top_k),
 	FIELD(6, U32, IN_BOTH, 1, router),
 	FIELD(7, U32, IN_BOTH, 1, activation),
+	FIELD(9, U32, IN_BOTH, 1, shared_experts),
 	FIELD(8, U64, IN_BOTH, 1, digest),
 	FIELD(16, U32, IN_BOTH, 0, role),
 	FIELD(17, U32, IN_BOTH, 0, lanes),
@@ -55,13 +56,23 @@ static const struct field fields[] = {
 	FIELD(25, U64, IN_WELCOME, 0, weights_epoch),
 	FIELD(26, TEXT, IN_BOTH, 0, device),
 	FIELD(27, TEXT, IN_BOTH, 0, version),
+	FIELD(28, U32, IN_BOTH, 0, group_index),
+	FIELD(29, U32, IN_BOTH, 0, group_size),
+	FIELD(32, U32, IN_WELCOME, 0, map_version),
+	FIELD(33, U32, IN_WELCOME, 0, shard_rank),
+	FIELD(34, U32, IN_WELCOME, 0, n_shards),
+	FIELD(35, U32, IN_WELCOME, 0, shard_tp),
+	FIELD(36, U32, IN_WELCOME, 0, n_tp),
+	FIELD(37, U32, IN_WELCOME, 0, expert_begin),
+	FIELD(38, U32, IN_WELCOME, 0, expert_end),
 	FIELD(48, U32, IN_REFUSAL, 0, status),
 	FIELD(49, TEXT, IN_REFUSAL, 0, field),
 	FIELD(50, TEXT, IN_REFUSAL, 0, refuser_value),
 	FIELD(51, TEXT, IN_REFUSAL, 0, refused_value),
 	FIELD(52, TEXT, IN_REFUSAL, 0, text),
 };
-enum { N_FIELDS = sizeof(fields) / sizeof(fields[0]), N_CONTRACT = 7 };
+enum { N_FIELDS = sizeof(fields) / sizeof(fields[0]), N_CONTRACT = 8 };
+_Static_assert(N_FIELDS <= 64, "decode keeps a bit for each");
 
 /* ---- encode ---- */
 
@@ -148,6 +159,7 @@ void afd__hello_state(struct afd__hello *hello, const struct afd_contract *contr
 	hello->top_k = contract->top_k;
 	hello->router = (uint32_t)contract->router;
 	hello->activation = (uint32_t)contract->activation;
+	hello->shared_experts = (uint32_t)contract->shared_experts;
 	hello->ffn_kinds_bytes = contract->n_layers;
 	memcpy(hello->ffn_kinds, contract->ffn_kinds, contract->n_layers);
 	for (int i = 0; i < N_CONTRACT; i++)
@@ -204,7 +216,7 @@ static int decode_value(
 }
 
 static int decode_field(
-	struct afd__hello *hello, uint32_t *seen, uint16_t tag, const uint8_t *in, size_t bytes)
+	struct afd__hello *hello, uint64_t *seen, uint16_t tag, const uint8_t *in, size_t bytes)
 {
 	int i = 0;
 
@@ -217,16 +229,16 @@ static int decode_field(
 				tag);
 		return 0;
 	}
-	if (*seen & 1u << i)
+	if (*seen & UINT64_C(1) << i)
 		return afd__error(-EPROTO, "handshake: %s stands twice", fields[i].name);
-	*seen |= 1u << i;
+	*seen |= UINT64_C(1) << i;
 	return decode_value(hello, &fields[i], in, bytes);
 }
 
-static int check_complete(const struct afd__hello *hello, uint32_t seen)
+static int check_complete(const struct afd__hello *hello, uint64_t seen)
 {
 	for (int i = 0; i < N_FIELDS; i++) {
-		if ((fields[i].kinds & 1 << hello->kind) && !(seen & 1u << i))
+		if ((fields[i].kinds & 1 << hello->kind) && !(seen & UINT64_C(1) << i))
 			return afd__error(-EPROTO, "handshake: %s is missing", fields[i].name);
 	}
 	if ((IN_BOTH & 1 << hello->kind) && hello->ffn_kinds_bytes != hello->n_layers)
@@ -260,7 +272,7 @@ int afd__hello_decode(struct afd__hello *hello, const void *bytes, size_t n_byte
 {
 	const uint8_t *in = bytes;
 	size_t at = PREFIX_BYTES, value;
-	uint32_t seen = 0;
+	uint64_t seen = 0;
 	int rc;
 
 	memset(hello, 0, sizeof(*hello));

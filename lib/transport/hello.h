@@ -12,7 +12,7 @@
 
 #include <afd/transport.h>
 
-enum { AFD__LAYERS_MAX = 1024 };
+enum { AFD__LAYERS_MAX = 1024, AFD__MAP_VERSION = 1 };
 
 enum afd__hello_kind {
 	AFD__HELLO = 1,   /* attention side: who I am and what I want */
@@ -25,7 +25,7 @@ struct afd__hello {
 	uint32_t kind;
 	uint32_t wire_version;
 	/* The contract: both sides' are equal, or the link is refused. */
-	uint32_t hidden_size, n_layers, n_experts, top_k, router, activation;
+	uint32_t hidden_size, n_layers, n_experts, top_k, router, activation, shared_experts;
 	uint32_t ffn_kinds_bytes;
 	uint8_t ffn_kinds[AFD__LAYERS_MAX]; /* [n_layers] */
 	uint64_t digest;
@@ -33,7 +33,11 @@ struct afd__hello {
 	 */
 	uint32_t role, lanes, max_rows, to_ffn_dtype, to_attention_dtype, gate;
 	uint32_t first_layer, n_held; /* layers wanted, layers held */
+	uint32_t group_index, group_size; /* between ranks of an attention group; else 0, 0 */
 	uint64_t weights[2], weights_epoch;
+	/* FFN side: what of the layers is held. Ranges, not a count of shards, so that a later
+	 * version of the map can place experts as it likes. */
+	uint32_t map_version, shard_rank, n_shards, shard_tp, n_tp, expert_begin, expert_end;
 	char device[16], version[16];
 	/* A refusal. */
 	uint32_t status;

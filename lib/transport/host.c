@@ -58,30 +58,98 @@ static struct rows wire_rows(const afd_transport *net, const void *slot, int32_t
 		dtype };
 }
 
-static int host_fill(void *user, uint32_t lane, uint32_t row0, uint32_t n_rows, void *slot)
+/* The first row from `row` on that goes to the target. */
+static uint32_t next_row(
+	const afd_transport *net, const struct afd_frame *frame, uint32_t target, uint32_t row)
+{
+	while (frame->ids && row < frame->n_rows &&
+		!afd__exchange_wants(net, target, (uint32_t)frame->layer,
+			frame->ids + (size_t)row * net->contract.top_k))
+		row++;
+	return row;
+}
+
+/* Rows are counted anew for each part: replies come in any order, and nothing is kept. */
+static uint32_t nth_row(
+	const afd_transport *net, const struct afd_frame *frame, uint32_t target, uint32_t n)
+{
+	uint32_t row = next_row(net, frame, target, 0);
+
+	if (!frame->ids)
+		return n;
+	while (n--)
+		row = next_row(net, frame, target, row + 1);
+	return row;
+}
+
+static struct rows rows_at(const void *memory, size_t row_bytes, int32_t dtype, uint32_t row)
+{
+	return (struct rows){ (uint8_t *)memory + row * row_bytes, row_bytes, dtype };
+}
+
+static int host_fill(void *user, uint32_t lane, uint32_t target, uint32_t row0, uint32_t n_rows,
+	const struct afd__slot_rows *slot)
 {
 	afd_transport *net = user;
-	const struct afd_frame *frame = &net->host[lane];
-	struct rows x = { (uint8_t *)frame->x + row0 * frame->x_row_bytes, frame->x_row_bytes,
-		frame->x_dtype };
+	const struct afd_frame *f = &net->host[lane];
+	struct rows to = wire_rows(net, slot->rows, net->params.to_ffn_dtype);
+	uint32_t row = nth_row(net, f, target, row0), top_k = net->contract.top_k;
 
-	convert(net, x, wire_rows(net, slot, net->params.to_ffn_dtype), n_rows);
+	if (!slot->ids) {
+		convert(net, rows_at(f->x, f->x_row_bytes, f->x_dtype, row), to, n_rows);
+		return 1;
+	}
+	for (uint32_t i = 0; i < n_rows; i++) {
+		convert(net, rows_at(f->x, f->x_row_bytes, f->x_dtype, row), to, 1);
+		to.memory += to.row_bytes;
+		memcpy(slot->ids + (size_t)i * top_k, f->ids + (size_t)row * top_k,
+			top_k * sizeof(int32_t));
+		memcpy(slot->weights + (size_t)i * top_k, f->weights + (size_t)row * top_k,
+			top_k * sizeof(float));
+		row = next_row(net, f, target, row + 1);
+	}
 	return 1;
 }
 
-static int host_drain(
-	void *user, uint32_t lane, uint32_t row0, uint32_t n_rows, const void *slot, uint32_t shard)
+/* One row of a partial result is added to y, which begins as +0.0. */
+static void add_row(const afd_transport *net, struct rows src, struct rows y)
+{
+	struct afd__convert_args args = {
+		.src = src.memory,
+		.dst = y.memory,
+		.src_stride = src.row_bytes,
+		.dst_stride = y.row_bytes,
+		.n_rows = 1,
+		.width = net->contract.hidden_size,
+		.src_dtype = src.dtype,
+		.dst_dtype = y.dtype,
+		.accumulate = 1,
+	};
+
+	afd__cpu_kernels(net->ctx->isa)->convert(&args, 0, 1);
+}
+
+static int host_drain(void *user, uint32_t lane, uint32_t target, uint32_t row0, uint32_t n_rows,
+	const void *slot)
 {
 	afd_transport *net = user;
-	const struct afd_frame *frame = &net->host[lane];
-	struct rows y = { (uint8_t *)frame->y + row0 * frame->y_row_bytes, frame->y_row_bytes,
-		frame->y_dtype };
+	const struct afd_frame *f = &net->host[lane];
+	struct rows from = wire_rows(net, slot, net->params.to_attention_dtype);
+	uint32_t row = nth_row(net, f, target, row0);
 
-	convert(net, wire_rows(net, slot, net->params.to_attention_dtype), y, n_rows);
+	if (net->n_addresses == 1) {
+		convert(net, from, rows_at(f->y, f->y_row_bytes, f->y_dtype, row), n_rows);
+		return 1;
+	}
+	for (uint32_t i = 0; i < n_rows; i++) {
+		add_row(net, from, rows_at(f->y, f->y_row_bytes, f->y_dtype, row));
+		from.memory += from.row_bytes;
+		row = next_row(net, f, target, row + 1);
+	}
 	return 1;
 }
 
-static int host_done(void *user, uint32_t lane)
+static int host_done(void *user, uint32_t lane, uint32_t target)
 {
 	return 1;
 }
@@ -122,6 +190,41 @@ static int check_memory(const afd_transport *net, const char *what, const void *
 	return 0;
 }
 
+/* Ids that are not needed are forgotten. */
+static int check_choices(const afd_transport *net, struct afd_frame *frame)
+{
+	uint32_t top_k = net->contract.top_k;
+
+	if (!afd__exchange_routed(net, (uint32_t)frame->layer)) {
+		frame->ids = NULL;
+		frame->weights = NULL;
+		return 0;
+	}
+	if (!frame->ids || !frame->weights)
+		return afd__error(-EINVAL, "frame: layer %d has experts, and %s is NULL",
+			frame->layer, frame->ids ? "weights" : "ids");
+	for (size_t i = 0; i < (size_t)frame->n_rows * top_k; i++) {
+		if (frame->ids[i] < 0 || (uint32_t)frame->ids[i] >= net->contract.n_experts)
+			return afd__error(-EINVAL, "frame: id %zu of row %zu is %d, limit %u",
+				i % top_k, i / top_k, frame->ids[i], net->contract.n_experts - 1);
+	}
+	return 0;
+}
+
+/* Rows of the frame for each target; with several of them y becomes +0.0. */
+static void count_rows(
+	const afd_transport *net, const struct afd_frame *frame, uint32_t n_rows[AFD__TARGETS_MAX])
+{
+	for (uint32_t t = 0; t < net->n_addresses; t++) {
+		n_rows[t] = frame->ids ? 0 : frame->n_rows;
+		for (uint32_t row = 0; frame->ids && row < frame->n_rows; row++)
+			n_rows[t] += next_row(net, frame, t, row) == row;
+	}
+	for (uint32_t row = 0; net->n_addresses > 1 && row < frame->n_rows; row++)
+		memset((uint8_t *)frame->y + row * frame->y_row_bytes, 0,
+			net->contract.hidden_size * sizeof(float));
+}
+
 static int check_frame(const afd_transport *net, struct afd_frame *frame)
 {
 	int rc;
@@ -141,6 +244,13 @@ static int check_frame(const afd_transport *net, struct afd_frame *frame)
 	rc = check_memory(net, "x", frame->x, &frame->x_dtype, &frame->x_row_bytes);
 	if (!rc)
 		rc = check_memory(net, "y", frame->y, &frame->y_dtype, &frame->y_row_bytes);
+	if (!rc)
+		rc = check_choices(net, frame);
+	if (!rc && net->n_addresses > 1 && (frame->y_dtype != AFD_DTYPE_F32 || frame->x == frame->y))
+		rc = afd__error(-EINVAL,
+			"frame: y is %s, with %u FFN peers it must be f32 and not x",
+			frame->x == frame->y ? "x" : afd_dtype_name(frame->y_dtype),
+			net->n_addresses);
 	if (!rc && frame->x == frame->y &&
 		(frame->x_dtype != frame->y_dtype || frame->x_row_bytes != frame->y_row_bytes))
 		rc = afd__error(
@@ -173,9 +283,10 @@ int afd_transport_dispatch(afd_transport *net, const struct afd_frame *given)
 		.filled = host_done,
 		.drain = host_drain,
 		.drained = host_done,
-		.user = net };
+		.user = net,
+		.in_order = true };
+	uint32_t lane, n_rows[AFD__TARGETS_MAX];
 	struct afd_frame frame;
-	uint32_t lane;
 	int rc = check_host(net);
 
 	if (!rc && !given)
@@ -193,7 +304,11 @@ int afd_transport_dispatch(afd_transport *net, const struct afd_frame *given)
 	net->host[lane] = frame;
 	if (!frame.n_rows)
 		return afd__frames_clear(net, lane);
-	rc = afd__exchange_send(net, lane, (uint32_t)frame.layer, frame.n_rows, &io);
+	rc = afd__steps_check_links(net);
+	if (rc)
+		return rc;
+	count_rows(net, &frame, n_rows);
+	rc = afd__exchange_send(net, lane, (uint32_t)frame.layer, n_rows, &io);
 	/* The first parts leave now; a link that fails here is reported by _collect. */
 	if (!rc)
 		afd__net_move(net);

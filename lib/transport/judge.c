@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * What each side states of itself in the handshake, and what it accepts of the other. Pure of any
+ * What each side states of itself in the handshake, and what it accepts of the other. Changes no
  * link: called by handshake.c. Each side checks all that it depends on, so that each side's error
  * names the field and both values.
  */
@@ -9,8 +9,24 @@
 
 #include "net.h"
 
-void afd__hello_state_ours(const afd_transport *net, struct afd__hello *hello, uint32_t kind)
+static void state_shard(const afd_transport *net, struct afd__hello *hello)
 {
+	const struct afd_shard *shard = &net->shard;
+	uint64_t n_experts = net->contract.n_experts;
+
+	hello->map_version = AFD__MAP_VERSION;
+	hello->shard_rank = shard->ep * shard->n_tp + shard->tp;
+	hello->n_shards = shard->n_ep * shard->n_tp;
+	hello->shard_tp = shard->tp;
+	hello->n_tp = shard->n_tp;
+	hello->expert_begin = (uint32_t)(shard->ep * n_experts / shard->n_ep);
+	hello->expert_end = (uint32_t)((shard->ep + 1) * n_experts / shard->n_ep);
+}
+
+void afd__hello_state_ours(const struct afd__link *link, struct afd__hello *hello, uint32_t kind)
+{
+	const afd_transport *net = link->net;
+
 	memset(hello, 0, sizeof(*hello));
 	hello->kind = kind;
 	afd__hello_state(hello, &net->contract);
@@ -25,6 +41,12 @@ void afd__hello_state_ours(const afd_transport *net, struct afd__hello *hello, u
 	memcpy(hello->weights, net->weights, sizeof(hello->weights));
 	snprintf(hello->device, sizeof(hello->device), "%s", net->device);
 	snprintf(hello->version, sizeof(hello->version), "%s", afd_version());
+	if (!net->attention)
+		state_shard(net, hello);
+	if (link->kind != AFD__LINK_IN_GROUP)
+		return;
+	hello->group_index = net->params.group_index;
+	hello->group_size = net->params.group_size;
 }
 
 static int refuse_number(
@@ -64,21 +86,43 @@ static int judge_version(const struct afd__hello *said, uint32_t kind, struct af
 	return 0;
 }
 
-int afd__hello_judge(
+/* What ranks of one group must share, so that they cut rows alike. 1: refused. */
+static int judge_rank(
 	const afd_transport *net, const struct afd__hello *said, struct afd__hello *refusal)
 {
+	const struct afd_transport_params *p = &net->params;
+
+	if (said->group_size != p->group_size)
+		return refuse_number(refusal, "group_size", p->group_size, said->group_size);
+	if (said->group_index >= p->group_size || said->group_index == p->group_index)
+		return refuse_number(refusal, "group_index", p->group_index, said->group_index);
+	if (said->lanes != p->lanes)
+		return refuse_number(refusal, "lanes", p->lanes, said->lanes);
+	if (said->max_rows != p->max_rows)
+		return refuse_number(refusal, "max_rows", p->max_rows, said->max_rows);
+	return 0;
+}
+
+int afd__hello_judge(
+	const struct afd__link *link, const struct afd__hello *said, struct afd__hello *refusal)
+{
+	const afd_transport *net = link->net;
 	const struct afd_transport_params *p = &net->params;
 	struct afd__hello ours;
 	char value[48];
 
 	if (judge_version(said, AFD__HELLO, refusal))
 		return 1;
-	afd__hello_state_ours(net, &ours, AFD__WELCOME);
+	afd__hello_state_ours(link, &ours, AFD__WELCOME);
 	if (said->role != AFD_ROLE_ATTENTION)
 		return refuse_number(
 			refusal, "role of a peer that connects", AFD_ROLE_ATTENTION, said->role);
 	if (afd__hello_compare(&ours, said, refusal))
 		return 1;
+	if (link->kind == AFD__LINK_IN_GROUP)
+		return judge_rank(net, said, refusal);
+	if (said->group_size)
+		return refuse_number(refusal, "group_size", 0, said->group_size);
 	if (said->first_layer < p->first_layer || said->n_held > p->n_layers ||
 		said->first_layer - p->first_layer > p->n_layers - said->n_held) {
 		snprintf(value, sizeof(value), "%u from %u on held", p->n_layers, p->first_layer);
@@ -104,19 +148,23 @@ int afd__hello_judge(
 }
 
 int afd__welcome_judge(
-	const afd_transport *net, const struct afd__hello *said, struct afd__hello *refusal)
+	const struct afd__link *link, const struct afd__hello *said, struct afd__hello *refusal)
 {
-	const struct afd_transport_params *p = &net->params;
+	const struct afd_transport_params *p = &link->net->params;
+	uint32_t role = link->kind == AFD__LINK_IN_GROUP ? AFD_ROLE_ATTENTION : AFD_ROLE_FFN;
 	struct afd__hello ours;
 
 	if (judge_version(said, AFD__WELCOME, refusal))
 		return 1;
-	afd__hello_state_ours(net, &ours, AFD__HELLO);
-	if (said->role != AFD_ROLE_FFN)
-		return refuse_number(
-			refusal, "role of a peer that listens", AFD_ROLE_FFN, said->role);
+	afd__hello_state_ours(link, &ours, AFD__HELLO);
+	if (said->role != role)
+		return refuse_number(refusal, "role of a peer that listens", role, said->role);
 	if (afd__hello_compare(&ours, said, refusal))
 		return 1;
+	if (link->kind == AFD__LINK_IN_GROUP && judge_rank(link->net, said, refusal))
+		return 1;
+	if (link->kind == AFD__LINK_IN_GROUP && said->group_index != link->rank)
+		return refuse_number(refusal, "group_index", link->rank, said->group_index);
 	if (said->lanes != p->lanes)
 		return refuse_number(refusal, "lanes", p->lanes, said->lanes);
 	if (!said->max_rows || said->max_rows > p->max_rows)

@@ -31,6 +31,7 @@ struct afd__link *afd__link_create(afd_transport *net, const struct afd__address
 	}
 	link->wire =
 		(struct afd__wire){ .ctx = net->ctx, .epoll_fd = net->epoll_fd, .tag = &link->tag };
+	link->address = address;
 	if (address) {
 		link->wire.ops = address->ops;
 		snprintf(link->name, sizeof(link->name), "%s", address->text);
@@ -52,14 +53,21 @@ void afd__link_destroy(struct afd__link *link)
 void afd__link_geometry(
 	const struct afd__link *link, uint32_t hidden_size, struct afd__wire_slots *geometry)
 {
-	size_t x = afd__wire_rows_bytes(link->max_rows, hidden_size, link->to_ffn_dtype);
-	size_t y = afd__wire_rows_bytes(link->max_rows, hidden_size, link->to_attention_dtype);
-	size_t bytes = AFD__HEADER_BYTES + (x > y ? x : y);
+	bool in_group = link->kind == AFD__LINK_IN_GROUP;
+	uint32_t top_k = !in_group && link->gate == AFD_GATE_ATTENTION ? link->net->contract.top_k : 0;
+	size_t y = afd__wire_rows_bytes(link->max_rows, hidden_size,
+		in_group ? AFD_DTYPE_F32 : link->to_attention_dtype);
+	struct afd__wire_part x;
+	size_t bytes;
 
+	afd__wire_part(&x, link->max_rows, hidden_size, link->to_ffn_dtype, top_k);
+	bytes = AFD__HEADER_BYTES + (x.bytes > y ? x.bytes : y);
 	/* A reply that has no rows brings a text instead. */
 	if (bytes < MIN_SLOT_BYTES)
 		bytes = MIN_SLOT_BYTES;
 	geometry->n_control = AFD__N_CONTROL;
+	/* Nothing answers a part in a group, so a sender that waits for a slot has to be woken. */
+	geometry->eager = in_group;
 	geometry->n_slots = AFD__N_CONTROL + AFD__SLOTS_PER_LANE * link->lanes;
 	geometry->control_bytes = AFD__CONTROL_BYTES;
 	geometry->slot_bytes = (bytes + 63) / 64 * 64;
@@ -97,19 +105,22 @@ static void end_link(struct afd__link *link, enum afd__link_phase phase)
 		return;
 	net->n_joined--;
 	afd__peers_gone(link);
-	if (net->attention)
+	if (link->kind == AFD__LINK_IN_GROUP)
+		afd__group_lost(link);
+	else if (net->attention)
 		afd__frames_lost(link);
 	else
 		afd__parts_lost(link);
 }
 
-static void keep_cause(struct afd__link *link, int rc)
+/* A rank that leaves in order may have finished what we are still at: only what needs it fails. */
+static void keep_cause(struct afd__link *link, int rc, bool in_order)
 {
 	afd_transport *net = link->net;
 
 	link->error = rc;
 	afd__error_save(link->error_text, sizeof(link->error_text));
-	if (net->attention && !net->error) {
+	if (net->attention && !net->error && !(in_order && link->kind == AFD__LINK_IN_GROUP)) {
 		net->error = rc;
 		memcpy(net->error_text, link->error_text, sizeof(net->error_text));
 	}
@@ -122,7 +133,7 @@ void afd__link_fail(struct afd__link *link, int rc)
 	assert(rc < 0);
 	if (link->error)
 		return;
-	keep_cause(link, afd__error_prefix(rc, "link %s", link->name));
+	keep_cause(link, afd__error_prefix(rc, "link %s", link->name), false);
 	if (link->phase == AFD__LINK_JOINED) {
 		afd__log(net->ctx, AFD_LOG_WARN, "peer lost: %s", link->error_text);
 		afd__metric_count(net->lost_metric, 1);
@@ -135,8 +146,9 @@ void afd__link_leave(struct afd__link *link, const char *text)
 	if (link->error)
 		return;
 	keep_cause(link,
-		afd__error(-ECONNRESET, "link %s: the %s peer has left%s%s", link->name,
-			link->net->attention ? "FFN" : "attention", text[0] ? ": " : "", text));
+		afd__error(-ECONNRESET, "link %s: %s has left%s%s", link->name, link->who,
+			text[0] ? ": " : "", text),
+		link->phase == AFD__LINK_JOINED);
 	afd__log(link->net->ctx, AFD_LOG_INFO, "peer left: %s", link->name);
 	end_link(link, AFD__LINK_LEFT);
 }
@@ -218,7 +230,8 @@ static int take_goodbye(struct afd__link *link, const void *payload, size_t byte
 		if (*c < ' ' || *c > '~')
 			*c = '?';
 	}
-	if (reason == AFD__GOODBYE_DRAIN && link->net->attention && owes_or_has_replied(link))
+	if (reason == AFD__GOODBYE_DRAIN && link->kind == AFD__LINK_TO_FFN &&
+		owes_or_has_replied(link))
 		link->leaving = true;
 	else
 		afd__link_leave(link, text);
@@ -250,6 +263,8 @@ static int take_control(struct afd__link *link, uint32_t slot, const struct afd_
 	case AFD__GOODBYE:
 		return take_goodbye(link, payload, payload_bytes);
 	default:
+		if (link->kind == AFD__LINK_IN_GROUP)
+			return afd__group_control(link, h, payload, payload_bytes);
 		if (link->net->attention)
 			return afd__error(-EPROTO,
 				"control frame: type %u is not for the attention side", h->type);
@@ -295,6 +310,10 @@ static int take_frame(struct afd__link *link, uint32_t slot, uint32_t bytes, uin
 	if (slot < AFD__N_CONTROL)
 		return afd__error(
 			-EPROTO, "a frame of rows came in slot %u, which is for control", slot);
+	if (link->kind == AFD__LINK_IN_GROUP)
+		return afd__group_take(link, slot, &h, bytes, now);
+	if (h.kind != AFD__FRAME_ROWS)
+		return afd__error(-EPROTO, "frame: kind %u is of an attention group", h.kind);
 	return link->net->attention ? afd__frames_take(link, slot, &h, bytes, now)
 				    : afd__parts_take(link, slot, &h, bytes, now);
 }
@@ -355,6 +374,8 @@ static int silence(struct afd__link *link, uint64_t now)
 {
 	const struct afd__slot_out *out = oldest_owed(link);
 
+	if (link->kind == AFD__LINK_IN_GROUP)
+		return afd__group_silence(link, now);
 	assert(out);
 	return afd__error(-ETIMEDOUT,
 		"attention waited for the FFN peer: silent for %llu ms, limit %u, layer %u, lane "
@@ -387,27 +408,45 @@ static int send_due(struct afd__link *link)
 	return moved;
 }
 
+/* The peer waits for us, and has not heard of us for long. */
+static bool is_beat_due(const struct afd__link *link, uint64_t now)
+{
+	bool owes = link->kind == AFD__LINK_IN_GROUP ? afd__group_owes(link) : link->n_owed;
+
+	return owes && now >= link->spoke_ns + AFD__BEAT_MS * MS;
+}
+
+static bool is_waited_for(const struct afd__link *link)
+{
+	return link->kind != AFD__LINK_FROM_ATTENTION && link->n_owed;
+}
+
 int afd__link_timers(struct afd__link *link, uint64_t now)
 {
-	if (!link->net->attention)
-		return link->n_owed && now >= link->spoke_ns + AFD__BEAT_MS * MS &&
-		       afd__link_control(link, AFD__BEAT, NULL, 0) == 1;
 	if (link->leaving && !owes_or_has_replied(link)) {
 		afd__link_leave(link, "");
 		return 1;
 	}
-	if (link->n_owed && now >= deadline_of(link)) {
+	if (is_waited_for(link) && now >= deadline_of(link)) {
 		if (link->noticed_ns)
 			afd__link_fail(link, silence(link, now));
 		link->noticed_ns = now;
 		return 1;
 	}
-	return send_due(link);
+	if (link->kind != AFD__LINK_TO_FFN && is_beat_due(link, now) &&
+		afd__link_control(link, AFD__BEAT, NULL, 0) == 1)
+		return 1;
+	return link->net->attention && link->phase == AFD__LINK_JOINED ? send_due(link) : 0;
 }
 
 uint64_t afd__link_next_timer(const struct afd__link *link)
 {
-	if (!link->n_owed)
-		return UINT64_MAX;
-	return link->net->attention ? deadline_of(link) : link->spoke_ns + AFD__BEAT_MS * MS;
+	uint64_t beat = link->spoke_ns + AFD__BEAT_MS * MS, deadline;
+
+	if (link->kind == AFD__LINK_FROM_ATTENTION)
+		return link->n_owed ? beat : UINT64_MAX;
+	deadline = is_waited_for(link) ? deadline_of(link) : UINT64_MAX;
+	if (link->kind == AFD__LINK_IN_GROUP && afd__group_owes(link) && beat < deadline)
+		return beat;
+	return deadline;
 }

@@ -42,6 +42,8 @@ static int round_of(afd_transport *net)
 	}
 	if (net->attention)
 		moved |= afd__frames_round(net);
+	if (net->params.group_size > 1)
+		moved |= afd__group_round(net);
 	return moved;
 }
 
@@ -91,8 +93,7 @@ static void take_event(afd_transport *net, const struct epoll_event *event)
 	/* The peer is gone, but what it said last counts: a goodbye, or the last reply. */
 	afd__link_poll(link, afd__now_ns());
 	if (link->phase == AFD__LINK_JOINED)
-		afd__link_fail(link, afd__error(rc, "the %s peer is gone",
-					     net->attention ? "FFN" : "attention"));
+		afd__link_fail(link, afd__error(rc, "%s is gone", link->who));
 }
 
 /* Empties the epoll set. 1 when there was something, -EIO. */
@@ -162,7 +163,12 @@ static int state_of(const afd_transport *net)
 {
 	if (net->error)
 		return afd__error(net->error, "%s", net->error_text);
-	return !net->attention || net->n_joined == net->n_addresses;
+	/* A rank that has left. */
+	for (uint32_t i = net->n_addresses; net->attention && i < net->max_links; i++) {
+		if (net->links[i] && net->links[i]->error)
+			return afd__link_error(net->links[i]);
+	}
+	return !net->attention || net->n_joined == net->n_links_wanted;
 }
 
 int afd_transport_poll(afd_transport *net)

@@ -24,7 +24,7 @@ enum {
 	AFD__SLOTS_PER_LANE = 2,
 	AFD__N_ROW_SLOTS = AFD__SLOTS_PER_LANE * AFD_MAX_LANES,
 	AFD__PENDING_MAX = 64, /* handshakes under way on the FFN side */
-	AFD__TARGETS_MAX = 1,  /* FFN peers of one frame: 1 until shards */
+	AFD__GROUP_MAX = 64,   /* ranks of an attention group */
 	AFD__BEAT_MS = 50, /* so that a peer hears from us every 100 ms, whatever the timers do */
 	AFD__HANDSHAKE_MS = 5000, /* FFN side: the longest that a stranger may take */
 	AFD__RETRY_MS = 20,       /* attention side: how often a server that is not up is tried */
@@ -48,6 +48,13 @@ enum afd__link_phase {
 	AFD__LINK_LOST,
 };
 
+/* Who the peer is to us. */
+enum afd__link_kind {
+	AFD__LINK_TO_FFN,         /* we are attention */
+	AFD__LINK_FROM_ATTENTION, /* we are FFN */
+	AFD__LINK_IN_GROUP,       /* both are attention */
+};
+
 /* Attention side: what a row slot holds. */
 enum afd__slot_state {
 	AFD__SLOT_FREE,
@@ -63,7 +70,7 @@ struct afd__slot_out {
 	uint64_t sequence, posted_ns;
 	uint32_t lane, layer, row0, n_rows, step;
 	uint16_t part, n_parts;
-	uint8_t state;
+	uint8_t state, type, top_k;
 	bool unsent;    /* the backend has not given x's slot back */
 	bool abandoned; /* its frame has ended; the reply is dropped when it comes */
 };
@@ -97,10 +104,13 @@ struct afd__link {
 	struct afd__wire wire;
 	bool open;    /* wire has to be closed */
 	bool stirred; /* something may have to be done for the handshake */
+	enum afd__link_kind kind;
 	enum afd__link_phase phase;
+	const struct afd__address *address; /* that we connect to; NULL: the peer came to us */
 	uint32_t index;  /* among joined links; stable while anything of it is here */
 	uint64_t number; /* in order of arrival, from 1 */
 	char name[128];  /* its address, on the FFN side with #number */
+	char who[40];    /* the peer, for errors: "the FFN peer", "rank 1 of the group" */
 	int error;       /* first cause */
 	char error_text[512];
 
@@ -113,8 +123,12 @@ struct afd__link {
 	/* what was agreed on */
 	uint32_t lanes, max_rows;
 	int32_t to_ffn_dtype, to_attention_dtype;
+	int32_t gate;
 	char device[16], version[16];
 	uint64_t weights[2];
+	uint32_t rank; /* of its shard among targets, or in the group */
+	bool placed;   /* attention side: its shard is known */
+	struct afd__target shard;
 
 	/* the flow */
 	uint64_t sequence_out, sequence_in;
@@ -141,6 +155,12 @@ struct afd__link {
 	uint64_t step;
 	uint32_t n_taken; /* parts that the stage holds; the link lives as long as they */
 
+	/* In a group: `out` sends, `in` receives. */
+	uint8_t turn_in[AFD_MAX_LANES], turn_came[AFD_MAX_LANES]; /* to be read, to come next */
+	struct afd__step_open peer_open;                          /* the last that it began */
+	uint64_t peer_closed;                                     /* the last that it cancelled */
+	uint64_t beat_ns;                                         /* when beats were last thought of */
+
 	struct afd_peer_info counts;
 	struct afd__link_metrics metrics;
 };
@@ -149,19 +169,36 @@ struct afd__link {
 
 struct afd__frame_target {
 	struct afd__link *link;
-	uint16_t next_part; /* to fill */
+	uint32_t n_rows; /* 0: it has no part in this frame */
 	uint32_t rows_done;
+	uint16_t n_parts, next_part; /* next to fill */
 };
 
 struct afd__frame_out {
 	bool active;
 	int error;
 	char error_text[512];
-	uint32_t layer, n_rows, part_rows;
-	uint16_t n_parts;
+	uint32_t layer;
 	struct afd__frame_io io;
-	uint32_t n_targets;
-	struct afd__frame_target targets[AFD__TARGETS_MAX];
+	uint32_t n_targets; /* all of the transport's, since an earlier frame may still touch any */
+	struct afd__frame_target targets[AFD__TARGETS_MAX]; /* by rank of shard */
+};
+
+/* ---- an operation over the group on its way (group.c) ---- */
+
+enum { AFD__NOBODY = UINT32_MAX };
+struct afd__group_op {
+	bool active;
+	uint8_t type; /* enum afd__collective_type */
+	int error;
+	char error_text[512];
+	uint32_t layer, n_rows;
+	struct afd__group_io io;
+	uint32_t filling, draining; /* ranks whose slot the stage writes, reads; AFD__NOBODY */
+	uint32_t rank;              /* reduce: whose turn it is to be drained, */
+	uint16_t part;              /* and of which part */
+	uint16_t sent[AFD__GROUP_MAX], read[AFD__GROUP_MAX]; /* parts, by rank */
+	bool waits[AFD__GROUP_MAX];                          /* counted in the link's n_owed */
 };
 
 /* ---- a transport ---- */
@@ -175,18 +212,24 @@ struct afd_transport {
 	bool attention;
 	int epoll_fd;
 	struct afd__address *addresses; /* [n_addresses] */
-	uint32_t n_addresses;
+	uint32_t n_addresses;           /* FFN peers, or what we listen at */
+	struct afd__address *group;     /* [group_index + 1]: those of lower ranks, and our own */
+	uint32_t n_links_wanted;        /* attention side: FFN peers and other ranks */
 	struct afd__listener *listeners; /* [n_listeners] */
 	uint32_t n_listeners;
 	bool listeners_stirred;
 	uint64_t accept_again_ns; /* descriptors had run out; 0: no */
 
 	const void *owner;
+	struct afd_shard shard; /* FFN side */
+	bool shard_given;       /* by the params */
 	uint64_t weights[2];
 	char device[16];
 
-	struct afd__link *
-		*links; /* [max_links]; attention: by address. FFN: by index, NULL is free */
+	struct afd__link **links; /* [max_links]; attention: FFN peers by address, then the other
+				     ranks, NULL: has not come. FFN: by index, NULL is free */
+	struct afd__link *targets[AFD__TARGETS_MAX]; /* attention: by rank of shard, once all are
+							placed */
 	uint32_t max_links;
 	struct afd__link *pending[AFD__PENDING_MAX]; /* FFN side: handshakes, oldest first */
 	uint32_t n_pending;
@@ -198,6 +241,7 @@ struct afd_transport {
 	uint64_t step; /* attention side: number of the open step */
 	bool step_open;
 	struct afd__frame_out frames[AFD_MAX_LANES];
+	struct afd__group_op groups[AFD_MAX_LANES];
 	struct afd_frame host[AFD_MAX_LANES]; /* a host's frames, with its memory (host.c) */
 	float *row;                           /* [hidden_size] between two 16-bit dtypes (host.c) */
 
@@ -228,13 +272,20 @@ uint64_t afd__handshake_timer(const afd_transport *net);
 void afd__handshake_missing(const afd_transport *net, char *text, size_t capacity);
 
 /* ---- judge.c ---- */
-void afd__hello_state_ours(const afd_transport *net, struct afd__hello *hello, uint32_t kind);
-/* FFN side: 1 when the peer is refused, and the refusal is filled. */
+void afd__hello_state_ours(const struct afd__link *link, struct afd__hello *hello, uint32_t kind);
+/* The side that accepted: 1 when the peer is refused, and the refusal is filled. */
 int afd__hello_judge(
-	const afd_transport *net, const struct afd__hello *said, struct afd__hello *refusal);
-/* Attention side: 1 when the welcome is not one that we can use. */
+	const struct afd__link *link, const struct afd__hello *said, struct afd__hello *refusal);
+/* The side that connected: 1 when the welcome is not one that we can use. */
 int afd__welcome_judge(
-	const afd_transport *net, const struct afd__hello *said, struct afd__hello *refusal);
+	const struct afd__link *link, const struct afd__hello *said, struct afd__hello *refusal);
+
+/* ---- shards.c ---- */
+/* FFN side, from its params or its stage. */
+int afd__shards_check(const afd_transport *net, const struct afd_shard *shard);
+/* Attention side: takes what an FFN peer said of its shard; with the last of them all are held
+ * together. An error fills the refusal too. */
+int afd__shards_place(struct afd__link *link, struct afd__hello *refusal);
 
 /* ---- link.c ---- */
 struct afd__link *afd__link_create(afd_transport *net, const struct afd__address *address);
@@ -260,6 +311,28 @@ static inline bool afd__link_is_joined(const struct afd__link *link)
 	return link && link->phase == AFD__LINK_JOINED;
 }
 
+/* ---- group.c ---- */
+int afd__group_round(afd_transport *net);
+int afd__group_take(struct afd__link *link, uint32_t slot, const struct afd__header *h,
+	size_t bytes, uint64_t now);
+int afd__group_control(
+	struct afd__link *link, const struct afd__header *h, const void *payload, size_t bytes);
+void afd__group_lost(struct afd__link *link);
+void afd__group_cancel(afd_transport *net);
+void afd__group_disown(afd_transport *net);
+/* The peer may be waiting for us. */
+bool afd__group_owes(const struct afd__link *link);
+/* The text of a deadline that has passed. */
+int afd__group_silence(const struct afd__link *link, uint64_t now);
+static inline bool afd__group_is_idle(const struct afd__group_op *op)
+{
+	return !op->active && op->filling == AFD__NOBODY && op->draining == AFD__NOBODY;
+}
+static inline uint32_t afd__group_link_index(const afd_transport *net, uint32_t rank)
+{
+	return net->n_addresses + rank - (rank > net->params.group_index);
+}
+
 /* ---- frames.c ---- */
 int afd__frames_round(afd_transport *net);
 int afd__frames_take(struct afd__link *link, uint32_t slot, const struct afd__header *h,
@@ -274,6 +347,8 @@ void afd__frame_end(struct afd__frame_out *frame, uint32_t lane, int rc);
 bool afd__frame_is_touched(const struct afd__frame_out *frame, uint32_t lane);
 
 /* ---- steps.c ---- */
+/* The first cause of why nothing can be sent; 0 when something can. */
+int afd__steps_check_links(const afd_transport *net);
 /* A frame without rows: what the last one left is forgotten. */
 int afd__frames_clear(afd_transport *net, uint32_t lane);
 

@@ -30,6 +30,8 @@
 struct afd__wire_slots {                  /* the geometry, the same on both sides */
 	uint32_t n_slots;                 /* each way */
 	uint32_t n_control;               /* of these, the first: small ones of control_bytes */
+	uint32_t eager;                   /* 1: the return of any slot wakes its sender; 0: of
+					     control slots only */
 	size_t control_bytes, slot_bytes; /* multiples of 64 */
 };
 

@@ -53,6 +53,7 @@ static int check_part(
 {
 	const afd_transport *net = link->net;
 	const struct afd__lane_in *lane;
+	uint32_t top_k;
 
 	if (h->type != AFD__ROWS_X)
 		return afd__error(
@@ -68,6 +69,12 @@ static int check_part(
 	if (!link->step || h->step != (uint32_t)link->step)
 		return afd__error(-EPROTO, "frame of rows: step is %u, open is %llu", h->step,
 			(unsigned long long)link->step);
+	top_k = link->gate == AFD_GATE_ATTENTION && net->ffn_kinds[h->layer] == AFD_FFN_MOE
+			? net->contract.top_k
+			: 0;
+	if (h->top_k != top_k)
+		return afd__error(-EPROTO, "frame of rows: top_k is %u at layer %u, must be %u",
+			h->top_k, h->layer, top_k);
 	if (h->dtype != link->to_ffn_dtype)
 		return afd__error(-EPROTO, "frame of rows: dtype is %s, agreed was %s",
 			afd_dtype_name(h->dtype), afd_dtype_name(link->to_ffn_dtype));
@@ -131,6 +138,7 @@ static int send_reply(struct afd__link *link, struct afd__slot_in *in, int statu
 	h.header_bytes = AFD__HEADER_BYTES;
 	h.type = AFD__ROWS_Y;
 	h.flags = 0;
+	h.top_k = 0;
 	h.dtype = (uint8_t)link->to_attention_dtype;
 	h.queue_ns = saturated(in->taken_ns - in->arrived_ns);
 	h.gather_ns = saturated(gather_ns);
@@ -252,8 +260,10 @@ void afd__parts_lost(struct afd__link *link)
 
 int afd__exchange_take(afd_transport *net, struct afd__part *part)
 {
+	struct afd__wire_part layout;
 	struct afd__slot_in *in;
 	struct afd__link *link;
+	const uint8_t *x;
 
 	if (!net->arrived)
 		afd__net_move(net);
@@ -267,6 +277,10 @@ int afd__exchange_take(afd_transport *net, struct afd__part *part)
 	in->state = AFD__PART_TAKEN;
 	in->taken_ns = afd__now_ns();
 	link->n_taken++;
+	x = (const uint8_t *)link->wire.ops->receive_slot(&link->wire, in->slot) +
+	    in->header.header_bytes;
+	afd__wire_part(&layout, in->header.n_rows, net->contract.hidden_size, link->to_ffn_dtype,
+		in->header.top_k);
 	*part = (struct afd__part){
 		.link = link,
 		.peer = link->index,
@@ -281,11 +295,15 @@ int afd__exchange_take(afd_transport *net, struct afd__part *part)
 		.arrived_ns = in->arrived_ns,
 		.slot = in->slot,
 		.sequence = in->header.sequence,
-		.x = (const uint8_t *)link->wire.ops->receive_slot(&link->wire, in->slot) +
-		     in->header.header_bytes,
+		.x = x,
 		.y = (uint8_t *)link->wire.ops->send_slot(&link->wire, in->slot) +
 		     AFD__HEADER_BYTES,
+		.top_k = in->header.top_k,
 	};
+	if (part->top_k) {
+		part->ids = (const int32_t *)(x + layout.ids);
+		part->weights = (const float *)(x + layout.weights);
+	}
 	return 1;
 }
 
@@ -333,16 +351,27 @@ uint32_t afd__exchange_n_joined(const afd_transport *net)
 	return net->n_joined;
 }
 
+/* Whether the link may need a beat now. In a group that depends on what has come, so it is looked
+ * at now and then. */
+static bool is_beat_thought_of(struct afd__link *link, uint64_t now)
+{
+	if (link->kind == AFD__LINK_FROM_ATTENTION)
+		return now >= afd__link_next_timer(link);
+	if (link->kind == AFD__LINK_TO_FFN || !link->net->step_open ||
+		now < link->beat_ns + AFD__BEAT_MS / 2 * UINT64_C(1000000))
+		return false;
+	link->beat_ns = now;
+	return true;
+}
+
 void afd__transport_beat(afd_transport *net)
 {
 	uint64_t now = afd__now_ns();
 
-	if (net->attention)
-		return;
-	for (uint32_t i = 0; i < net->max_links; i++) {
+	for (uint32_t i = net->attention ? net->n_addresses : 0; i < net->max_links; i++) {
 		struct afd__link *link = net->links[i];
 
-		if (!afd__link_is_joined(link) || now < afd__link_next_timer(link))
+		if (!afd__link_is_joined(link) || !is_beat_thought_of(link, now))
 			continue;
 		/* Slots of earlier beats come back by polling; what else came waits in the queue.
 		 */

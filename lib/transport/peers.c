@@ -78,9 +78,12 @@ void afd__peers_joined(struct afd__link *link)
 {
 	afd_transport *net = link->net;
 
-	link->metrics.parts = add(link, 0);
-	link->metrics.rows = add(link, 1);
-	if (net->attention) {
+	/* What a group exchanges are no rows for an FFN; it is in afd_transport_peer. */
+	if (link->kind != AFD__LINK_IN_GROUP) {
+		link->metrics.parts = add(link, 0);
+		link->metrics.rows = add(link, 1);
+	}
+	if (link->kind == AFD__LINK_TO_FFN) {
 		link->metrics.round_trip = add(link, 2);
 		link->metrics.wire = add(link, 3);
 	}
@@ -136,6 +139,26 @@ void afd__peers_info(const struct afd__link *link, struct afd_peer_info *info)
 	info->lanes = link->lanes;
 	info->max_rows = link->max_rows;
 	memcpy(info->weights, link->weights, sizeof(info->weights));
+	info->role = link->kind == AFD__LINK_TO_FFN ? AFD_ROLE_FFN : AFD_ROLE_ATTENTION;
+	if (link->kind == AFD__LINK_IN_GROUP) {
+		info->rank = link->rank;
+		info->n_ranks = link->net->params.group_size;
+	} else if (link->placed) {
+		info->rank = link->rank;
+		info->n_ranks = link->shard.n_targets;
+	}
+}
+
+/* A rank that has to come to us and has not. */
+static void tell_absent(const afd_transport *net, uint32_t index, struct afd_peer_info *info)
+{
+	uint32_t slot = index - net->n_addresses;
+
+	*info = (struct afd_peer_info){ .size = sizeof(*info),
+		.state = AFD_PEER_CONNECTING,
+		.role = AFD_ROLE_ATTENTION,
+		.rank = slot + (slot >= net->params.group_index),
+		.n_ranks = net->params.group_size };
 }
 
 /* The k-th of those that are joined, in order of joining. Looked for, not kept: nobody asks on the
@@ -171,7 +194,9 @@ int afd_transport_peer(const afd_transport *net, uint32_t index, struct afd_peer
 		link = net->links[index];
 	else if (!net->attention && index >= net->n_departed)
 		link = joined_at(net, index - net->n_departed);
-	if (!net->attention && index < net->n_departed)
+	if (net->attention && index < net->max_links && !link)
+		tell_absent(net, index, &found);
+	else if (!net->attention && index < net->n_departed)
 		found = net->departed[index];
 	else if (link)
 		afd__peers_info(link, &found);

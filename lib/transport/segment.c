@@ -4,8 +4,9 @@
  * way); then the slots, those of the accepting end first. Slots begin on pages, so that a device
  * can map them one by one.
  *
- * A slot that was read is returned without waking the sender, unless it is a control slot: the
- * sender of rows waits for the reply, and finds the slot returned when that comes.
+ * A slot that was read is returned without waking the sender, unless it is a control slot or the
+ * geometry is eager: the sender of rows waits for the reply, and finds the slot returned when that
+ * comes.
  */
 #include "segment.h"
 
@@ -135,7 +136,7 @@ int afd__segment_post_receive(struct segment_end *end, uint32_t slot)
 	assert(end->held[slot]);
 	end->held[slot] = false;
 	ring_write(&end->freed, (uint16_t)slot, 0);
-	if (slot < end->geometry.n_control)
+	if (slot < end->geometry.n_control || end->geometry.eager)
 		ring_doorbell(end);
 	return 0;
 }

@@ -56,6 +56,9 @@ static int receive(int fd, struct msghdr *msg, size_t capacity, size_t *bytes)
 {
 	ssize_t n = recvmsg(fd, msg, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
 
+	/* A peer that closed with our messages unread is told of before what it had sent, once. */
+	if (n < 0 && errno == ECONNRESET)
+		n = recvmsg(fd, msg, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
 	if (n < 0)
 		return socket_error("receive");
 	if (!n)

@@ -9,18 +9,21 @@
 
 #include "net.h"
 
-/* The first cause of why nothing can be sent; 0 when something can. */
-static int check_links(const afd_transport *net)
+int afd__steps_check_links(const afd_transport *net)
 {
 	if (!net->attention)
 		return afd__error(-EINVAL,
 			"transport: made to listen, frames are sent by the attention side");
 	if (net->error)
 		return afd__error(net->error, "%s", net->error_text);
-	if (net->n_joined < net->n_addresses)
-		return afd__error(-EAGAIN, "transport: %u of %u FFN peers have joined",
-			net->n_joined, net->n_addresses);
-	for (uint32_t i = 0; i < net->max_links; i++) {
+	for (uint32_t i = net->n_addresses; i < net->max_links; i++) {
+		if (net->links[i] && net->links[i]->error)
+			return afd__link_error(net->links[i]);
+	}
+	if (net->n_joined < net->n_links_wanted)
+		return afd__error(-EAGAIN, "transport: %u of %u peers have joined", net->n_joined,
+			net->n_links_wanted);
+	for (uint32_t i = 0; i < net->n_addresses; i++) {
 		if (net->links[i]->leaving)
 			return afd__error(-ECONNRESET, "link %s: the FFN peer is leaving",
 				net->links[i]->name);
@@ -28,9 +31,22 @@ static int check_links(const afd_transport *net)
 	return 0;
 }
 
+/* In a group FFN peers are told this rank's share, the other ranks the whole. */
+static void tell_rows(struct afd__link *link, const struct afd_step_params *params)
+{
+	const struct afd_transport_params *p = &link->net->params;
+	uint64_t rows, n = link->kind == AFD__LINK_TO_FFN ? p->group_size : 1;
+	uint64_t i = link->kind == AFD__LINK_TO_FFN ? p->group_index : 0;
+
+	for (uint32_t lane = 0; lane < AFD_MAX_LANES; lane++) {
+		rows = params->n_rows[lane];
+		link->step_open.n_rows[lane] = (uint32_t)((i + 1) * rows / n - i * rows / n);
+	}
+}
+
 static int begin(afd_transport *net, const struct afd_step_params *params)
 {
-	int rc = check_links(net);
+	int rc = afd__steps_check_links(net);
 
 	for (uint32_t lane = 0; lane < AFD_MAX_LANES; lane++) {
 		if (rc)
@@ -39,6 +55,10 @@ static int begin(afd_transport *net, const struct afd_step_params *params)
 			rc = afd__error(-EINVAL,
 				"step: the frame of lane %u at layer %u is still out", lane,
 				net->frames[lane].layer);
+		else if (net->groups[lane].active)
+			rc = afd__error(-EINVAL,
+				"step: the group operation of lane %u at layer %u is still out",
+				lane, net->groups[lane].layer);
 		else if (lane >= net->params.lanes && params->n_rows[lane])
 			rc = afd__error(-EINVAL,
 				"step: lane %u has %u rows, the transport has %u lanes", lane,
@@ -52,7 +72,7 @@ static int begin(afd_transport *net, const struct afd_step_params *params)
 		struct afd__link *link = net->links[i];
 
 		link->step_open.step = net->step;
-		memcpy(link->step_open.n_rows, params->n_rows, sizeof(params->n_rows));
+		tell_rows(link, params);
 		memcpy(link->step_open.trace_id, params->trace_id, sizeof(params->trace_id));
 		link->open_due = true;
 		afd__link_timers(link, afd__now_ns());
@@ -69,9 +89,12 @@ int afd__exchange_cancel(afd_transport *net)
 		afd__frame_end(&net->frames[lane], lane, 0);
 		net->frames[lane].error = 0;
 	}
+	afd__group_cancel(net);
 	for (uint32_t i = 0; net->step_open && i < net->max_links; i++) {
 		struct afd__link *link = net->links[i];
 
+		if (!link)
+			continue;
 		/* A step that the peer has not heard of need not be closed. */
 		if (!link->open_due && afd__link_is_joined(link)) {
 			link->step_close = (struct afd__step_close){ .step = net->step,
@@ -98,16 +121,18 @@ int afd__exchange_begin(afd_transport *net, const struct afd_step_params *params
 
 int afd__frames_clear(afd_transport *net, uint32_t lane)
 {
-	int rc = check_links(net);
+	int rc = afd__steps_check_links(net);
 
 	net->frames[lane].error = 0;
 	return rc;
 }
 
-static int check_frame(const afd_transport *net, uint32_t lane, uint32_t layer, uint32_t n_rows)
+static int check_frame(const afd_transport *net, uint32_t lane, uint32_t layer)
 {
 	if (!net->step_open)
 		return afd__error(-EINVAL, "frame: no step is open");
+	if (!net->n_addresses)
+		return afd__error(-EINVAL, "frame: the transport was made without FFN peers");
 	if (lane >= net->params.lanes)
 		return afd__error(
 			-EINVAL, "frame: lane is %u, limit %u", lane, net->params.lanes - 1);
@@ -117,45 +142,60 @@ static int check_frame(const afd_transport *net, uint32_t lane, uint32_t layer, 
 	if (net->frames[lane].active)
 		return afd__error(-EBUSY, "frame: lane %u has one out, at layer %u", lane,
 			net->frames[lane].layer);
-	if (!n_rows)
-		return afd__error(-EINVAL, "frame: n_rows is 0, such a frame does not cross");
 	return 0;
 }
 
-int afd__exchange_send(afd_transport *net, uint32_t lane, uint32_t layer, uint32_t n_rows,
+/* How many parts the rows make for each target. */
+static int check_parts(const afd_transport *net, const uint32_t *n_rows)
+{
+	uint32_t any = 0;
+
+	for (uint32_t t = 0; t < net->n_addresses; t++) {
+		uint32_t limit = net->targets[t]->max_rows;
+
+		any |= n_rows[t];
+		if (n_rows[t] && (n_rows[t] - 1) / limit + 1 > UINT16_MAX)
+			return afd__error(-EINVAL,
+				"frame: %u rows make more than %d parts of %u rows", n_rows[t],
+				UINT16_MAX, limit);
+	}
+	return any ? 0 : afd__error(-EINVAL, "frame: n_rows is 0, such a frame does not cross");
+}
+
+int afd__exchange_send(afd_transport *net, uint32_t lane, uint32_t layer, const uint32_t *n_rows,
 	const struct afd__frame_io *io)
 {
-	struct afd__link *link;
 	struct afd__frame_out *frame;
-	uint32_t n_parts;
-	int rc = check_links(net);
+	int rc = afd__steps_check_links(net);
 
 	if (!rc)
-		rc = check_frame(net, lane, layer, n_rows);
+		rc = check_frame(net, lane, layer);
+	if (!rc)
+		rc = check_parts(net, n_rows);
 	if (rc)
 		return rc;
-	link = net->links[0];
-	n_parts = (n_rows - 1) / link->max_rows + 1;
-	if (n_parts > UINT16_MAX)
-		return afd__error(-EINVAL, "frame: %u rows make %u parts of %u rows, limit %d",
-			n_rows, n_parts, link->max_rows, UINT16_MAX);
 	frame = &net->frames[lane];
 	frame->active = true;
 	frame->error = 0;
 	frame->layer = layer;
-	frame->n_rows = n_rows;
-	frame->part_rows = link->max_rows;
-	frame->n_parts = (uint16_t)n_parts;
 	frame->io = *io;
-	frame->n_targets = 1;
-	frame->targets[0] = (struct afd__frame_target){ .link = link };
+	frame->n_targets = net->n_addresses;
+	for (uint32_t t = 0; t < frame->n_targets; t++) {
+		struct afd__link *link = net->targets[t];
+
+		frame->targets[t] = (struct afd__frame_target){
+			.link = link,
+			.n_rows = n_rows[t],
+			.n_parts = (uint16_t)((n_rows[t] + link->max_rows - 1) / link->max_rows),
+		};
+	}
 	return 0;
 }
 
 static bool any_frame_is_out(const afd_transport *net)
 {
 	for (uint32_t lane = 0; lane < AFD_MAX_LANES; lane++) {
-		if (net->frames[lane].active)
+		if (net->frames[lane].active || net->groups[lane].active)
 			return true;
 	}
 	return false;

@@ -13,6 +13,7 @@
 #include "socket.h"
 
 enum { MAX_ROWS = 65536, MAX_PEERS = 1024, MAX_HIDDEN = 65536, MAX_ADDRESSES = 64 };
+enum { MAX_EXPERTS = 65536, MAX_TOP_K = 64 };
 enum {
 	DEFAULT_ROWS = 512,
 	DEFAULT_PEERS = 64,
@@ -42,23 +43,41 @@ static int check_dtype(const char *name, int32_t dtype)
 	return 0;
 }
 
+static int check_group(const struct afd_transport_params *p)
+{
+	if (p->group_size > AFD__GROUP_MAX)
+		return afd__error(-EINVAL, "transport: group_size is %u, limit %d", p->group_size,
+			AFD__GROUP_MAX);
+	if (p->group_index && p->group_index >= p->group_size)
+		return afd__error(-EINVAL, "transport: group_index is %u, group_size is %u",
+			p->group_index, p->group_size);
+	if ((p->group_size > 1) != !!p->group)
+		return afd__error(-EINVAL, "transport: group_size is %u, and group is %s",
+			p->group_size, p->group ? "given" : "NULL");
+	if (p->group && p->n_listen)
+		return afd__error(-EINVAL, "transport: group is the attention side's, n_listen is %u",
+			p->n_listen);
+	return 0;
+}
+
 static int check_sides(const struct afd_transport_params *p)
 {
-	if (!!p->n_listen == !!p->n_connect)
+	const struct afd_shard *shard = &p->shard;
+
+	if (p->n_listen ? p->n_connect : !p->n_connect && p->group_size < 2)
 		return afd__error(-EINVAL,
 			"transport: n_listen is %u, n_connect is %u, exactly one must be set",
 			p->n_listen, p->n_connect);
 	if ((p->n_listen && !p->listen) || (p->n_connect && !p->connect))
 		return afd__error(-EINVAL, "transport: %s is NULL beside a count",
 			p->n_listen ? "listen" : "connect");
-	if (p->n_listen > MAX_ADDRESSES || p->n_connect > MAX_ADDRESSES)
+	if (p->n_listen > MAX_ADDRESSES || p->n_connect > AFD__TARGETS_MAX)
 		return afd__error(-EINVAL, "transport: %u addresses, limit %d",
 			p->n_listen + p->n_connect, MAX_ADDRESSES);
-	if (p->n_connect > 1)
-		return afd__error(-ENOTSUP,
-			"transport: n_connect is %u, limit 1: replicas and shards come later",
-			p->n_connect);
-	return 0;
+	if (!p->n_listen && (shard->tp || shard->n_tp || shard->ep || shard->n_ep))
+		return afd__error(
+			-EINVAL, "transport: shard is the FFN side's, n_connect is %u", p->n_connect);
+	return check_group(p);
 }
 
 static int check_params(const struct afd_transport_params *p)
@@ -85,13 +104,36 @@ static int check_params(const struct afd_transport_params *p)
 static int check_kinds(const struct afd_contract *c)
 {
 	for (uint32_t i = 0; c->ffn_kinds && i < c->n_layers; i++) {
-		if (c->ffn_kinds[i] == AFD_FFN_MOE)
-			return afd__error(-ENOTSUP,
-				"contract: layer %u has experts, this version has dense layers", i);
-		if (c->ffn_kinds[i] != AFD_FFN_DENSE)
+		if (c->ffn_kinds[i] == AFD_FFN_MOE && !c->n_experts)
+			return afd__error(-EINVAL,
+				"contract: layer %u has experts, and n_experts is 0", i);
+		if (c->ffn_kinds[i] != AFD_FFN_DENSE && c->ffn_kinds[i] != AFD_FFN_MOE)
 			return afd__error(-EINVAL, "contract: ffn_kinds[%u] is %u, limit %d", i,
 				c->ffn_kinds[i], AFD_FFN_MOE);
 	}
+	return 0;
+}
+
+static int check_experts(const struct afd_contract *c)
+{
+	bool routed = c->router > AFD_ROUTER_NONE;
+
+	if (c->router < 0 || c->router > AFD_ROUTER_SIGMOID)
+		return afd__error(
+			-EINVAL, "contract: router is %d, limit %d", c->router, AFD_ROUTER_SIGMOID);
+	if (routed != !!c->n_experts || routed != !!c->top_k)
+		return afd__error(-EINVAL,
+			"contract: router is %d, n_experts is %u, top_k is %u; all are set or none",
+			c->router, c->n_experts, c->top_k);
+	if (c->n_experts > MAX_EXPERTS)
+		return afd__error(-EINVAL, "contract: n_experts is %u, limit %d", c->n_experts,
+			MAX_EXPERTS);
+	if (c->top_k > c->n_experts || c->top_k > MAX_TOP_K)
+		return afd__error(-EINVAL, "contract: top_k is %u, limit %u", c->top_k,
+			c->n_experts < MAX_TOP_K ? c->n_experts : MAX_TOP_K);
+	if (c->shared_experts < 0 || c->shared_experts > 1)
+		return afd__error(
+			-EINVAL, "contract: shared_experts is %d, limit 1", c->shared_experts);
 	return 0;
 }
 
@@ -103,23 +145,13 @@ static int check_contract(const struct afd_contract *c)
 	if (!c->n_layers || c->n_layers > AFD__LAYERS_MAX)
 		return afd__error(-EINVAL, "contract: n_layers is %u, must be 1 .. %d", c->n_layers,
 			AFD__LAYERS_MAX);
-	if (c->router < 0 || c->router > AFD_ROUTER_SIGMOID)
-		return afd__error(
-			-EINVAL, "contract: router is %d, limit %d", c->router, AFD_ROUTER_SIGMOID);
-	if (c->router > AFD_ROUTER_NONE || c->n_experts || c->top_k)
-		return afd__error(-ENOTSUP,
-			"contract: router is %d, n_experts is %u, top_k is %u, this version has "
-			"dense layers",
-			c->router, c->n_experts, c->top_k);
 	if (c->activation < 0 || c->activation > AFD_ACTIVATION_SILU)
 		return afd__error(-EINVAL, "contract: activation is %d, limit %d", c->activation,
 			AFD_ACTIVATION_SILU);
 	if (c->dtype < 0 || c->dtype > AFD_DTYPE_FP8)
 		return afd__error(
 			-EINVAL, "contract: dtype is %d, limit %d", c->dtype, AFD_DTYPE_FP8);
-	if (c->_pad)
-		return afd__error(-EINVAL, "contract: _pad is %u, must be 0", c->_pad);
-	return check_kinds(c);
+	return check_experts(c) ? -EINVAL : check_kinds(c);
 }
 
 static uint32_t or_default(uint32_t value, uint32_t fallback)
@@ -131,7 +163,7 @@ static void fill_contract(afd_transport *net, const struct afd_contract *given)
 {
 	net->contract = *given;
 	net->contract.ffn_kinds = net->ffn_kinds;
-	net->contract.router = AFD_ROUTER_NONE;
+	net->contract.router = given->router ? given->router : AFD_ROUTER_NONE;
 	net->contract.activation = AFD_ACTIVATION_SILU;
 	if (!given->dtype)
 		net->contract.dtype = AFD_DTYPE_F32;
@@ -139,6 +171,8 @@ static void fill_contract(afd_transport *net, const struct afd_contract *given)
 	if (given->dtype == AFD_DTYPE_FP8)
 		net->contract.dtype = AFD_DTYPE_BF16;
 	memset(net->ffn_kinds, AFD_FFN_DENSE, sizeof(net->ffn_kinds));
+	if (given->ffn_kinds)
+		memcpy(net->ffn_kinds, given->ffn_kinds, given->n_layers);
 }
 
 /* FFN side: dtypes of 0 stay, they accept what the peer asks for. */
@@ -149,6 +183,8 @@ static int fill_params(afd_transport *net, const struct afd_transport_params *gi
 
 	*p = *given;
 	p->listen = p->connect = NULL;
+	p->group = NULL;
+	p->group_size = or_default(p->group_size, 1);
 	p->lanes = or_default(p->lanes, 1);
 	p->max_rows = or_default(p->max_rows, DEFAULT_ROWS);
 	p->max_peers = or_default(p->max_peers, DEFAULT_PEERS);
@@ -168,7 +204,9 @@ static int fill_params(afd_transport *net, const struct afd_transport_params *gi
 			"transport: layers held are %u from %u on, the contract has %u",
 			p->n_layers, p->first_layer, n_layers);
 	p->n_layers = or_default(p->n_layers, n_layers - p->first_layer);
-	if ((uint64_t)p->max_rows * net->contract.hidden_size * sizeof(float) > PART_BYTES_MAX)
+	if (p->max_rows * ((uint64_t)net->contract.hidden_size * sizeof(float) +
+				  8 * (uint64_t)net->contract.top_k) >
+		PART_BYTES_MAX)
 		return afd__error(-EINVAL,
 			"transport: a part of %u rows of %u numbers has over %llu bytes; lower "
 			"max_rows",
@@ -178,39 +216,95 @@ static int fill_params(afd_transport *net, const struct afd_transport_params *gi
 
 /* ---- life ---- */
 
+static int listen_at(afd_transport *net, const struct afd__address *address)
+{
+	struct afd__listener *ln = &net->listeners[net->n_listeners];
+	int rc;
+
+	*ln = (struct afd__listener){ .tag = { .kind = AFD__TAG_LISTENER },
+		.ops = address->ops,
+		.ctx = net->ctx,
+		.epoll_fd = net->epoll_fd };
+	snprintf(ln->address, sizeof(ln->address), "%s", address->text);
+	rc = ln->ops->listen(ln, address->name);
+	if (!rc)
+		net->n_listeners++;
+	return rc;
+}
+
 static int listen_all(afd_transport *net)
 {
-	int rc;
+	int rc = 0;
 
 	net->listeners = afd__alloc(net->ctx, net->n_addresses, sizeof(*net->listeners));
 	if (!net->listeners)
 		return -ENOMEM;
-	for (uint32_t i = 0; i < net->n_addresses; i++) {
-		struct afd__listener *ln = &net->listeners[i];
+	for (uint32_t i = 0; i < net->n_addresses && !rc; i++)
+		rc = listen_at(net, &net->addresses[i]);
+	return rc;
+}
 
-		*ln = (struct afd__listener){ .tag = { .kind = AFD__TAG_LISTENER },
-			.ops = net->addresses[i].ops,
-			.ctx = net->ctx,
-			.epoll_fd = net->epoll_fd };
-		snprintf(ln->address, sizeof(ln->address), "%s", net->addresses[i].text);
-		rc = ln->ops->listen(ln, net->addresses[i].name);
-		if (rc)
-			return rc;
-		net->n_listeners++;
-	}
+static int prepare_link(afd_transport *net, uint32_t index, const struct afd__address *address)
+{
+	struct afd__link *link = afd__link_create(net, address);
+
+	if (!link)
+		return -ENOMEM;
+	link->index = index;
+	link->number = index + 1;
+	snprintf(link->who, sizeof(link->who), "the FFN peer");
+	net->links[index] = link;
 	return 0;
+}
+
+/* Links to the ranks below ours, and a listener for those above. */
+static int prepare_group(afd_transport *net)
+{
+	uint32_t own = net->params.group_index;
+	int rc = 0;
+
+	for (uint32_t rank = 0; rank < own && !rc; rank++) {
+		uint32_t index = afd__group_link_index(net, rank);
+
+		rc = prepare_link(net, index, &net->group[rank]);
+		if (rc)
+			break;
+		net->links[index]->kind = AFD__LINK_IN_GROUP;
+		net->links[index]->rank = rank;
+		snprintf(net->links[index]->who, sizeof(net->links[index]->who),
+			"rank %u of the group", rank);
+	}
+	if (rc || own + 1 == net->params.group_size)
+		return rc;
+	net->listeners = afd__alloc(net->ctx, 1, sizeof(*net->listeners));
+	return net->listeners ? listen_at(net, &net->group[own]) : -ENOMEM;
 }
 
 static int prepare_links(afd_transport *net)
 {
-	for (uint32_t i = 0; i < net->max_links; i++) {
-		net->links[i] = afd__link_create(net, &net->addresses[i]);
-		if (!net->links[i])
-			return -ENOMEM;
-		net->links[i]->index = i;
-		net->links[i]->number = i + 1;
+	int rc = 0;
+
+	for (uint32_t i = 0; i < net->n_addresses && !rc; i++)
+		rc = prepare_link(net, i, &net->addresses[i]);
+	return rc || net->params.group_size < 2 ? rc : prepare_group(net);
+}
+
+/* Rank 0 listens at the address that was given, rank i at the same with ".i". */
+static int parse_group(afd_transport *net, const char *text)
+{
+	uint32_t n = net->params.group_index + 1;
+	char name[160];
+	int rc = 0;
+
+	net->group = afd__alloc(net->ctx, n, sizeof(*net->group));
+	if (!net->group)
+		return -ENOMEM;
+	for (uint32_t rank = 0; rank < n && !rc; rank++) {
+		if (rank)
+			snprintf(name, sizeof(name), "%.140s.%u", text, rank);
+		rc = afd__address_parse(&net->group[rank], net->ctx, rank ? name : text);
 	}
-	return 0;
+	return rc;
 }
 
 static int parse_addresses(afd_transport *net, const struct afd_transport_params *given)
@@ -219,11 +313,22 @@ static int parse_addresses(afd_transport *net, const struct afd_transport_params
 	int rc = 0;
 
 	net->n_addresses = net->attention ? given->n_connect : given->n_listen;
-	net->addresses = afd__alloc(net->ctx, net->n_addresses, sizeof(*net->addresses));
+	net->addresses = afd__alloc(net->ctx, net->n_addresses + 1, sizeof(*net->addresses));
 	if (!net->addresses)
 		return -ENOMEM;
 	for (uint32_t i = 0; i < net->n_addresses && !rc; i++)
 		rc = afd__address_parse(&net->addresses[i], net->ctx, texts[i]);
+	return rc || !given->group ? rc : parse_group(net, given->group);
+}
+
+static int read_shard(afd_transport *net)
+{
+	const struct afd_shard *given = &net->params.shard;
+	int rc = afd__shards_check(net, given);
+
+	net->shard_given = given->n_tp || given->n_ep;
+	net->shard = (struct afd_shard){ given->tp, or_default(given->n_tp, 1), given->ep,
+		or_default(given->n_ep, 1) };
 	return rc;
 }
 
@@ -232,10 +337,15 @@ static int open_transport(afd_transport *net, const struct afd_transport_params 
 	int rc = fill_params(net, given);
 
 	if (!rc)
+		rc = read_shard(net);
+	if (!rc)
 		rc = parse_addresses(net, given);
 	if (rc)
 		return rc;
-	net->max_links = net->attention ? net->n_addresses : net->params.max_peers;
+	net->n_links_wanted = net->attention ? net->n_addresses + net->params.group_size - 1 : 0;
+	net->max_links = net->attention ? net->n_links_wanted : net->params.max_peers;
+	for (uint32_t lane = 0; lane < AFD_MAX_LANES; lane++)
+		net->groups[lane].filling = net->groups[lane].draining = AFD__NOBODY;
 	net->links = afd__alloc(net->ctx, net->max_links, sizeof(*net->links));
 	net->departed = afd__alloc(net->ctx, net->max_links, sizeof(*net->departed));
 	net->row = afd__alloc(net->ctx, net->contract.hidden_size, sizeof(*net->row));
@@ -278,7 +388,7 @@ int afd_transport_create(afd_transport **out, afd_context *ctx, const struct afd
 		return -ENOMEM;
 	net->ctx = ctx;
 	net->epoll_fd = -1;
-	net->attention = p.n_connect > 0;
+	net->attention = !p.n_listen;
 	net->arrived_end = &net->arrived;
 	net->created_ns = afd__now_ns();
 	snprintf(net->device, sizeof(net->device), "%s", afd_context_isa(ctx));
@@ -338,6 +448,7 @@ void afd_transport_destroy(afd_transport *net)
 	afd__free(net->departed);
 	afd__free(net->links);
 	afd__free(net->listeners);
+	afd__free(net->group);
 	afd__free(net->addresses);
 	afd__free(net);
 }
@@ -357,6 +468,11 @@ void afd__transport_info(const afd_transport *net, struct afd__exchange_info *in
 		.to_attention_dtype = net->attention ? net->params.to_attention_dtype : 0,
 		.first_layer = net->params.first_layer,
 		.n_layers = net->params.n_layers,
+		.gate = net->attention ? net->params.gate : 0,
+		.n_targets = net->attention ? net->n_addresses : 0,
+		.group_index = net->params.group_index,
+		.group_size = net->params.group_size,
+		.shard = net->shard,
 	};
 }
 
@@ -368,6 +484,8 @@ int afd__transport_own(afd_transport *net, const void *stage)
 	 */
 	if (!stage && net->attention)
 		afd__frames_disown(net);
+	if (!stage && net->attention)
+		afd__group_disown(net);
 	net->owner = stage;
 	return 0;
 }

@@ -6,6 +6,7 @@
  */
 #include "wire.h"
 
+#include <stdbool.h>
 #include <string.h>
 
 #include "../context/error.h"
@@ -81,11 +82,13 @@ static int check_size(const struct afd__header *h, size_t n_bytes)
 	return 0;
 }
 
+/* Collectives have rows too, and never a status or ids. */
 static int check_rows(const struct afd__header *h)
 {
-	if (h->type != AFD__ROWS_X && h->type != AFD__ROWS_Y)
-		return afd__error(
-			-EPROTO, "frame of rows: type is %u, limit %d", h->type, AFD__ROWS_Y);
+	bool is_reply = h->kind == AFD__FRAME_ROWS && h->type == AFD__ROWS_Y;
+
+	if (!h->type || h->type > 2)
+		return afd__error(-EPROTO, "frame of rows: type is %u, limit 2", h->type);
 	if (h->dtype < AFD_DTYPE_F32 || h->dtype > AFD_DTYPE_F16)
 		return afd__error(
 			-EPROTO, "frame of rows: dtype is %u, limit %d", h->dtype, AFD_DTYPE_F16);
@@ -94,7 +97,7 @@ static int check_rows(const struct afd__header *h)
 	if (h->n_rows > ROWS_MAX)
 		return afd__error(
 			-EPROTO, "frame of rows: n_rows is %u, limit %d", h->n_rows, ROWS_MAX);
-	if (h->status && (h->type != AFD__ROWS_Y || h->n_rows))
+	if (h->status && (!is_reply || h->n_rows))
 		return afd__error(-EPROTO, "frame of rows: status is %u beside %u rows of type %u",
 			h->status, h->n_rows, h->type);
 	if (!h->status && !h->n_rows)
@@ -109,6 +112,8 @@ static int check_rows(const struct afd__header *h)
 	if (h->top_k > TOP_K_MAX)
 		return afd__error(
 			-EPROTO, "frame of rows: top_k is %u, limit %d", h->top_k, TOP_K_MAX);
+	if (h->top_k && (h->kind != AFD__FRAME_ROWS || is_reply))
+		return afd__error(-EPROTO, "frame of rows: top_k is %u, only x has ids", h->top_k);
 	return 0;
 }
 
@@ -132,6 +137,7 @@ int afd__wire_decode(struct afd__header *h, const void *bytes, size_t n_bytes)
 		return rc;
 	switch (h->kind) {
 	case AFD__FRAME_ROWS:
+	case AFD__FRAME_COLLECTIVE:
 		return check_rows(h);
 	case AFD__FRAME_CONTROL:
 		if (h->type < AFD__STEP_OPEN || h->type > AFD__GOODBYE)
@@ -139,8 +145,8 @@ int afd__wire_decode(struct afd__header *h, const void *bytes, size_t n_bytes)
 				AFD__GOODBYE);
 		return 0;
 	default:
-		return afd__error(-EPROTO, "frame: kind is %u, must be %d or %d", h->kind,
-			AFD__FRAME_ROWS, AFD__FRAME_CONTROL);
+		return afd__error(-EPROTO, "frame: kind is %u, limit %d", h->kind,
+			AFD__FRAME_COLLECTIVE);
 	}
 }
 
@@ -155,20 +161,35 @@ size_t afd__wire_rows_bytes(uint32_t n_rows, uint32_t hidden_size, int32_t dtype
 	return bytes;
 }
 
+void afd__wire_part(struct afd__wire_part *out, uint32_t n_rows, uint32_t hidden_size,
+	int32_t dtype, uint32_t top_k)
+{
+	size_t rows = afd__wire_rows_bytes(n_rows, hidden_size, dtype);
+	size_t choices = (size_t)n_rows * top_k * sizeof(int32_t);
+
+	*out = (struct afd__wire_part){ .bytes = rows };
+	if (!rows || !top_k || top_k > TOP_K_MAX)
+		return;
+	out->ids = (rows + 15) / 16 * 16;
+	out->weights = out->ids + (choices + 15) / 16 * 16;
+	out->bytes = out->weights + choices;
+}
+
 int afd__wire_check_rows(
 	const struct afd__header *h, size_t n_bytes, uint32_t hidden_size, uint32_t max_rows)
 {
-	size_t bytes = afd__wire_rows_bytes(h->n_rows, hidden_size, h->dtype);
+	struct afd__wire_part part;
 
+	afd__wire_part(&part, h->n_rows, hidden_size, h->dtype, h->top_k);
 	if (h->n_rows > max_rows)
 		return afd__error(
 			-EPROTO, "frame of rows: n_rows is %u, limit %u", h->n_rows, max_rows);
-	if (!bytes || n_bytes - h->header_bytes != bytes)
+	if (!part.bytes || n_bytes - h->header_bytes != part.bytes)
 		return afd__error(-EPROTO,
-			"frame of rows: %zu bytes follow the header, %u rows of %u %s numbers are "
-			"%zu",
+			"frame of rows: %zu bytes follow the header, %u rows of %u %s numbers with "
+			"%u ids are %zu",
 			n_bytes - h->header_bytes, h->n_rows, hidden_size, afd_dtype_name(h->dtype),
-			bytes);
+			h->top_k, part.bytes);
 	return 0;
 }
 

@@ -21,6 +21,7 @@
 
 enum afd__frame_kind { AFD__FRAME_ROWS = 1, AFD__FRAME_CONTROL = 2, AFD__FRAME_COLLECTIVE = 3 };
 enum afd__rows_type { AFD__ROWS_X = 1, AFD__ROWS_Y = 2 };
+enum afd__collective_type { AFD__REDUCE = 1, AFD__GATHER = 2 };
 enum afd__control_type { AFD__STEP_OPEN = 1, AFD__STEP_CLOSE = 2, AFD__BEAT = 3, AFD__GOODBYE = 4 };
 
 /* Bits of flags that a reader may not skip: unknown ones are refused. */
@@ -50,7 +51,12 @@ int afd__wire_decode(struct afd__header *h, const void *bytes, size_t n_bytes);
 
 /* Bytes of the rows of a part; 0 when they overflow or the dtype is unknown. */
 size_t afd__wire_rows_bytes(uint32_t n_rows, uint32_t hidden_size, int32_t dtype);
-/* -EPROTO unless the rows that the header tells of are exactly what follows it. */
+/* What follows a header: rows, then with ids of experts their ids and weights. Each of them begins at
+ * a multiple of 16. Offsets count from the rows; 0 bytes when they overflow. */
+struct afd__wire_part { size_t ids, weights, bytes; };
+void afd__wire_part(struct afd__wire_part *out, uint32_t n_rows, uint32_t hidden_size,
+	int32_t dtype, uint32_t top_k);
+/* -EPROTO unless what the header tells of is exactly what follows it. */
 int afd__wire_check_rows(
 	const struct afd__header *h, size_t n_bytes, uint32_t hidden_size, uint32_t max_rows);
 

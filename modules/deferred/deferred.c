@@ -90,6 +90,24 @@ static int deferred_matrix_load(struct afd__device *dev, struct afd__matrix *m, 
 	return s->cpu.ops->matrix_load(&s->cpu, &real, rows, row0, n_rows);
 }
 
+static int deferred_scales_load(struct afd__device *dev, struct afd__matrix *m,
+	const struct afd__scale_blocks *blocks, uint32_t row0, uint32_t n_rows)
+{
+	struct deferred *s = dev->state;
+	struct afd__matrix real = *m;
+
+	real.scales = arena_real(&s->arena, m->scales);
+	return s->cpu.ops->scales_load(&s->cpu, &real, blocks, row0, n_rows);
+}
+
+static size_t deferred_experts_scratch_bytes(
+	struct afd__device *dev, const struct afd__experts_args *a, bool least)
+{
+	struct deferred *s = dev->state;
+
+	return s->cpu.ops->experts_scratch_bytes(&s->cpu, a, least);
+}
+
 /* ---- queue ---- */
 
 static void free_queue(struct deferred_queue *d)
@@ -207,7 +225,7 @@ static int deferred_download(struct afd__queue *q, void *host, const void *src, 
 
 /* ---- operations: copied with their pointers exchanged ---- */
 
-#define MAX_POINTERS  6
+#define MAX_POINTERS  9
 #define AT(op, field) offsetof(struct afd__##op##_args, field)
 
 struct layout {
@@ -218,8 +236,8 @@ struct layout {
 static const struct layout layouts[] = {
 	[KIND_embed] = { 3, { AT(embed, table.data), AT(embed, ids), AT(embed, out) } },
 	[KIND_norm] = { 4, { AT(norm, h), AT(norm, add), AT(norm, weight), AT(norm, out) } },
-	[KIND_product] = { 4,
-		{ AT(product, x), AT(product, w.data), AT(product, bias), AT(product, y) } },
+	[KIND_product] = { 5, { AT(product, x), AT(product, w.data), AT(product, w.scales),
+				      AT(product, bias), AT(product, y) } },
 	[KIND_angles] = { 3, { AT(angles, positions), AT(angles, inv_freq), AT(angles, out) } },
 	[KIND_rope] = { 6, { AT(rope, qkv), AT(rope, q_norm), AT(rope, k_norm), AT(rope, angles),
 				   AT(rope, slots), AT(rope, kv.data) } },
@@ -230,6 +248,15 @@ static const struct layout layouts[] = {
 	[KIND_convert] = { 3, { AT(convert, src), AT(convert, dst), AT(convert, index) } },
 	[KIND_argmax] = { 2, { AT(argmax, x), AT(argmax, ids) } },
 	[KIND_copy] = { 2, { AT(copy, dst), AT(copy, src) } },
+	[KIND_gate] = { 2, { AT(gate, x), AT(gate, gate) } },
+	[KIND_quantize] = { 1, { AT(quantize, x) } },
+	[KIND_route] = { 4,
+		{ AT(route, logits), AT(route, bias), AT(route, ids), AT(route, weights) } },
+	[KIND_experts] = { 9,
+		{ AT(experts, x), AT(experts, ids), AT(experts, weights),
+			AT(experts, gate_up.data), AT(experts, gate_up.scales),
+			AT(experts, down.data), AT(experts, down.scales), AT(experts, y),
+			AT(experts, scratch) } },
 };
 
 static int enqueue(struct afd__queue *q, enum kind kind, const void *args, size_t bytes)
@@ -263,6 +290,8 @@ static const struct afd__device_ops deferred_ops = { .name = "deferred",
 	.free = deferred_free,
 	.matrix_bytes = deferred_matrix_bytes,
 	.matrix_load = deferred_matrix_load,
+	.scales_load = deferred_scales_load,
+	.experts_scratch_bytes = deferred_experts_scratch_bytes,
 	.queue_open = deferred_queue_open,
 	.queue_close = deferred_queue_close,
 	.reached = deferred_reached,

@@ -27,22 +27,23 @@ HOLDS(afd_span, 56, peer, 48);
 HOLDS(afd_tracer, 16, user, 8);
 HOLDS(afd_context_params, 104, tracer, 88);
 
-HOLDS(afd_contract, 48, _pad, 44);
+HOLDS(afd_contract, 48, shared_experts, 44);
 HOLDS(afd_tensor, 32, dtype, 28);
 HOLDS(afd_model_params, 40, tensor_bytes, 32);
-HOLDS(afd_model_info, 88, kv_bytes_per_token, 80);
+HOLDS(afd_model_info, 112, ffn_only, 108);
 HOLDS(afd_role_info, 24, bytes, 16);
+HOLDS(afd_shard_params, 40, n_layers, 36);
 HOLDS(afd_tensor_info, 80, bytes, 72);
 
-HOLDS(afd_transport_params, 80, _pad, 76);
+HOLDS(afd_transport_params, 112, group_size, 108);
 HOLDS(afd_step_params, 48, _pad, 44);
-HOLDS(afd_frame, 64, y_row_bytes, 56);
-HOLDS(afd_peer_info, 232, weights, 216);
+HOLDS(afd_frame, 80, weights, 72);
+HOLDS(afd_peer_info, 248, _pad2, 244);
 
-HOLDS(afd_ffn_pass, 40, y, 32);
-HOLDS(afd_ffn_params, 80, progress_user, 72);
-HOLDS(afd_ffn_rows, 56, y_row_bytes, 48);
-HOLDS(afd_ffn_stats, 64, _pad, 60);
+HOLDS(afd_ffn_pass, 64, _pad, 60);
+HOLDS(afd_ffn_params, 104, _pad, 100);
+HOLDS(afd_ffn_rows, 80, _pad, 76);
+HOLDS(afd_ffn_stats, 72, stored_bytes, 64);
 
 HOLDS(afd_attn_params, 96, progress_user, 88);
 HOLDS(afd_entry, 32, user_id, 24);

@@ -173,13 +173,25 @@ void rig_fetch(struct rig *r, void *host, const void *dev, size_t bytes)
 
 size_t rig_bytes(int32_t dtype)
 {
-	return dtype == AFD_DTYPE_F32 ? 4 : 2;
+	return dtype == AFD_DTYPE_F32 ? 4 : dtype == AFD_DTYPE_FP8 ? 1 : 2;
+}
+
+/* e4m3 without infinities: exponent bias 7, the last pattern is NaN. */
+static double decode_fp8(uint8_t b)
+{
+	int exponent = (b & 0x7f) >> 3, fraction = b & 7;
+	double size = exponent ? ldexp(8 + fraction, exponent - 10) : ldexp(fraction, -9);
+
+	return (b & 0x7f) == 0x7f ? (double)NAN : b & 0x80 ? -size : size;
 }
 
 double rig_decode(const void *numbers, size_t i, int32_t dtype)
 {
 	uint16_t h;
 	float f;
+
+	if (dtype == AFD_DTYPE_FP8)
+		return decode_fp8(((const uint8_t *)numbers)[i]);
 
 	if (dtype == AFD_DTYPE_F32) {
 		memcpy(&f, (const char *)numbers + 4 * i, 4);
@@ -208,6 +220,24 @@ static double round_to(double x, int bits, int low)
 	return ldexp(rint(ldexp(x, bits + 1 - exponent)), exponent - 1 - bits);
 }
 
+/* The nearest of all patterns; between two the one with an even fraction; the largest for what is
+ * beyond it. */
+static uint8_t encode_fp8(double x)
+{
+	double size = fabs(x);
+	uint8_t best = 0;
+
+	if (isnan(x))
+		return signbit(x) ? 0xff : 0x7f;
+	for (uint8_t b = 1; b < 0x7f; b++) {
+		double before = fabs(size - decode_fp8(best)), now = fabs(size - decode_fp8(b));
+
+		if (now < before || (now == before && !(b & 1)))
+			best = b;
+	}
+	return signbit(x) ? best | 0x80 : best;
+}
+
 void rig_encode(void *numbers, size_t i, int32_t dtype, double x)
 {
 	int bits = dtype == AFD_DTYPE_BF16 ? 7 : 10, bias = dtype == AFD_DTYPE_BF16 ? 127 : 15,
@@ -215,6 +245,10 @@ void rig_encode(void *numbers, size_t i, int32_t dtype, double x)
 	uint16_t h = signbit(x) ? 0x8000 : 0;
 	float f = (float)x;
 
+	if (dtype == AFD_DTYPE_FP8) {
+		((uint8_t *)numbers)[i] = encode_fp8(x);
+		return;
+	}
 	if (dtype == AFD_DTYPE_F32) {
 		memcpy((char *)numbers + 4 * i, &f, 4);
 		return;

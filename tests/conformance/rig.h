@@ -65,7 +65,8 @@ void rig_write(struct rig *r, void *dev, const void *host, size_t bytes);
 
 /* ---- numbers, by their definition ---- */
 double rig_decode(const void *numbers, size_t i, int32_t dtype);
-void rig_encode(void *numbers, size_t i, int32_t dtype, double x); /* nearest, ties to even */
+/* Nearest, ties to even; FP8 saturates. */
+void rig_encode(void *numbers, size_t i, int32_t dtype, double x);
 size_t rig_bytes(int32_t dtype);
 
 /* Fails unless |got - want| <= relative * |want| + absolute. */

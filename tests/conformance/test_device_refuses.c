@@ -7,6 +7,10 @@
 
 #include <string.h>
 
+#include <afd/model.h>
+
+enum { N_NUMBERS = 4096 };
+
 /* Good arguments of all operations over one piece of device memory; a case changes one field of
  * `a`. */
 struct all_args {
@@ -20,10 +24,50 @@ struct all_args {
 	struct afd__convert_args convert;
 	struct afd__argmax_args argmax;
 	struct afd__copy_args copy;
+	struct afd__gate_args gate;
+	struct afd__quantize_args quantize;
+	struct afd__route_args route;
+	struct afd__experts_args experts;
 };
+
+/* Those of routed layers. */
+static void add_routed_args(struct all_args *args, float *m, const struct afd__matrix *w)
+{
+	int32_t *ids = (int32_t *)m;
+	struct afd__matrix stack = *w;
+
+	stack.n_stack = 1;
+	stack.data_stride = 64;
+	args->gate = (struct afd__gate_args){
+		.x = m + 64, .gate = m, .gate_stride = 4, .n_rows = 1, .width = 4 };
+	args->quantize = (struct afd__quantize_args){ .x = m + 64, .n_rows = 1, .width = 4 };
+	args->route = (struct afd__route_args){ .logits = m,
+		.ids = ids + 64,
+		.weights = m + 72,
+		.n_rows = 1,
+		.n_experts = 4,
+		.top_k = 2,
+		.n_groups = 1,
+		.top_groups = 1,
+		.score = AFD_ROUTER_SOFTMAX,
+		.scale = 1 };
+	args->experts = (struct afd__experts_args){ .x = m,
+		.ids = ids,
+		.weights = m,
+		.gate_up = stack,
+		.down = stack,
+		.y = m + 64,
+		.scratch = m + 256,
+		.scratch_bytes = (N_NUMBERS - 256) * sizeof(float),
+		.n_rows = 1,
+		.top_k = 1 };
+	args->experts.down.k = 2;
+	args->experts.down.data_stride = 32;
+}
 
 static struct all_args good_args(float *m)
 {
+	struct all_args args;
 	struct afd__matrix w = { .data = m,
 		.bytes = 4096,
 		.n = 4,
@@ -41,16 +85,11 @@ static struct all_args good_args(float *m)
 		.dtype = AFD_DTYPE_F32 };
 	int32_t *ids = (int32_t *)m;
 
-	return (struct all_args){
+	args = (struct all_args){
 		.embed = { .table = w, .ids = ids, .out = m + 64, .n_rows = 1, .scale = 1 },
 		.norm = { .h = m, .add = m + 8, .weight = m + 16, .out = m + 24, .n_rows = 1,
 			.width = 8 },
-		.product = { .x = m,
-			.w = w,
-			.y = m + 64,
-			.x_stride = 4,
-			.y_stride = 4,
-			.n_rows = 1 },
+		.product = { .x = m, .w = w, .y = m + 64, .x_stride = 4, .y_stride = 4, .n_rows = 1 },
 		.angles = { .positions = ids,
 			.inv_freq = m,
 			.out = m + 8,
@@ -80,6 +119,8 @@ static struct all_args good_args(float *m)
 		.argmax = { .x = m, .ids = ids + 64, .n_rows = 1, .width = 4 },
 		.copy = { .dst = m + 64, .src = m, .bytes = 16 },
 	};
+	add_routed_args(&args, m, &w);
+	return args;
 }
 
 #define ODD(p) ((p) = (void *)((char *)(p) + 1))
@@ -128,6 +169,11 @@ static struct all_args good_args(float *m)
 	X(convert, ODD(a.index), "index") \
 	X(argmax, a.width = 0x80000000u, "width") \
 	X(argmax, a.ids = NULL, "ids is NULL") \
+	X(gate, a.gate = NULL, "gate is NULL") \
+	X(quantize, a.width = 0, "width 0") \
+	X(route, a.top_k = 5, "limit 1 to 4") \
+	X(route, a.logits = NULL, "logits is NULL") \
+	X(experts, a.ids = NULL, "ids is NULL") \
 	X(copy, a.src = NULL, "src is NULL") \
 	X(copy, a.bytes = 257, "overlap")
 
@@ -146,7 +192,7 @@ static struct all_args good_args(float *m)
 static void each_bad_argument_is_refused_by_name(void **state)
 {
 	struct rig *r = *state;
-	float zeros[256] = { 0 };
+	float zeros[N_NUMBERS] = { 0 };
 	struct all_args good = good_args(rig_input(r, zeros, sizeof(zeros)));
 
 	SPOILED(SPOILED_CASE)
@@ -155,10 +201,11 @@ static void each_bad_argument_is_refused_by_name(void **state)
 static void the_good_arguments_are_taken(void **state)
 {
 	struct rig *r = *state;
-	float zeros[256] = { 0 };
+	float zeros[N_NUMBERS] = { 0 };
 	struct all_args good = good_args(rig_input(r, zeros, sizeof(zeros)));
 
-	good.embed.table.data = good.product.w.data = zeros; /* in place: host memory */
+	good.embed.table.data = good.product.w.data = good.experts.gate_up.data =
+		good.experts.down.data = zeros; /* in place: host memory */
 #define GOOD_CASE(op) RIG_OK(afd__##op(&r->q, &good.op));
 	AFD__DEVICE_OPERATIONS(GOOD_CASE)
 	rig_fetch(r, zeros, good.norm.h,
@@ -168,15 +215,16 @@ static void the_good_arguments_are_taken(void **state)
 static void calls_without_rows_do_nothing(void **state)
 {
 	struct rig *r = *state;
-	float x[256], got[256];
+	float x[N_NUMBERS], got[N_NUMBERS];
 
-	rig_fill(r, x, 256, 1);
+	rig_fill(r, x, N_NUMBERS, 1);
 	float *m = rig_input(r, x, sizeof(x));
 	struct all_args none = good_args(m);
 	none.embed.n_rows = none.norm.n_rows = none.product.n_rows = none.angles.n_rows =
 		none.rope.n_rows = none.attend.n_rows = 0;
 	none.activation.n_rows = none.convert.n_rows = none.argmax.n_rows = 0;
 	none.copy.bytes = 0;
+	none.gate.n_rows = none.quantize.n_rows = none.route.n_rows = none.experts.n_rows = 0;
 #define NO_ROWS_CASE(op) RIG_OK(afd__##op(&r->q, &none.op));
 	AFD__DEVICE_OPERATIONS(NO_ROWS_CASE)
 	RIG_OK(afd__queue_upload(&r->q, m, x + 100, 0));
@@ -224,7 +272,7 @@ static void bad_memory_and_matrices_are_refused(void **state)
 	assert_non_null(strstr(afd_last_error(), "too much"));
 	assert_ptr_equal(p, rows);
 	assert_int_equal(afd__matrix_create(r->dev, &m, 0, 8, AFD_DTYPE_F32, NULL), -EINVAL);
-	assert_int_equal(afd__matrix_create(r->dev, &m, 8, 8, AFD_DTYPE_FP8, NULL), -EINVAL);
+	assert_int_equal(afd__matrix_create(r->dev, &m, 8, 8, 77, NULL), -EINVAL);
 	assert_int_equal(
 		afd__matrix_create(r->dev, &m, 8, 8, AFD_DTYPE_F32, (char *)rows + 2), -EINVAL);
 	assert_true(

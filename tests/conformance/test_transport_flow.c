@@ -273,7 +273,7 @@ static void calls_out_of_order_are_refused_and_change_nothing(void **state)
 
 	server_start(&server, NULL);
 	net = make_client(server.address, NULL);
-	expect_error(begin_step(net, 1), -EAGAIN, "0 of 1 FFN peers have joined");
+	expect_error(begin_step(net, 1), -EAGAIN, "0 of 1 peers have joined");
 	assert_int_equal(afd_transport_wait(net, 0), 1);
 	expect_error(afd_transport_dispatch(net, &frame), -EINVAL, "no step is open");
 	expect_error(afd_transport_begin(net, &step), -EINVAL,

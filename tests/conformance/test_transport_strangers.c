@@ -46,6 +46,8 @@ static void make_hello(struct afd__hello *hello, uint32_t kind)
 	hello->to_ffn_dtype = hello->to_attention_dtype = AFD_DTYPE_F32;
 	hello->gate = AFD_GATE_ATTENTION;
 	hello->n_held = LAYERS;
+	hello->map_version = AFD__MAP_VERSION;
+	hello->n_shards = hello->n_tp = 1;
 }
 
 static void say(struct afd__wire *wire, const struct afd__hello *hello)

@@ -181,10 +181,12 @@ static void turn(struct server *server)
 		abort();
 	server->n_joined = (int)afd__exchange_n_joined(server->net);
 	while (afd__exchange_take(server->net, &part) > 0) {
-		if (server->hold && server->n_held < MANY)
-			server->held[server->n_held++] = part;
-		else
+		if (server->hold && server->n_held < MANY) {
+			server->held[server->n_held] = part;
+			server->n_held++; /* whoever sees it may look at the part */
+		} else {
 			answer(server, &part);
+		}
 	}
 	while (!server->hold && server->n_held)
 		answer(server, &server->held[--server->n_held]);

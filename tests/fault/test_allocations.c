@@ -57,6 +57,7 @@ static void *taken(void *memory)
 
 void *malloc(size_t bytes) { return fails() ? NULL : taken(__libc_malloc(bytes)); }
 void *calloc(size_t n, size_t bytes) { return fails() ? NULL : taken(__libc_calloc(n, bytes)); }
+void *memalign(size_t alignment, size_t bytes);
 void *memalign(size_t alignment,
 	       size_t bytes) { return fails() ? NULL : taken(__libc_memalign(alignment, bytes)); }
 void *aligned_alloc(size_t alignment, size_t bytes) { return memalign(alignment, bytes); }

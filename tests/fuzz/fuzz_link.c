@@ -139,6 +139,9 @@ static void join(afd_transport *net)
 	link->lanes = LANES;
 	link->max_rows = MAX_ROWS;
 	link->to_ffn_dtype = link->to_attention_dtype = AFD_DTYPE_F32;
+	link->gate = AFD_GATE_ATTENTION;
+	if (net->attention)
+		net->targets[0] = link;
 	afd__link_joined(link, afd__now_ns());
 }
 
@@ -177,14 +180,15 @@ static void fuzz_ffn(afd_context *ctx)
 	afd_transport_destroy(net);
 }
 
-static int fill(void *user, uint32_t lane, uint32_t row0, uint32_t n_rows, void *slot)
+static int fill(void *user, uint32_t lane, uint32_t target, uint32_t row0, uint32_t n_rows,
+	const struct afd__slot_rows *slot)
 {
-	memset(slot, 1, n_rows * HIDDEN * sizeof(float));
+	memset(slot->rows, 1, n_rows * HIDDEN * sizeof(float));
 	return 1;
 }
 
-static int drain(
-	void *user, uint32_t lane, uint32_t row0, uint32_t n_rows, const void *slot, uint32_t shard)
+static int drain(void *user, uint32_t lane, uint32_t target, uint32_t row0, uint32_t n_rows,
+	const void *slot)
 {
 	float rows[MAX_ROWS * HIDDEN];
 
@@ -193,7 +197,7 @@ static int drain(
 	return 1;
 }
 
-static int done(void *user, uint32_t lane)
+static int done(void *user, uint32_t lane, uint32_t target)
 {
 	return 1;
 }
@@ -209,7 +213,8 @@ static void fuzz_attention(afd_context *ctx)
 
 	join(net);
 	expect(!afd__exchange_begin(net, &step));
-	expect(!afd__exchange_send(net, 0, 1, 20, &io) && !afd__exchange_send(net, 1, 2, 3, &io));
+	expect(!afd__exchange_send(net, 0, 1, &step.n_rows[0], &io) &&
+		!afd__exchange_send(net, 1, 2, &step.n_rows[1], &io));
 	for (int round = 0; round < 64 && rc >= 0 && peer.n_bytes; round++)
 		rc = afd__exchange_progress(net);
 	expect(rc >= 0 || afd_last_error()[0]);

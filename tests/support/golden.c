@@ -105,29 +105,6 @@ void golden_open(struct golden *golden, const char *name)
 	golden->vocab = shape[1];
 }
 
-bool golden_is_supported(const char *name)
-{
-	char path[700];
-	json_t *json, *config = NULL;
-	const char *model_type = NULL, *checkpoint;
-	bool supported = false;
-
-	snprintf(path, sizeof(path), "%s/golden/%s/golden.json", source(), name);
-	json = json_load_file(path, 0, NULL);
-	checkpoint = json_string_value(json_object_get(json, "checkpoint"));
-	if (checkpoint) {
-		snprintf(path, sizeof(path), "%s/golden/%s/%s/config.json", source(), name,
-			checkpoint);
-		config = json_load_file(path, 0, NULL);
-		model_type = json_string_value(json_object_get(config, "model_type"));
-	}
-	if (model_type && !strcmp(model_type, "qwen3"))
-		supported = !json_object_get(config, "quantization_config");
-	json_decref(config);
-	json_decref(json);
-	return supported;
-}
-
 void golden_close(struct golden *golden)
 {
 	free(golden->ids);

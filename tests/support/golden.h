@@ -22,9 +22,6 @@ struct golden {
 void golden_open(struct golden *golden, const char *name);
 void golden_close(struct golden *golden);
 
-/* Whether this version runs the family of the case: Qwen3 with weights in f32, bf16 and f16. Never
- * fails a test. */
-bool golden_is_supported(const char *name);
 
 /* Squared error over squared size; infinite when a value is not finite. */
 double nmse(const float *got, const float *wanted, uint64_t n);

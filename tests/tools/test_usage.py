@@ -11,7 +11,7 @@ GENERATE = ["--model", WIDE, "--ids", "1 2 3"]
 SERVE = ["--model", WIDE, "--listen", "shm:never"]
 STAGE_FLAGS = ["model", "device", "threads", "deadline-ms", "max-rows", "connect-timeout-ms", "key", "tls", "log"]
 FLAGS = {
-    "afd-inspect": ["model", "attention-tp", "ffn-tp", "ffn-ep", "json", "log"],
+    "afd-inspect": ["model", "attention-tp", "ffn-tp", "ffn-ep", "gate", "json", "log"],
     "afd-serve-ffn": STAGE_FLAGS + ["listen", "ffn-tp", "ffn-ep", "metrics", "max-peers", "wire-dtype"],
     "afd-generate": STAGE_FLAGS + [
         "ids", "batch", "max-tokens", "eos", "ffn", "lanes", "wire-dtype", "kv-dtype", "kv-pages", "page-size", "prefill-chunk",
@@ -82,12 +82,13 @@ class Usage(Case):
             self.refuse("afd-generate", [*GENERATE, *flag], *flag, "not in this version")
         for flag in (["--wire-dtype", "fp8"], ["--wire-dtype", "bf16:fp8"], ["--kv-dtype", "fp8"]):
             self.refuse("afd-generate", [*GENERATE, *flag], *flag, "not in this version")
-        self.refuse("afd-generate", [*GENERATE, "--ffn", "shm:a", "--ffn", "shm:b"], "--ffn", "not in this version")
-        for flag in (["--key", "/dev/null"], ["--tls"], ["--ffn-tp", "0/2"], ["--ffn-ep", "1/4"], ["--device", "cuda:1"],
-                     ["--wire-dtype", "fp8"]):
+        for flag in (["--key", "/dev/null"], ["--tls"], ["--device", "cuda:1"], ["--wire-dtype", "fp8"]):
             self.refuse("afd-serve-ffn", [*SERVE, *flag], *flag, "not in this version")
-        for flag in (["--attention-tp", "2"], ["--ffn-tp", "2"], ["--ffn-ep", "4"]):
-            self.refuse("afd-inspect", ["--model", WIDE, *flag], *flag, "not in this version")
+
+    def test_shards_that_there_are_not_are_refused(self):
+        for value in ("2/2", "0/0", "1", "a/2", "0/2x", "-1/2", "0/4294967296", ""):
+            for flag in ("--ffn-tp", "--ffn-ep"):
+                self.refuse("afd-serve-ffn", [*SERVE, flag, value], flag, "not a shard i/n")
 
     def test_values_that_only_later_versions_change_are_taken(self):
         done = run("afd-generate", *GENERATE, "--attention-tp", "0/1", "--reconnect-s", "0", "--device", "cpu")
@@ -157,3 +158,35 @@ class Inspect(Case):
 
     def test_text_names_both_roles(self):
         self.assertRegex(run("afd-inspect", "--model", WIDE).stdout, r"(?s)architecture.*attention +0/1 .*\nffn +0/1 ")
+
+    def shards(self, case, *flags):
+        return json.loads(run("afd-inspect", "--model", GOLDEN / case, "--json", *flags).stdout)["roles"]
+
+    def test_shards_are_listed_rank_by_rank(self):
+        roles = self.shards("moe-bf16", "--attention-tp", 2, "--ffn-tp", 2, "--ffn-ep", 3)
+        self.assertEqual([(role["role"], role["shard"]) for role in roles],
+                         [("attention", "tp0/2"), ("attention", "tp1/2")]
+                         + [("ffn", f"tp{tp}/2,ep{ep}/3") for ep in range(3) for tp in range(2)])
+        self.assertEqual([role["shard"] for role in self.shards("moe-bf16", "--ffn-tp", 2)], ["0/1", "tp0/2", "tp1/2"])
+
+    def test_shards_of_the_ffn_add_up_to_it_and_a_router_each(self):
+        config = json.loads((GOLDEN / "moe-bf16/config.json").read_text())
+        router = 2 * config["num_hidden_layers"] * config["num_experts"] * config["hidden_size"]
+        whole = self.shards("moe-bf16")[1]["bytes"]
+        parts = [role["bytes"] - router for role in self.shards("moe-bf16", "--ffn-tp", 2, "--ffn-ep", 3)[1:]]
+        self.assertEqual(sum(parts) + router, whole)
+
+    def test_attention_holds_the_routers_when_it_routes(self):
+        config = json.loads((GOLDEN / "moe-bf16/config.json").read_text())
+        router = 2 * config["num_hidden_layers"] * config["num_experts"] * config["hidden_size"]
+        bytes_of = [self.shards("moe-bf16", "--gate", gate)[0]["bytes"] for gate in ("attention", "ffn")]
+        self.assertEqual(bytes_of[0] - bytes_of[1], router)
+        self.assertEqual(self.shards("moe-bf16")[0]["bytes"], bytes_of[0])
+
+    def test_more_ranks_than_there_is_work_for_are_refused(self):
+        for flag in (["--ffn-ep", "99"], ["--attention-tp", "99"]):
+            done = run("afd-inspect", "--model", GOLDEN / "moe-bf16", *flag)
+            self.assertEqual((done.returncode, done.stdout, done.stderr.count("\n")), (1, "", 1), done.stderr)
+            self.assertIn("99", done.stderr)
+        for flag in (["--ffn-tp", "0"], ["--gate", "both"]):
+            self.assertEqual(run("afd-inspect", "--model", WIDE, *flag).returncode, 2)

@@ -96,7 +96,64 @@ static void name_dtype_shape_and_numbers_all_count(void **state)
 	differs(t);
 }
 
+/* ---- e4m3: [300][130] with [3][2] scales ---- */
+
+enum { FP8_ROWS = 300, FP8_COLUMNS = 130 };
+static unsigned char fp8_numbers[FP8_ROWS * FP8_COLUMNS];
+static const float fp8_scales[6] = { 1, 2, 3, 4, 5, 6 };
+
+static struct afd__tensor fp8_matrix(void)
+{
+	for (size_t i = 0; i < sizeof(fp8_numbers); i++)
+		fp8_numbers[i] = (unsigned char)(i * 7 & 0x77);
+	return (struct afd__tensor){
+		.name = "model.layers.0.mlp.gate_proj.weight", .data = fp8_numbers, .bytes = sizeof(fp8_numbers),
+		.shape = { FP8_ROWS, FP8_COLUMNS }, .n_dims = 2, .dtype = AFD_DTYPE_FP8,
+		.scales = { .data = fp8_scales, .bytes = sizeof(fp8_scales), .rows = 3, .columns = 2, .dtype = AFD_DTYPE_F32 },
+	};
+}
+
+static void scales_are_a_tensor_of_their_own(void **state)
+{
+	const struct afd__tensor t = fp8_matrix();
+	uint64_t value[2];
+
+	value_of((const struct afd__tensor *[]){ &t }, 1, value);
+	assert_true(value[0] == 0xb3e951643f36ed3e && value[1] == 0x924852897e048bbb);
+}
+
+static void a_slice_brings_the_scales_of_the_blocks_that_it_touches(void **state)
+{
+	const uint64_t begin[2] = { 150, 128 }, end[2] = { 300, 130 };
+	struct afd__fingerprint *fp = afd__fingerprint_create(NULL);
+	const struct afd__tensor t = fp8_matrix();
+	uint64_t value[2];
+
+	afd__fingerprint_slice(fp, &t, begin, end);
+	afd__fingerprint_value(fp, value);
+	afd__fingerprint_destroy(fp);
+	assert_true(value[0] == 0x6b5e407df22b1c52 && value[1] == 0x211d858fb1e9ce95);
+}
+
+static void a_scale_that_a_slice_does_not_touch_does_not_count(void **state)
+{
+	static const float others[6] = { 9, 9, 9, 4, 9, 6 };
+	const uint64_t begin[2] = { 150, 128 }, end[2] = { 300, 130 };
+	struct afd__fingerprint *fp = afd__fingerprint_create(NULL);
+	struct afd__tensor t = fp8_matrix();
+	uint64_t value[2];
+
+	t.scales.data = others;
+	afd__fingerprint_slice(fp, &t, begin, end);
+	afd__fingerprint_value(fp, value);
+	afd__fingerprint_destroy(fp);
+	assert_true(value[0] == 0x6b5e407df22b1c52 && value[1] == 0x211d858fb1e9ce95);
+}
+
 static const struct CMUnitTest tests[] = {
+	cmocka_unit_test(scales_are_a_tensor_of_their_own),
+	cmocka_unit_test(a_slice_brings_the_scales_of_the_blocks_that_it_touches),
+	cmocka_unit_test(a_scale_that_a_slice_does_not_touch_does_not_count),
 	cmocka_unit_test(the_fingerprint_is_the_one_of_the_definition),
 	cmocka_unit_test(the_order_of_tensors_does_not_matter),
 	cmocka_unit_test(a_slice_is_hashed_with_its_place),

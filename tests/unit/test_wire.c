@@ -116,7 +116,7 @@ static void contradictions_of_a_header_are_refused_by_field(void **state)
 		{ "a header that is not of 16 bytes", "header_bytes is 72", 6, 72 },
 		{ "a header beyond what came", "header_bytes is 80, 64 bytes came", 6, 80 },
 		{ "a header of kilobytes", "header_bytes is 8256", 7, 0x20 },
-		{ "a collective", "kind is 3", 8, AFD__FRAME_COLLECTIVE },
+		{ "kind 4", "kind is 4", 8, 4 },
 		{ "kind 0", "kind is 0", 8, 0 },
 		{ "rows of type 0", "type is 0", 9, 0 },
 		{ "rows of type 3", "type is 3", 9, 3 },
