@@ -26,6 +26,18 @@ static void expect_refused(int rc)
 	expect(rc == -EPROTO && afd_last_error()[0]);
 }
 
+/* As docs/wire.md has it: rows, then ids, then weights, each from a multiple of 16 on. */
+static size_t part_bytes(const struct afd__header *h)
+{
+	size_t bytes = (size_t)h->n_rows * HIDDEN * afd_dtype_bytes(h->dtype);
+	size_t choices = (size_t)h->n_rows * h->top_k * 4;
+
+	if (!choices)
+		return bytes;
+	bytes = (bytes + 15) & ~(size_t)15;
+	return bytes + ((choices + 15) & ~(size_t)15) + choices;
+}
+
 static void fuzz_header(const uint8_t *data, size_t n_bytes)
 {
 	uint8_t copy[AFD__HEADER_BYTES], back[AFD__HEADER_BYTES];
@@ -47,8 +59,7 @@ static void fuzz_header(const uint8_t *data, size_t n_bytes)
 	if (rc)
 		expect_refused(rc);
 	else
-		expect(h.n_rows <= MAX_ROWS &&
-			h.header_bytes + h.n_rows * HIDDEN * afd_dtype_bytes(h.dtype) == n_bytes);
+		expect(h.n_rows <= MAX_ROWS && h.header_bytes + part_bytes(&h) == n_bytes);
 }
 
 static void fuzz_control(const uint8_t *data, size_t n_bytes)
