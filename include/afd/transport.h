@@ -195,9 +195,8 @@ struct afd_peer_info {
 };
 
 /* Peers that this transport has or had. Attention side: in the order of connect, then the other
- * ranks of the group. FFN side: those
- * that have gone, the latest max_peers of them, then those that are joined, in order of joining.
- * -ENOENT beyond the last. */
+ * ranks of the group. FFN side: those that have gone, the latest max_peers of them, then those that
+ * are joined, in order of joining. -ENOENT beyond the last. */
 AFD_API int afd_transport_peer(const afd_transport *net, uint32_t index,
 	struct afd_peer_info *info);
 

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * What the stages ask of the front door: frames of rows and sums over a group on the attention
- * side, parts of frames on the FFN side. The stages never see links, slots' states, credits or sequence numbers; the front
- * door never sees a device. Rows are written to and read from slots by the stage itself, so that a
- * device can do it (and later do it without the host).
+ * side, parts of frames on the FFN side. The stages never see links, slots' states, credits or
+ * sequence numbers; the front door never sees a device. Rows are written to and read from slots by
+ * the stage itself, so that a device can do it (and later do it without the host).
  *
  * Everything here is called from the one thread that owns the transport, and nothing blocks.
  */
@@ -115,9 +115,9 @@ int afd__exchange_cancel(afd_transport *net);
  */
 int afd__exchange_send(afd_transport *net, uint32_t lane, uint32_t layer,
 	const uint32_t *n_rows /* [n_targets] */, const struct afd__frame_io *io);
-/* Moves all lanes' frames and group operations on: fills, posts, drains. 1 when anything moved, 0 when not, or the error
- * of the link that failed. After 0 the transport's descriptor is readable when there is something
- * to do. */
+/* Moves all lanes' frames and group operations on: fills, posts, drains. 1 when anything moved, 0
+ * when not, or the error of the link that failed. After 0 the transport's descriptor is readable
+ * when there is something to do. */
 int afd__exchange_progress(afd_transport *net);
 /* 1 when the lane's frame is complete (or none is out), 0 not yet, or its error: until the next
  * send, and only when none of its fills and drains is under way any more. */

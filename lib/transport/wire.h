@@ -51,9 +51,11 @@ int afd__wire_decode(struct afd__header *h, const void *bytes, size_t n_bytes);
 
 /* Bytes of the rows of a part; 0 when they overflow or the dtype is unknown. */
 size_t afd__wire_rows_bytes(uint32_t n_rows, uint32_t hidden_size, int32_t dtype);
-/* What follows a header: rows, then with ids of experts their ids and weights. Each of them begins at
- * a multiple of 16. Offsets count from the rows; 0 bytes when they overflow. */
-struct afd__wire_part { size_t ids, weights, bytes; };
+/* What follows a header: rows, then with ids of experts their ids and weights. Each of them begins
+ * at a multiple of 16. Offsets count from the rows; 0 bytes when they overflow. */
+struct afd__wire_part {
+	size_t ids, weights, bytes;
+};
 void afd__wire_part(struct afd__wire_part *out, uint32_t n_rows, uint32_t hidden_size,
 	int32_t dtype, uint32_t top_k);
 /* -EPROTO unless what the header tells of is exactly what follows it. */
