@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Rows from one dtype to another, gathered by an index if there is one, or added to float rows.
+ * Rows from one dtype to another, gathered or scattered by an index if there is one, or added to
+ * float rows.
  * Rounding is to nearest even; NaN stays NaN, what is too large for f16 becomes infinite, denormals
  * are kept. This is where rows cross the wire, so every variant gives the same bits.
  */
@@ -47,9 +48,9 @@ static void write_row(const char *src, char *dst, size_t width, int src_dtype, i
 void AFD_K(convert)(const struct afd__convert_args *a, uint32_t row0, uint32_t row1)
 {
 	for (size_t row = row0; row < row1; row++) {
-		size_t from = a->index ? (size_t)a->index[row] : row;
-		const char *src = (const char *)a->src + from * a->src_stride;
-		char *dst = (char *)a->dst + row * a->dst_stride;
+		size_t other = a->index ? (size_t)a->index[row] : row;
+		const char *src = (const char *)a->src + (a->scatter ? row : other) * a->src_stride;
+		char *dst = (char *)a->dst + (a->scatter ? other : row) * a->dst_stride;
 
 		if (a->accumulate)
 			add_row(src, dst, a->width, a->src_dtype);

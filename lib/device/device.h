@@ -177,15 +177,17 @@ struct afd__activation_args {
 	uint32_t n_rows, width;
 };
 
-/* dst[i] = src[index[i]] in another dtype, rounded to nearest even; or dst[i] += */
+/* dst[i] = src[index[i]] in another dtype, rounded to nearest even; or dst[i] +=. With scatter
+ * dst[index[i]] = src[i], or +=, and no number stands twice in index. */
 struct afd__convert_args {
 	const void *src;      /* dev or slot [..][width], rows src_stride bytes apart */
-	void *dst;            /* dev or slot [n_rows][width], rows dst_stride bytes apart */
+	void *dst;            /* dev or slot [..][width], rows dst_stride bytes apart */
 	const int32_t *index; /* dev [n_rows], or NULL: i itself */
 	size_t src_stride, dst_stride;
 	uint32_t n_rows, width;
 	int32_t src_dtype, dst_dtype; /* equal, or one of them f32 */
 	int32_t accumulate;           /* 1: dst must be f32 and the row is added to it */
+	int32_t scatter;              /* 1: index, which must be given, says where rows go */
 };
 
 /* ids[i] = index of the largest of row i, the lowest among equals; -1 - index of the first number

@@ -219,11 +219,16 @@ static void check_convert(struct check *c, const struct afd__convert_args *a)
 	need_dtype(c, "dst_dtype", a->dst_dtype);
 	need_aligned(c, "src", a->src, src);
 	need_aligned(c, "dst", a->dst, dst);
-	may(c, "index", a->index);
+	within(c, "scatter", (uint64_t)a->scatter, 0, 1);
+	if (a->scatter)
+		need(c, "index", a->index);
+	else
+		may(c, "index", a->index);
 	countable(c, a->n_rows, a->width);
-	within(c, "src_stride", a->src_stride, a->n_rows > 1 || a->index ? a->width * src : 0,
+	within(c, "src_stride", a->src_stride,
+		a->n_rows > 1 || (a->index && !a->scatter) ? a->width * src : 0, SIZE_MAX / 2);
+	within(c, "dst_stride", a->dst_stride, a->n_rows > 1 || a->scatter ? a->width * dst : 0,
 		SIZE_MAX / 2);
-	within(c, "dst_stride", a->dst_stride, a->n_rows > 1 ? a->width * dst : 0, SIZE_MAX / 2);
 	if (!c->code && (a->src_stride % src || a->dst_stride % dst))
 		c->code = afd__error(-EINVAL,
 			"convert: strides %zu and %zu must be multiples of %zu and %zu bytes",

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Conversion is where rows cross the wire, so it is exact: every bf16 and f16 pattern, and float32
- * numbers around every tie, against rounding by definition (rig_encode). Then strides, the gather
- * and the accumulation.
+ * numbers around every tie, against rounding by definition (rig_encode). Then strides, the gather,
+ * the scatter and the accumulation.
  */
 #include "rig.h"
 
@@ -180,6 +180,58 @@ static void rows_are_gathered_converted_and_added_with_strides(void **state)
 	}
 }
 
+/* Rows of src, packed, go to rows of dst in an odd order; what is between them stays. */
+static void check_scatter(struct rig *r, int32_t src_dtype, uint32_t width, int32_t accumulate)
+{
+	enum { N = 5, N_DST = 9, STRIDE = 64 };
+	static char src[N * STRIDE * 4];
+	static float dst[N_DST * STRIDE], want[N_DST * STRIDE];
+	int32_t index[N] = { 7, 0, 8, 3, 2 };
+	size_t s = rig_bytes(src_dtype);
+
+	for (size_t i = 0; i < N * width; i++)
+		rig_encode(src, i, src_dtype, rig_random(r, 1));
+	rig_fill(r, dst, N_DST * STRIDE, 1);
+	memcpy(want, dst, sizeof(dst));
+	for (size_t row = 0; row < N; row++) {
+		for (size_t i = 0; i < width; i++) {
+			float *to = &want[(size_t)index[row] * STRIDE + i];
+
+			*to = (accumulate ? *to : 0) + (float)rig_decode(src, row * width + i, src_dtype);
+		}
+	}
+	struct afd__convert_args a = { .src = rig_input(r, src, N * width * s),
+		.dst = rig_input(r, dst, sizeof(dst)),
+		.index = rig_input(r, index, sizeof(index)),
+		.src_stride = width * s,
+		.dst_stride = STRIDE * sizeof(float),
+		.n_rows = N,
+		.width = width,
+		.src_dtype = src_dtype,
+		.dst_dtype = AFD_DTYPE_F32,
+		.accumulate = accumulate,
+		.scatter = 1 };
+	RIG_OK(afd__convert(&r->q, &a));
+	rig_fetch(r, dst, a.dst, sizeof(dst));
+	assert_memory_equal(dst, want, sizeof(dst));
+}
+
+static void rows_are_scattered_and_added_where_the_index_says(void **state)
+{
+	const int32_t dtypes[] = { AFD_DTYPE_F32, AFD_DTYPE_BF16, AFD_DTYPE_F16 };
+	const uint32_t widths[] = { 2, 16, 46 };
+
+	for (size_t w = 0; w < 3; w++) {
+		for (size_t d = 0; d < 3; d++) {
+			struct rig *r = rig_make(2);
+
+			check_scatter(r, dtypes[d], widths[w], 0);
+			check_scatter(r, dtypes[d], widths[w], 1);
+			rig_end(r);
+		}
+	}
+}
+
 static void a_slot_in_host_memory_takes_and_gives_rows(void **state)
 {
 	struct rig *r = *state;
@@ -226,6 +278,7 @@ int main(int argc, char **argv)
 		RIG_TEST(numbers_at_the_end_of_the_range_become_infinity_or_stay),
 		RIG_TEST(nan_of_any_payload_stays_nan),
 		cmocka_unit_test(rows_are_gathered_converted_and_added_with_strides),
+		cmocka_unit_test(rows_are_scattered_and_added_where_the_index_says),
 		RIG_TEST(a_slot_in_host_memory_takes_and_gives_rows),
 	};
 

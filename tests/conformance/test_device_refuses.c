@@ -167,6 +167,8 @@ static struct all_args good_args(float *m)
 	X(convert, a.src_stride = 12, "src_stride 12") \
 	X(convert, a.dst_stride = 9, "multiples") \
 	X(convert, ODD(a.index), "index") \
+	X(convert, a.scatter = 1, "index is NULL") \
+	X(convert, a.scatter = 2, "scatter 2") \
 	X(argmax, a.width = 0x80000000u, "width") \
 	X(argmax, a.ids = NULL, "ids is NULL") \
 	X(gate, a.gate = NULL, "gate is NULL") \
