@@ -389,7 +389,7 @@ static const struct tool_option options[] = {
 		"f32, bf16 or f16 rows (attention to FFN : FFN to attention); auto: as "
 		"embed_tokens",
 		tool_set_dtypes, flags.wire_dtypes, 0, 0 },
-	{ "kv-dtype", "X", "auto", "f32, bf16 or f16 KV cache; auto: as embed_tokens",
+	{ "kv-dtype", "X", "auto", "f32, bf16, f16 or fp8 KV cache; auto: as embed_tokens",
 		tool_set_dtype, &flags.kv_dtype, 0, 0 },
 	{ "kv-pages", "N", "enough for the run", "pages of the KV cache, 1 to 4294967295",
 		tool_set_u32, &flags.kv_pages, 1, UINT32_MAX },

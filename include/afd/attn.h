@@ -43,7 +43,9 @@ struct afd_attn_params {
 	/* Pages of the pool; every page holds page_size positions of all layers. 0 means enough for
 	 * 4096 positions. */
 	uint32_t kv_pages;
-	int32_t kv_dtype;       /* enum afd_dtype; 0 means that of embed_tokens */
+	int32_t kv_dtype;       /* enum afd_dtype; 0 means that of embed_tokens. AFD_DTYPE_FP8: with a
+				   scale for K and one for V of each layer, the checkpoint's or 1;
+				   what exceeds 448 scales is held as 448 scales */
 	/* With ffn: rows are rounded as on a wire; 0 means the dtype of embed_tokens. With a
 	 * transport its params say these and the lanes: leave 0. */
 	int32_t to_ffn_dtype;
@@ -74,8 +76,9 @@ AFD_API size_t afd_attn_kv_bytes(const afd_model *model, const struct afd_attn_p
  *             to listen, ffn on another device, for other layers, or made with a transport
  *   -EBUSY    another stage has net or ffn
  *   -ENOENT   a tensor is missing: named
- *   -EBADMSG  a tensor has another shape than the config says: named
- *   -ENOTSUP  a dtype of this version's reserved ones
+ *   -EBADMSG  a tensor has another shape than the config says, or the scale of an fp8 KV cache is
+ *             no positive number: named
+ *   -ENOTSUP  to_ffn_dtype or to_attention_dtype is fp8
  *   -ENOSYS, -ENODEV   the device
  *   -E2BIG, -ENOMEM
  */
@@ -195,9 +198,22 @@ struct afd_kv_layout {
 	size_t layer_bytes, page_bytes, kv_bytes, head_bytes, position_bytes;
 	uint32_t n_layers, n_pages, page_size, n_kv_heads, head_dim;
 	int32_t dtype;
-	float k_scale, v_scale; /* 1 in this version */
+	/* Of all layers; 0 when layers have different ones, see afd_attn_kv_layer(). */
+	float k_scale, v_scale;
 };
 AFD_API int afd_attn_kv_layout(const afd_attn *attn, struct afd_kv_layout *layout);
+
+/* What is one layer's own. */
+struct afd_kv_layer {
+	size_t size;
+	uint32_t n_pages;
+	uint32_t window;        /* positions that a row sees, its own included; 0: all */
+	/* An e4m3 number times its scale is the value; 1 in a cache of another dtype. They are the
+	 * checkpoint's, or 1 where it brings none. */
+	float k_scale, v_scale;
+};
+/* -EINVAL: no such layer. */
+AFD_API int afd_attn_kv_layer(const afd_attn *attn, uint32_t layer, struct afd_kv_layer *out);
 
 /*
  * Page ids of (sequence, layer) in order of position, into ids[capacity]; returns how many there

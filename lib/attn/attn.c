@@ -229,8 +229,10 @@ static int build(struct afd_attn *attn, const struct afd_attn_params *p)
 	rc = rc ? rc : create_books(attn);
 	rc = rc ? rc : create_pool(attn, p);
 	rc = rc ? rc
-		: afd__attn_weights_load(
-			  &attn->weights, attn->model, &attn->queue, p->progress, p->progress_user);
+		: afd__attn_weights_load(&attn->weights, attn->model, &attn->queue,
+			  attn->params.kv_dtype, p->progress, p->progress_user);
+	if (!rc)
+		afd__attn_layout_scales(attn);
 	rc = rc ? rc : afd__attn_memory_create(attn);
 	return rc ? rc : afd__attn_metrics_create(attn);
 }

@@ -133,6 +133,8 @@ int afd__attn_params_fill(struct afd_attn_params *params, const struct afd_model
 int afd__attn_layout_plan(struct afd_kv_layout *layout, const struct afd__arch *arch,
 	const struct afd_attn_params *params);
 int afd__attn_groups_create(struct afd_attn *attn, uint32_t *n_groups);
+/* What the layout says of scales; weights are loaded. */
+void afd__attn_layout_scales(struct afd_attn *attn);
 void afd__attn_kv_view(const struct afd_attn *attn, uint32_t layer, struct afd__kv_view *view);
 
 /* ---- memory.c ---- */

@@ -36,8 +36,6 @@ int afd__attn_layout_plan(struct afd_kv_layout *layout, const struct afd__arch *
 		.n_kv_heads = first->n_kv_heads,
 		.head_dim = first->head_dim,
 		.dtype = params->kv_dtype,
-		.k_scale = 1,
-		.v_scale = 1,
 	};
 	layout->position_bytes = first->head_dim * afd_dtype_bytes(params->kv_dtype);
 	rc = multiply(&layout->head_bytes, layout->position_bytes, params->page_size);
@@ -61,7 +59,23 @@ void afd__attn_kv_view(const struct afd_attn *attn, uint32_t layer, struct afd__
 		.n_kv_heads = l->n_kv_heads,
 		.head_dim = l->head_dim,
 		.dtype = l->dtype,
+		.k_scale = attn->weights.layers[layer].k_scale,
+		.v_scale = attn->weights.layers[layer].v_scale,
 	};
+}
+
+void afd__attn_layout_scales(struct afd_attn *attn)
+{
+	const struct afd__attn_layer *first = &attn->weights.layers[0];
+	struct afd_kv_layout *l = &attn->layout;
+	uint32_t i;
+
+	l->k_scale = first->k_scale;
+	l->v_scale = first->v_scale;
+	for (i = 1; i < l->n_layers; i++) {
+		l->k_scale = first[i].k_scale == l->k_scale ? l->k_scale : 0;
+		l->v_scale = first[i].v_scale == l->v_scale ? l->v_scale : 0;
+	}
 }
 
 int afd__attn_groups_create(struct afd_attn *attn, uint32_t *n_groups)
@@ -90,17 +104,38 @@ int afd_attn_kv_layout(const afd_attn *attn, struct afd_kv_layout *layout)
 	return rc ? rc : afd__params_give(layout, &attn->layout, sizeof(attn->layout), "KV layout");
 }
 
+static int check_layer(const struct afd_attn *attn, uint32_t layer)
+{
+	if (layer >= attn->arch->n_layers)
+		return afd__error(
+			-EINVAL, "attn: layer %u, the model has %u", layer, attn->arch->n_layers);
+	return 0;
+}
+
+int afd_attn_kv_layer(const afd_attn *attn, uint32_t layer, struct afd_kv_layer *out)
+{
+	struct afd_kv_layer of_layer = { .size = sizeof(of_layer) };
+	int rc = afd__context_check(attn ? attn->ctx : NULL, "attn");
+
+	rc = rc ? rc : check_layer(attn, layer);
+	if (rc)
+		return rc;
+	of_layer.n_pages = attn->layout.n_pages;
+	of_layer.window = attn->arch->layers[layer].window;
+	of_layer.k_scale = attn->weights.layers[layer].k_scale;
+	of_layer.v_scale = attn->weights.layers[layer].v_scale;
+	return afd__params_give(out, &of_layer, sizeof(of_layer), "KV layer");
+}
+
 int afd_attn_pages(
 	const afd_attn *attn, uint64_t sequence, uint32_t layer, int32_t *ids, uint32_t capacity)
 {
 	uint32_t n, i;
 	int rc = afd__attn_check_idle(attn), index;
 
+	rc = rc ? rc : check_layer(attn, layer);
 	if (rc)
 		return rc;
-	if (layer >= attn->arch->n_layers)
-		return afd__error(
-			-EINVAL, "attn: layer %u, the model has %u", layer, attn->arch->n_layers);
 	index = afd__sequences_find(&attn->sequences, sequence);
 	if (index < 0)
 		return index;

@@ -29,9 +29,6 @@ static int fill_dtype(int32_t *dtype, int32_t fallback, const char *name)
 {
 	if (!*dtype)
 		*dtype = fallback ? fallback : AFD_DTYPE_F32;
-	if (*dtype == AFD_DTYPE_FP8)
-		return afd__error(
-			-ENOTSUP, "attn: %s is fp8; f32, bf16 and f16 are supported", name);
 	if (*dtype < AFD_DTYPE_F32 || *dtype > AFD_DTYPE_FP8)
 		return afd__error(-EINVAL, "attn: %s is %d, limit %d", name, *dtype, AFD_DTYPE_FP8);
 	return 0;
@@ -49,6 +46,16 @@ static int fill_kv(struct afd_attn_params *p, const struct afd_model *model)
 	fallback = (DEFAULT_POSITIONS + p->page_size - 1) / p->page_size;
 	rc = fill_count(&p->kv_pages, fallback, INT32_MAX / p->page_size, "kv_pages");
 	return rc ? rc : fill_dtype(&p->kv_dtype, afd__model_dtype(model), "kv_dtype");
+}
+
+static int fill_wire_dtype(int32_t *dtype, int32_t fallback, const char *name)
+{
+	int rc = fill_dtype(dtype, fallback, name);
+
+	if (!rc && *dtype == AFD_DTYPE_FP8)
+		return afd__error(
+			-ENOTSUP, "attn: %s is fp8; f32, bf16 and f16 are supported", name);
+	return rc;
 }
 
 /* With a transport its own params say these. */
@@ -69,8 +76,9 @@ static int fill_wire(struct afd_attn_params *p, const struct afd_model *model,
 		p->lanes = net->lanes;
 	}
 	rc = fill_count(&p->lanes, 1, AFD_MAX_LANES, "lanes");
-	rc = rc ? rc : fill_dtype(&p->to_ffn_dtype, fallback, "to_ffn_dtype");
-	return rc ? rc : fill_dtype(&p->to_attention_dtype, fallback, "to_attention_dtype");
+	rc = rc ? rc : fill_wire_dtype(&p->to_ffn_dtype, fallback, "to_ffn_dtype");
+	return rc ? rc
+		  : fill_wire_dtype(&p->to_attention_dtype, fallback, "to_attention_dtype");
 }
 
 static int fill_capacities(struct afd_attn_params *p)

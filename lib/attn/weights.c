@@ -17,6 +17,7 @@ struct loader {
 	struct afd__attn_weights *weights;
 	const struct afd_model *model;
 	struct afd__queue *queue;
+	int32_t kv_dtype;
 	void *raw;     /* dev: vectors as stored, at the place where their numbers will lie */
 	size_t n_used; /* numbers of weights->vectors that are given out */
 	afd_progress progress;
@@ -282,6 +283,25 @@ static int load_ropes(struct loader *ld)
 
 /* ---- all of it ---- */
 
+/* Numbers that the host keeps: arguments of operations. */
+static int load_kv_scales(struct loader *ld, int32_t layer, struct afd__attn_layer *w)
+{
+	struct afd__tensor t;
+	int32_t kind;
+	int rc = 0;
+
+	w->k_scale = w->v_scale = 1;
+	for (kind = AFD__TENSOR_K_SCALE; !rc && kind <= AFD__TENSOR_V_SCALE; kind++) {
+		if (!afd__slot_find(ld->model, layer, -1, kind))
+			continue;
+		rc = afd__model_tensor(ld->model, layer, kind, &t);
+		count_progress(ld, rc ? 0 : t.bytes);
+	}
+	if (rc || ld->kv_dtype != AFD_DTYPE_FP8)
+		return rc;
+	return afd__model_kv_scales(ld->model, layer, &w->k_scale, &w->v_scale);
+}
+
 static int load_layer(struct loader *ld, int32_t layer)
 {
 	struct afd__attn_layer *w = &ld->weights->layers[layer];
@@ -290,6 +310,7 @@ static int load_layer(struct loader *ld, int32_t layer)
 	int rc;
 
 	rc = load_vector(ld, layer, AFD__TENSOR_INPUT_NORM, hidden, &w->input_norm);
+	rc = rc ? rc : load_kv_scales(ld, layer, w);
 	rc = rc ? rc : load_qkv(ld, layer, w);
 	if (!rc && arch->attention_bias)
 		rc = load_qkv_bias(ld, layer, w);
@@ -342,11 +363,12 @@ static int settle(struct loader *ld)
 }
 
 int afd__attn_weights_load(struct afd__attn_weights *weights, const struct afd_model *model,
-	struct afd__queue *queue, afd_progress progress, void *progress_user)
+	struct afd__queue *queue, int32_t kv_dtype, afd_progress progress, void *progress_user)
 {
 	struct loader ld = { .weights = weights,
 		.model = model,
 		.queue = queue,
+		.kv_dtype = kv_dtype,
 		.progress = progress,
 		.progress_user = progress_user };
 	struct afd_role_info role = { .size = sizeof(role) };

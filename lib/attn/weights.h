@@ -30,6 +30,7 @@ struct afd__attn_layer {
 	const float *o_bias;     /* dev [hidden], or NULL */
 	const float *q_norm;     /* dev [head_dim], or NULL */
 	const float *k_norm;     /* dev [head_dim], or NULL */
+	float k_scale, v_scale;  /* of an fp8 KV cache; 1 with another one */
 	int32_t rope;            /* index of its angles, -1: no rotation */
 };
 
@@ -53,9 +54,10 @@ struct afd__attn_weights {
 	size_t vector_bytes;
 };
 
-/* Loads all of the role's tensors; waits for the device. On an error nothing is held. */
+/* Loads all of the role's tensors; waits for the device. Scales of K and V are looked at for an fp8
+ * KV cache only. On an error nothing is held. */
 int afd__attn_weights_load(struct afd__attn_weights *weights, const struct afd_model *model,
-	struct afd__queue *queue, afd_progress progress, void *progress_user);
+	struct afd__queue *queue, int32_t kv_dtype, afd_progress progress, void *progress_user);
 void afd__attn_weights_free(struct afd__attn_weights *weights); /* also of a zeroed one */
 
 /* Device memory held. */

@@ -49,6 +49,7 @@ HOLDS(afd_attn_params, 96, progress_user, 88);
 HOLDS(afd_entry, 32, user_id, 24);
 HOLDS(afd_batch, 64, trace_id, 48);
 HOLDS(afd_kv_layout, 96, v_scale, 92);
+HOLDS(afd_kv_layer, 24, v_scale, 20);
 HOLDS(afd_sample_params, 32, seed, 24);
 HOLDS(afd_attn_stats, 64, n_sequences, 60);
 #endif

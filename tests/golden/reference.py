@@ -69,17 +69,42 @@ def scaled(codes, scales):
     return codes * spread[..., :rows, :columns]
 
 
+class Weights(dict):
+    """{tensor name: values}; rounds what enters products and the cache when `rounding` is set."""
+
+    def __init__(self):
+        super().__init__()
+        self.in_e4m3 = set()  # names whose file has codes
+        self.rounding = None  # of rounded.py
+
+    def entering(self, x, name):
+        """What the product with a matrix gets for x."""
+        quantizes = self.rounding and self.rounding.activations and name in self.in_e4m3
+        return self.rounding.quantized(x) if quantizes else x
+
+    def cached(self, kind, at, x):
+        """What attention sees of k or v."""
+        keeps = self.rounding and self.rounding.kv
+        return self.rounding.kept(x, self.kv_scale(kind, at)) if keeps else x
+
+    def kv_scale(self, kind, at):
+        """By any of its names; 1 where the file brings none."""
+        names = (f"{at}{kind}_proj.{kind}_scale", f"{at}{kind}_scale", f"{at}attn.{kind}_scale")
+        return next((float(self[name].reshape(())) for name in names if name in self), 1.0)
+
+
 def read_weights(where):
     index = where / "model.safetensors.index.json"
     files = ["model.safetensors"]
     if index.exists():
         files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
     tensors = {name: t for f in files for name, t in read_safetensors(where / f).items()}
-    weights = {}
+    weights = Weights()
     for name, (values, dtype) in tensors.items():
         if dtype == "F8_E4M3":
             scale = name + ("_scale_inv" if name + "_scale_inv" in tensors else "_scale")
             values = scaled(values, tensors[scale][0])
+            weights.in_e4m3.add(name)
         weights[name] = values
     return weights
 
@@ -177,13 +202,15 @@ def attention(x, w, at, config, window, tables):
     head_dim = head_dim_of(config)
 
     def linear(name, value):
-        out = value @ w[f"{at}{name}_proj.weight"].T
+        matrix = f"{at}{name}_proj.weight"
+        out = w.entering(value, matrix) @ w[matrix].T
         return out + w[f"{at}{name}_proj.bias"] if config.get("attention_bias") else out
 
     q, k, v = (linear(p, x).reshape(n, -1, head_dim) for p in "qkv")
     q, k = rms_norm(q, w[at + "q_norm.weight"], eps), rms_norm(k, w[at + "k_norm.weight"], eps)
     if tables:
         q, k = rotate(q, *tables), rotate(k, *tables)
+    k, v = w.cached("k", at, k), w.cached("v", at, v)
     queries_per_kv = heads // k.shape[1]
     k, v = np.repeat(k, queries_per_kv, axis=1), np.repeat(v, queries_per_kv, axis=1)
 
@@ -195,28 +222,31 @@ def attention(x, w, at, config, window, tables):
     p = softmax(np.where(visible, scores, -np.inf))
     out = np.einsum("hij,jhd->ihd", p, v).reshape(n, -1)
     if config["model_type"] == "afmoe":
-        out = out * sigmoid(x @ w[at + "gate_proj.weight"].T)
+        gate = at + "gate_proj.weight"  # has no bias, whatever attention_bias says
+        out = out * sigmoid(w.entering(x, gate) @ w[gate].T)
     return linear("o", out)
 
 
 # ----------------------------------------------- the FFN: all that an FFN process computes
 
-def swiglu(x, gate, up, down):
-    g = x @ gate.T
-    return g * sigmoid(g) * (x @ up.T) @ down.T
+def silu_of(g):
+    return g * sigmoid(g)
 
 
 def mlp(x, w, at):
-    return swiglu(x, *(w[f"{at}{part}_proj.weight"] for part in ("gate", "up", "down")))
+    gate, up, down = (f"{at}{part}_proj.weight" for part in ("gate", "up", "down"))
+    a = silu_of(w.entering(x, gate) @ w[gate].T) * (w.entering(x, up) @ w[up].T)
+    return w.entering(a, down) @ w[down].T
 
 
 def expert(x, w, at, e):
     """Either three matrices of its own, or its part of two tensors that all experts share."""
     if at + "gate_up_proj" not in w:
         return mlp(x, w, f"{at}{e}.")
-    gate_up = w[at + "gate_up_proj"][e]
-    half = len(gate_up) // 2
-    return swiglu(x, gate_up[:half], gate_up[half:], w[at + "down_proj"][e])
+    gate_up = w.entering(x, at + "gate_up_proj") @ w[at + "gate_up_proj"][e].T
+    half = gate_up.shape[-1] // 2
+    a = silu_of(gate_up[:, :half]) * gate_up[:, half:]
+    return w.entering(a, at + "down_proj") @ w[at + "down_proj"][e].T
 
 
 def has_experts(config, layer):

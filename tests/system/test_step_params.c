@@ -61,7 +61,6 @@ static void params_out_of_range_are_refused_by_name(void **state)
 			"max_positions is 9, limit 8" },
 		{ { .lanes = 5 }, -EINVAL, "lanes is 5, limit 4" },
 		{ { .kv_dtype = 9 }, -EINVAL, "kv_dtype is 9" },
-		{ { .kv_dtype = AFD_DTYPE_FP8 }, -ENOTSUP, "kv_dtype is fp8" },
 		{ { .to_ffn_dtype = AFD_DTYPE_FP8 }, -ENOTSUP, "to_ffn_dtype is fp8" },
 		{ { .to_attention_dtype = -1 }, -EINVAL, "to_attention_dtype is -1" },
 		{ { .device = "abacus" }, -EINVAL, "abacus" },

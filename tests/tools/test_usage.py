@@ -80,7 +80,7 @@ class Usage(Case):
         for flag in (["--key", "/dev/null"], ["--tls"], ["--attention-group", "shm:g"], ["--attention-tp", "0/2"],
                      ["--attention-tp", "1/2"], ["--reconnect-s", "5"], ["--device", "cuda:0"]):
             self.refuse("afd-generate", [*GENERATE, *flag], *flag, "not in this version")
-        for flag in (["--wire-dtype", "fp8"], ["--wire-dtype", "bf16:fp8"], ["--kv-dtype", "fp8"]):
+        for flag in (["--wire-dtype", "fp8"], ["--wire-dtype", "bf16:fp8"]):
             self.refuse("afd-generate", [*GENERATE, *flag], *flag, "not in this version")
         for flag in (["--key", "/dev/null"], ["--tls"], ["--device", "cuda:1"], ["--wire-dtype", "fp8"]):
             self.refuse("afd-serve-ffn", [*SERVE, *flag], *flag, "not in this version")
