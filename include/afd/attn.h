@@ -61,6 +61,10 @@ struct afd_attn_params {
 	size_t kv_memory_bytes;
 	afd_progress progress;  /* while weights are loaded */
 	void *progress_user;
+	/* The rank in an attention group, as the transport's params say it. afd_attn_kv_bytes needs
+	 * them; for _create leave 0, or say the same. */
+	uint32_t group_index;
+	uint32_t group_size;    /* 0 means 1 */
 };
 
 /* Bytes of the KV pool that these params ask for (kv_memory is not looked at). 0 on an error, see
@@ -254,9 +258,11 @@ struct afd_attn_stats {
 	uint64_t attention_ns; /* time that this stage computed, LM head included */
 	uint64_t ffn_ns;       /* time that an FFN of this process computed, 0 with a transport */
 	uint64_t wait_ns;      /* time in which nothing could be done but wait for peers */
-	uint64_t weight_bytes; /* device memory held by weights */
+	uint64_t weight_bytes; /* device memory held by weights, with what packing pads */
 	uint32_t pages_free;
 	uint32_t n_sequences;
+	uint64_t stored_bytes; /* what was loaded, as the checkpoint stores it: as much as
+				  afd_model_shard says for the rank */
 };
 AFD_API int afd_attn_stats(const afd_attn *attn, struct afd_attn_stats *stats);
 

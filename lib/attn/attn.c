@@ -18,13 +18,9 @@ static int check_parents(
 	int rc = afd__model_check(model);
 
 	rc = rc ? rc : afd__model_check_role(model, AFD_ROLE_ATTENTION);
-	if (rc)
-		return rc;
-	if (!net == !p->ffn)
-		return afd__error(-EINVAL,
-			"attn: %s of transport and params.ffn are given, one must be",
-			net ? "both" : "none");
-	return 0;
+	if (!rc && !net && !p->ffn)
+		return afd__error(-EINVAL, "attn: none of transport and params.ffn is given");
+	return rc;
 }
 
 static int check_contract(
@@ -45,8 +41,9 @@ static int check_contract(
 static int check_later(const struct afd_attn *attn, const struct afd__exchange_info *info)
 {
 	if (info->group_size > 1)
-		return afd__error(-ENOTSUP, "attn: group_size is %u; attention groups are not in this "
-					    "version of the stage",
+		return afd__error(-ENOTSUP,
+			"attn: group_size is %u; attention groups are not in this "
+			"version of the stage",
 			info->group_size);
 	for (uint32_t i = 0; i < attn->arch->n_layers; i++) {
 		if (afd__exchange_routed(attn->net, i))
@@ -196,18 +193,36 @@ static int create_pool(struct afd_attn *attn, const struct afd_attn_params *p)
 	return 0;
 }
 
+/* Of this rank's heads. */
 static void measure_widths(struct afd_attn *attn)
 {
 	uint32_t i;
 
 	for (i = 0; i < attn->arch->n_layers; i++) {
 		const struct afd__layer *l = &attn->arch->layers[i];
-		uint32_t mixed = l->n_heads * l->head_dim,
-			 qkv = mixed + 2 * l->n_kv_heads * l->head_dim;
+		struct afd__heads heads = afd__shard_heads(l->n_heads, l->n_kv_heads,
+			attn->params.group_index, attn->params.group_size);
+		uint32_t mixed = afd__range_size(heads.q) * l->head_dim,
+			 qkv = mixed + 2 * afd__range_size(heads.kv) * l->head_dim;
 
 		attn->mixed_width = mixed > attn->mixed_width ? mixed : attn->mixed_width;
 		attn->qkv_width = qkv > attn->qkv_width ? qkv : attn->qkv_width;
 	}
+}
+
+static int load_weights(struct afd_attn *attn, const struct afd_attn_params *p)
+{
+	const struct afd__attn_weights_params weights = {
+		.model = attn->model,
+		.queue = &attn->queue,
+		.rank = attn->params.group_index,
+		.n_ranks = attn->params.group_size,
+		.kv_dtype = attn->params.kv_dtype,
+		.progress = p->progress,
+		.progress_user = p->progress_user,
+	};
+
+	return afd__attn_weights_load(&attn->weights, &weights);
 }
 
 static int build(struct afd_attn *attn, const struct afd_attn_params *p)
@@ -228,9 +243,7 @@ static int build(struct afd_attn *attn, const struct afd_attn_params *p)
 	rc = rc ? rc : open_epoll(attn);
 	rc = rc ? rc : create_books(attn);
 	rc = rc ? rc : create_pool(attn, p);
-	rc = rc ? rc
-		: afd__attn_weights_load(&attn->weights, attn->model, &attn->queue,
-			  attn->params.kv_dtype, p->progress, p->progress_user);
+	rc = rc ? rc : load_weights(attn, p);
 	if (!rc)
 		afd__attn_layout_scales(attn);
 	rc = rc ? rc : afd__attn_memory_create(attn);

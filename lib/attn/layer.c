@@ -188,7 +188,7 @@ static int enqueue_rope(
 		.slots = attn->memory.words +
 			 afd__batch_slots_at(&attn->batch, attn->groups[lane->layer]) + lane->row0,
 		.n_rows = lane->n_rows,
-		.n_heads = w->arch->n_heads,
+		.n_heads = w->n_heads,
 		.eps = attn->arch->rms_norm_eps,
 	};
 
@@ -207,7 +207,7 @@ static int enqueue_attend(
 		.page_table = words + afd__batch_table_at(&attn->batch, attn->groups[lane->layer]),
 		.out = attn->memory.mixed,
 		.n_rows = lane->n_rows,
-		.n_heads = w->arch->n_heads,
+		.n_heads = w->n_heads,
 		.table_stride = attn->batch.table_stride,
 		.window = w->arch->window,
 		.scale = w->arch->softmax_scale,

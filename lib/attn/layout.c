@@ -22,24 +22,27 @@ int afd__attn_layout_plan(struct afd_kv_layout *layout, const struct afd__arch *
 	const struct afd_attn_params *params)
 {
 	const struct afd__layer *first = &arch->layers[0];
-	uint32_t i;
+	struct afd__range heads = afd__shard_heads(first->n_heads, first->n_kv_heads,
+		params->group_index, params->group_size).kv;
+	uint32_t n_kv_heads = afd__range_size(heads), i;
 	int rc;
 
 	for (i = 0; i < arch->n_layers; i++)
-		assert(arch->layers[i].n_kv_heads == first->n_kv_heads &&
+		assert(arch->layers[i].n_heads == first->n_heads &&
+			arch->layers[i].n_kv_heads == first->n_kv_heads &&
 			arch->layers[i].head_dim == first->head_dim);
 	*layout = (struct afd_kv_layout){
 		.size = sizeof(*layout),
 		.n_layers = arch->n_layers,
 		.n_pages = params->kv_pages,
 		.page_size = params->page_size,
-		.n_kv_heads = first->n_kv_heads,
+		.n_kv_heads = n_kv_heads,
 		.head_dim = first->head_dim,
 		.dtype = params->kv_dtype,
 	};
 	layout->position_bytes = first->head_dim * afd_dtype_bytes(params->kv_dtype);
 	rc = multiply(&layout->head_bytes, layout->position_bytes, params->page_size);
-	rc = rc ? rc : multiply(&layout->kv_bytes, layout->head_bytes, first->n_kv_heads);
+	rc = rc ? rc : multiply(&layout->kv_bytes, layout->head_bytes, n_kv_heads);
 	rc = rc ? rc : multiply(&layout->page_bytes, layout->kv_bytes, 2);
 	rc = rc ? rc : multiply(&layout->layer_bytes, layout->page_bytes, params->kv_pages);
 	return rc ? rc : multiply(&layout->memory_bytes, layout->layer_bytes, arch->n_layers);

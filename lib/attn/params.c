@@ -34,13 +34,24 @@ static int fill_dtype(int32_t *dtype, int32_t fallback, const char *name)
 	return 0;
 }
 
+/* What the rank holds needs heads for it. */
+static int fill_group(struct afd_attn_params *p, const struct afd_model *model)
+{
+	const struct afd_shard shard = { .tp = p->group_index, .n_tp = p->group_size };
+	struct afd__ffn_shard read;
+
+	if (!p->group_size)
+		p->group_size = 1;
+	return afd__shard_read(&read, &shard, AFD_ROLE_ATTENTION, &model->arch, "attn");
+}
+
 /* What concerns the KV pool; afd_attn_kv_bytes looks at no more. */
 static int fill_kv(struct afd_attn_params *p, const struct afd_model *model)
 {
 	uint32_t fallback;
-	int rc;
+	int rc = fill_group(p, model);
 
-	rc = fill_count(&p->page_size, DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE, "page_size");
+	rc = rc ? rc : fill_count(&p->page_size, DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE, "page_size");
 	if (rc)
 		return rc;
 	fallback = (DEFAULT_POSITIONS + p->page_size - 1) / p->page_size;
@@ -56,6 +67,18 @@ static int fill_wire_dtype(int32_t *dtype, int32_t fallback, const char *name)
 		return afd__error(
 			-ENOTSUP, "attn: %s is fp8; f32, bf16 and f16 are supported", name);
 	return rc;
+}
+
+/* A transport says which rank we are; params may repeat it. */
+static int check_group(const struct afd_attn_params *p, const struct afd__exchange_info *net)
+{
+	uint32_t index = net ? net->group_index : 0, n = net ? net->group_size : 1;
+
+	if ((p->group_size || p->group_index) && (p->group_size != n || p->group_index != index))
+		return afd__error(-EINVAL,
+			"attn: group_index and group_size are %u of %u, the transport's %u of %u",
+			p->group_index, p->group_size, index, n);
+	return 0;
 }
 
 /* With a transport its own params say these. */
@@ -101,8 +124,11 @@ static int fill_capacities(struct afd_attn_params *p)
 int afd__attn_params_fill(struct afd_attn_params *p, const struct afd_model *model,
 	const struct afd__exchange_info *net)
 {
-	int rc = fill_kv(p, model);
+	int rc = check_group(p, net);
 
+	p->group_index = net ? net->group_index : 0;
+	p->group_size = net ? net->group_size : 1;
+	rc = rc ? rc : fill_kv(p, model);
 	rc = rc ? rc : fill_wire(p, model, net);
 	return rc ? rc : fill_capacities(p);
 }

@@ -86,6 +86,7 @@ int afd_attn_stats(const afd_attn *attn, struct afd_attn_stats *stats)
 		.weight_bytes = afd__attn_weights_bytes(&attn->weights),
 		.pages_free = attn->pages_free,
 		.n_sequences = attn->n_sequences,
+		.stored_bytes = attn->weights.stored_bytes,
 	};
 	return afd__params_give(stats, &now, sizeof(now), "attn stats");
 }

@@ -1,139 +1,95 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * From the checkpoint to the device, tensor by tensor in the order of use, so that a file is read
- * once from front to back. Vectors are uploaded as they are stored and widened by the device, into
- * memory that was sized for all of them before.
+ * once from front to back. Of each tensor a rank of an attention group takes the part of its heads,
+ * as model/shards.c has it; all of it without a group. Vectors are uploaded as they are stored and
+ * widened by the device, into memory that was sized for all of them before.
  */
 #include "weights.h"
 
 #include <assert.h>
 #include <string.h>
 
-/* How much is packed between two calls of the host's progress. */
-static const size_t BLOCK_BYTES = (size_t)16 << 20;
-enum { UPLOAD_TIMEOUT_MS = 60000, SCALE_GRAIN = 32 /* that share a scale, see device.h */ };
+enum { UPLOAD_TIMEOUT_MS = 60000 };
 
 struct loader {
 	struct afd__attn_weights *weights;
-	const struct afd_model *model;
+	struct afd__loader to;
 	struct afd__queue *queue;
 	int32_t kv_dtype;
+	uint32_t rank, n_ranks; /* of the attention group */
 	void *raw;     /* dev: vectors as stored, at the place where their numbers will lie */
 	size_t n_used; /* numbers of weights->vectors that are given out */
-	afd_progress progress;
-	void *progress_user;
-	uint64_t done_bytes, total_bytes;
 };
 
-static void count_progress(struct loader *ld, uint64_t bytes)
+/* A tensor, and the part of it that this rank holds. */
+static int find_slice(
+	const struct loader *ld, int32_t layer, int32_t kind, struct afd__slice *slice)
 {
-	ld->done_bytes += bytes;
-	if (ld->progress)
-		ld->progress(ld->progress_user, ld->done_bytes, ld->total_bytes);
+	const struct afd__layer *arch = layer < 0 ? NULL : ld->weights->layers[layer].arch;
+	struct afd__tensor *t = &slice->tensor;
+	struct afd__cut cut;
+	int rc = afd__model_tensor(ld->to.model, layer, kind, t);
+
+	if (rc)
+		return rc;
+	cut = afd__shard_attention(arch, kind, t->shape, t->n_dims, ld->rank, ld->n_ranks);
+	slice->rows = cut.rows;
+	slice->columns = cut.columns;
+	return 0;
 }
 
 /* ---- matrices ---- */
 
-static bool in_place(const struct loader *ld)
-{
-	return ld->model->weights == AFD_WEIGHTS_IN_PLACE;
-}
-
-/* mixed: parts of m begin at rows that are no multiple of a panel's. */
-static int create_matrix(struct loader *ld, struct afd__matrix *m, const struct afd__tensor *t,
-	uint32_t n, bool mixed)
-{
-	const struct afd__matrix_shape shape = {
-		.n = n,
-		.k = (uint32_t)t->shape[1],
-		.dtype = t->dtype,
-		.mixed_panels = t->dtype == AFD_DTYPE_FP8 && mixed,
-	};
-
-	return afd__matrix_create_stack(
-		ld->weights->device, m, &shape, in_place(ld) ? t->data : NULL);
-}
-
-static int load_scales(
-	struct loader *ld, struct afd__matrix *m, const struct afd__tensor *t, uint32_t row0)
-{
-	const struct afd__scale_blocks blocks = {
-		.data = t->scales.data,
-		.n_rows = t->scales.rows,
-		.n_columns = t->scales.columns,
-		.dtype = t->scales.dtype,
-	};
-	int rc;
-
-	if (t->dtype != AFD_DTYPE_FP8)
-		return 0;
-	rc = afd__matrix_load_scales(
-		ld->weights->device, m, &blocks, row0, (uint32_t)t->shape[0]);
-	if (rc)
-		return afd__error_prefix(rc, "%s", t->scales.name);
-	count_progress(ld, (uint64_t)blocks.n_rows * blocks.n_columns * afd_dtype_bytes(blocks.dtype));
-	return 0;
-}
-
-/* Packs the tensor's rows into m from row0 on; with weights in place there is nothing to move. */
-static int pack_rows(
-	struct loader *ld, struct afd__matrix *m, const struct afd__tensor *t, uint32_t row0)
-{
-	uint32_t n_rows = (uint32_t)t->shape[0], n, i;
-	size_t row_bytes = (size_t)(t->bytes / n_rows);
-	uint32_t block = (uint32_t)(BLOCK_BYTES / row_bytes / 64 * 64);
-	int rc;
-
-	rc = load_scales(ld, m, t, row0);
-	if (rc || in_place(ld)) {
-		count_progress(ld, t->bytes);
-		return rc;
-	}
-	block = block ? block : 64;
-	for (i = 0; i < n_rows; i += n) {
-		n = n_rows - i < block ? n_rows - i : block;
-		rc = afd__matrix_load(
-			ld->weights->device, m, (const char *)t->data + i * row_bytes, row0 + i, n);
-		if (rc)
-			return afd__error_prefix(rc, "%s", t->name);
-		count_progress(ld, n * row_bytes);
-	}
-	afd__model_release(t);
-	return 0;
-}
-
 static int load_matrix(struct loader *ld, int32_t layer, int32_t kind, struct afd__matrix *m)
 {
-	struct afd__tensor t;
-	int rc = afd__model_tensor(ld->model, layer, kind, &t);
+	struct afd__slice slice;
+	int rc = find_slice(ld, layer, kind, &slice);
 
-	rc = rc ? rc : create_matrix(ld, m, &t, (uint32_t)t.shape[0], false);
-	return rc ? rc : pack_rows(ld, m, &t, 0);
+	return rc ? rc : afd__slice_matrix(&ld->to, &slice, ld->to.in_place, m);
+}
+
+/* q, k and v under each other. */
+static int load_stacked(
+	struct loader *ld, const struct afd__slice parts[AFD__QKV_PARTS], struct afd__matrix *m)
+{
+	struct afd__matrix_shape shape = {
+		.k = (uint32_t)parts[0].tensor.shape[1],
+		.dtype = parts[0].tensor.dtype,
+	};
+	uint32_t row = 0, i;
+	int rc;
+
+	for (i = 0; i < AFD__QKV_PARTS; i++) {
+		shape.mixed_panels |= afd__slice_mixes(&parts[i], shape.n);
+		shape.n += afd__range_size(parts[i].rows);
+	}
+	rc = afd__matrix_create_stack(ld->to.device, m, &shape, NULL);
+	for (i = 0; !rc && i < AFD__QKV_PARTS; i++) {
+		rc = afd__slice_load(&ld->to, &parts[i], m, row);
+		row += afd__range_size(parts[i].rows);
+	}
+	return rc;
 }
 
 static int load_qkv(struct loader *ld, int32_t layer, struct afd__attn_layer *w)
 {
-	struct afd__tensor t[AFD__QKV_PARTS];
-	uint32_t n = 0, i;
+	struct afd__slice parts[AFD__QKV_PARTS];
+	uint32_t i;
 	bool alike;
 	int rc = 0;
 
 	for (i = 0; !rc && i < AFD__QKV_PARTS; i++)
-		rc = afd__model_tensor(ld->model, layer, AFD__TENSOR_Q + (int32_t)i, &t[i]);
+		rc = find_slice(ld, layer, AFD__TENSOR_Q + (int32_t)i, &parts[i]);
 	if (rc)
 		return rc;
-	alike = t[0].dtype == t[1].dtype && t[0].dtype == t[2].dtype && !in_place(ld);
+	alike = parts[0].tensor.dtype == parts[1].tensor.dtype &&
+		parts[0].tensor.dtype == parts[2].tensor.dtype && !ld->to.in_place;
 	w->n_qkv = alike ? 1 : AFD__QKV_PARTS;
 	if (alike)
-		rc = create_matrix(ld, &w->qkv[0], &t[0],
-			(uint32_t)(t[0].shape[0] + t[1].shape[0] + t[2].shape[0]),
-			t[0].shape[0] % SCALE_GRAIN || t[1].shape[0] % SCALE_GRAIN);
-	for (i = 0; !rc && i < AFD__QKV_PARTS; i++) {
-		if (!alike)
-			rc = create_matrix(ld, &w->qkv[i], &t[i], (uint32_t)t[i].shape[0], false);
-		rc = rc ? rc : pack_rows(ld, &w->qkv[alike ? 0 : i], &t[i], alike ? n : 0);
-		n += (uint32_t)t[i].shape[0];
-	}
+		return load_stacked(ld, parts, &w->qkv[0]);
+	for (i = 0; !rc && i < AFD__QKV_PARTS; i++)
+		rc = afd__slice_matrix(&ld->to, &parts[i], ld->to.in_place, &w->qkv[i]);
 	return rc;
 }
 
@@ -144,8 +100,8 @@ static int load_head(struct loader *ld)
 	struct afd__tensor embed, head;
 	int rc;
 
-	rc = afd__model_tensor(ld->model, -1, AFD__TENSOR_EMBED, &embed);
-	rc = rc ? rc : afd__model_tensor(ld->model, -1, AFD__TENSOR_HEAD, &head);
+	rc = afd__model_tensor(ld->to.model, -1, AFD__TENSOR_EMBED, &embed);
+	rc = rc ? rc : afd__model_tensor(ld->to.model, -1, AFD__TENSOR_HEAD, &head);
 	if (rc)
 		return rc;
 	if (head.data != embed.data)
@@ -170,25 +126,29 @@ static float *take_vector(struct loader *ld, size_t n)
 static int load_vector_into(struct loader *ld, int32_t layer, int32_t kind, float *to)
 {
 	struct afd__convert_args convert = { 0 };
-	struct afd__tensor t;
+	struct afd__slice slice;
+	size_t number_bytes, bytes;
 	void *raw;
-	int rc = afd__model_tensor(ld->model, layer, kind, &t);
+	int rc = find_slice(ld, layer, kind, &slice);
 
 	if (rc)
 		return rc;
+	number_bytes = afd_dtype_bytes(slice.tensor.dtype);
+	bytes = afd__range_size(slice.rows) * number_bytes;
 	raw = (char *)ld->raw + ((char *)to - (char *)ld->weights->vectors);
-	rc = afd__queue_upload(ld->queue, raw, t.data, (size_t)t.bytes);
+	rc = afd__queue_upload(ld->queue, raw,
+		(const char *)slice.tensor.data + slice.rows.begin * number_bytes, bytes);
 	if (rc)
-		return afd__error_prefix(rc, "%s", t.name);
+		return afd__error_prefix(rc, "%s", slice.tensor.name);
 	convert.src = raw;
 	convert.dst = to;
 	convert.n_rows = 1;
-	convert.width = (uint32_t)t.shape[0];
-	convert.src_stride = (size_t)t.bytes;
-	convert.dst_stride = (size_t)t.shape[0] * sizeof(float);
-	convert.src_dtype = t.dtype;
+	convert.width = afd__range_size(slice.rows);
+	convert.src_stride = bytes;
+	convert.dst_stride = convert.width * sizeof(float);
+	convert.src_dtype = slice.tensor.dtype;
 	convert.dst_dtype = AFD_DTYPE_F32;
-	count_progress(ld, t.bytes);
+	afd__loader_report(&ld->to, bytes);
 	return afd__convert(ld->queue, &convert);
 }
 
@@ -202,8 +162,8 @@ static int load_vector(struct loader *ld, int32_t layer, int32_t kind, size_t n,
 
 static int load_qkv_bias(struct loader *ld, int32_t layer, struct afd__attn_layer *w)
 {
-	size_t n_q = (size_t)w->arch->n_heads * w->arch->head_dim,
-	       n_kv = (size_t)w->arch->n_kv_heads * w->arch->head_dim;
+	size_t n_q = (size_t)w->n_heads * w->arch->head_dim,
+	       n_kv = (size_t)w->n_kv_heads * w->arch->head_dim;
 	float *to = take_vector(ld, n_q + 2 * n_kv);
 	int rc;
 
@@ -213,13 +173,13 @@ static int load_qkv_bias(struct loader *ld, int32_t layer, struct afd__attn_laye
 	return rc ? rc : load_vector_into(ld, layer, AFD__TENSOR_V_BIAS, to + n_q + n_kv);
 }
 
-static size_t count_layer_numbers(const struct afd__arch *arch, const struct afd__layer *layer)
+static size_t count_layer_numbers(const struct afd__arch *arch, const struct afd__attn_layer *w)
 {
+	const struct afd__layer *layer = w->arch;
 	size_t n = (size_t)__builtin_popcount(layer->norms) * arch->hidden_size;
 
 	if (layer->attention_bias)
-		n += arch->hidden_size +
-		     (size_t)(layer->n_heads + 2 * layer->n_kv_heads) * layer->head_dim;
+		n += arch->hidden_size + (size_t)(w->n_heads + 2 * w->n_kv_heads) * layer->head_dim;
 	if (layer->qk_norm == AFD__QK_NORM_PER_HEAD)
 		n += 2 * (size_t)layer->head_dim;
 	return n;
@@ -227,14 +187,14 @@ static size_t count_layer_numbers(const struct afd__arch *arch, const struct afd
 
 static int allocate_vectors(struct loader *ld)
 {
-	const struct afd__arch *arch = &ld->model->arch;
+	const struct afd__arch *arch = &ld->to.model->arch;
 	struct afd__attn_weights *w = ld->weights;
 	size_t n = arch->hidden_size;
 	uint32_t i;
 	int rc;
 
 	for (i = 0; i < arch->n_layers; i++)
-		n += count_layer_numbers(arch, &arch->layers[i]);
+		n += count_layer_numbers(arch, &w->layers[i]);
 	for (i = 0; i < w->n_ropes; i++)
 		n += w->ropes[i].arch->head_dim / 2;
 	w->vector_bytes = n * sizeof(float);
@@ -292,21 +252,21 @@ static int load_kv_scales(struct loader *ld, int32_t layer, struct afd__attn_lay
 
 	w->k_scale = w->v_scale = 1;
 	for (kind = AFD__TENSOR_K_SCALE; !rc && kind <= AFD__TENSOR_V_SCALE; kind++) {
-		if (!afd__slot_find(ld->model, layer, -1, kind))
+		if (!afd__slot_find(ld->to.model, layer, -1, kind))
 			continue;
-		rc = afd__model_tensor(ld->model, layer, kind, &t);
-		count_progress(ld, rc ? 0 : t.bytes);
+		rc = afd__model_tensor(ld->to.model, layer, kind, &t);
+		afd__loader_report(&ld->to, rc ? 0 : t.bytes);
 	}
 	if (rc || ld->kv_dtype != AFD_DTYPE_FP8)
 		return rc;
-	return afd__model_kv_scales(ld->model, layer, &w->k_scale, &w->v_scale);
+	return afd__model_kv_scales(ld->to.model, layer, &w->k_scale, &w->v_scale);
 }
 
 static int load_layer(struct loader *ld, int32_t layer)
 {
 	struct afd__attn_layer *w = &ld->weights->layers[layer];
 	const struct afd__layer *arch = w->arch;
-	uint32_t hidden = ld->model->arch.hidden_size;
+	uint32_t hidden = ld->to.model->arch.hidden_size;
 	int rc;
 
 	rc = load_vector(ld, layer, AFD__TENSOR_INPUT_NORM, hidden, &w->input_norm);
@@ -346,7 +306,7 @@ static int load_all(struct loader *ld)
 	for (i = 0; !rc && i < w->n_layers; i++)
 		rc = load_layer(ld, (int32_t)i);
 	rc = rc ? rc
-		: load_vector(ld, -1, AFD__TENSOR_FINAL_NORM, ld->model->arch.hidden_size,
+		: load_vector(ld, -1, AFD__TENSOR_FINAL_NORM, ld->to.model->arch.hidden_size,
 			  &w->final_norm);
 	return rc ? rc : load_head(ld);
 }
@@ -362,39 +322,71 @@ static int settle(struct loader *ld)
 			    ld->queue, ticket, UPLOAD_TIMEOUT_MS, "the upload of norm weights");
 }
 
-int afd__attn_weights_load(struct afd__attn_weights *weights, const struct afd_model *model,
-	struct afd__queue *queue, int32_t kv_dtype, afd_progress progress, void *progress_user)
+static void find_layers(struct loader *ld)
+{
+	struct afd__attn_weights *w = ld->weights;
+	uint32_t i;
+
+	for (i = 0; i < w->n_layers; i++) {
+		const struct afd__layer *arch = &ld->to.model->arch.layers[i];
+		struct afd__heads heads = afd__shard_heads(
+			arch->n_heads, arch->n_kv_heads, ld->rank, ld->n_ranks);
+
+		w->layers[i].arch = arch;
+		w->layers[i].n_heads = afd__range_size(heads.q);
+		w->layers[i].n_kv_heads = afd__range_size(heads.kv);
+	}
+}
+
+/* Everything that is missing is told before anything is allocated. */
+static int measure(struct loader *ld)
+{
+	const struct afd_shard_params params = { .size = sizeof(params),
+		.role = AFD_ROLE_ATTENTION,
+		.gate = AFD_GATE_FFN,
+		.shard = { .tp = ld->rank, .n_tp = ld->n_ranks } };
+	struct afd_role_info info = { .size = sizeof(info) };
+	int rc = afd_model_shard(ld->to.model, &params, &info);
+
+	ld->to.total_bytes = info.bytes;
+	return rc;
+}
+
+int afd__attn_weights_load(
+	struct afd__attn_weights *weights, const struct afd__attn_weights_params *p)
 {
 	struct loader ld = { .weights = weights,
-		.model = model,
-		.queue = queue,
-		.kv_dtype = kv_dtype,
-		.progress = progress,
-		.progress_user = progress_user };
-	struct afd_role_info role = { .size = sizeof(role) };
-	uint32_t i;
+		.to = { .ctx = p->model->ctx,
+			.device = p->queue->dev,
+			.model = p->model,
+			.progress = p->progress,
+			.progress_user = p->progress_user,
+			.in_place = p->model->weights == AFD_WEIGHTS_IN_PLACE },
+		.queue = p->queue,
+		.kv_dtype = p->kv_dtype,
+		.rank = p->rank,
+		.n_ranks = p->n_ranks };
 	int rc, settled;
 
 	memset(weights, 0, sizeof(*weights));
-	/* Everything that is missing is told before anything is allocated. */
-	rc = afd_model_role(model, AFD_ROLE_ATTENTION, &role);
+	rc = measure(&ld);
 	if (rc)
 		return rc;
-	ld.total_bytes = role.bytes;
-	weights->ctx = model->ctx;
-	weights->device = queue->dev;
-	weights->n_layers = model->arch.n_layers;
-	weights->layers = afd__alloc(model->ctx, weights->n_layers, sizeof(*weights->layers));
-	weights->ropes = afd__alloc(model->ctx, weights->n_layers, sizeof(*weights->ropes));
+	weights->ctx = p->model->ctx;
+	weights->device = p->queue->dev;
+	weights->n_layers = p->model->arch.n_layers;
+	weights->layers = afd__alloc(weights->ctx, weights->n_layers, sizeof(*weights->layers));
+	weights->ropes = afd__alloc(weights->ctx, weights->n_layers, sizeof(*weights->ropes));
 	rc = weights->layers && weights->ropes ? 0 : -ENOMEM;
 	if (!rc) {
-		for (i = 0; i < weights->n_layers; i++)
-			weights->layers[i].arch = &model->arch.layers[i];
+		find_layers(&ld);
 		find_ropes(weights);
 		rc = load_all(&ld);
 		settled = settle(&ld);
 		rc = rc ? rc : settled;
 	}
+	weights->stored_bytes = ld.to.done_bytes;
+	afd__loader_end(&ld.to);
 	if (ld.raw)
 		afd__device_free(weights->device, ld.raw, weights->vector_bytes);
 	if (rc)

@@ -11,12 +11,13 @@
 #include <afd/attn.h>
 
 #include "../device/device.h"
-#include "../model/model.h"
+#include "../model/slice.h"
 
 enum { AFD__QKV_PARTS = 3 };
 
 struct afd__attn_layer {
 	const struct afd__layer *arch;
+	uint32_t n_heads, n_kv_heads; /* of this rank: all, without an attention group */
 	/* q, k and v under each other as one matrix, or three: in place, or of several dtypes. */
 	struct afd__matrix qkv[AFD__QKV_PARTS];
 	uint32_t n_qkv;
@@ -52,12 +53,22 @@ struct afd__attn_weights {
 	const float *final_norm; /* dev [hidden] */
 	float *vectors;          /* dev [n_numbers] */
 	size_t vector_bytes;
+	uint64_t stored_bytes; /* what was loaded, as the checkpoint has it */
 };
 
-/* Loads all of the role's tensors; waits for the device. Scales of K and V are looked at for an fp8
- * KV cache only. On an error nothing is held. */
-int afd__attn_weights_load(struct afd__attn_weights *weights, const struct afd_model *model,
-	struct afd__queue *queue, int32_t kv_dtype, afd_progress progress, void *progress_user);
+struct afd__attn_weights_params {
+	const struct afd_model *model;
+	struct afd__queue *queue;
+	uint32_t rank, n_ranks; /* of the attention group; 0 of 1 */
+	int32_t kv_dtype;
+	afd_progress progress;
+	void *progress_user;
+};
+
+/* Loads what the rank holds of the role's tensors; waits for the device. Scales of K and V are
+ * looked at for an fp8 KV cache only. On an error nothing is held. */
+int afd__attn_weights_load(
+	struct afd__attn_weights *weights, const struct afd__attn_weights_params *params);
 void afd__attn_weights_free(struct afd__attn_weights *weights); /* also of a zeroed one */
 
 /* Device memory held. */

@@ -8,7 +8,7 @@
 #include "load.h"
 
 struct expert {
-	struct afd__ffn_slice gate, up, down;
+	struct afd__slice gate, up, down;
 };
 
 /* Where a layer's experts are looked for. */
@@ -19,13 +19,13 @@ struct source {
 };
 
 static int find_slice(
-	const struct source *src, uint32_t e, int32_t kind, struct afd__ffn_slice *slice)
+	const struct source *src, uint32_t e, int32_t kind, struct afd__slice *slice)
 {
-	int rc = afd__model_expert(src->ld->model, (int32_t)src->layer, e, kind, &slice->tensor);
+	int rc = afd__model_expert(src->ld->to.model, (int32_t)src->layer, e, kind, &slice->tensor);
 
 	if (rc)
 		return rc;
-	*slice = afd__ffn_whole(&slice->tensor);
+	*slice = afd__slice_whole(&slice->tensor);
 	if (kind == AFD__TENSOR_EXPERT_DOWN)
 		slice->columns = src->width;
 	else
@@ -59,7 +59,7 @@ struct run {
 	const char *name;
 };
 
-static size_t slice_bytes(const struct afd__ffn_slice *slice)
+static size_t slice_bytes(const struct afd__slice *slice)
 {
 	return (size_t)afd__range_size(slice->rows) * afd__range_size(slice->columns) *
 	       afd_dtype_bytes(slice->tensor.dtype);
@@ -69,12 +69,12 @@ static size_t slice_bytes(const struct afd__ffn_slice *slice)
 static void follow(struct run *run, uint32_t e, const struct expert *x)
 {
 	size_t gate_bytes = slice_bytes(&x->gate);
-	const char *gate = afd__ffn_slice_rows(&x->gate), *up = afd__ffn_slice_rows(&x->up);
+	const char *gate = afd__slice_rows(&x->gate), *up = afd__slice_rows(&x->up);
 
 	if (run->gate_up && (gate != run->gate_up + (e - run->first) * 2 * gate_bytes ||
 				    up != gate + gate_bytes))
 		run->gate_up = NULL;
-	if (run->down && afd__ffn_slice_rows(&x->down) !=
+	if (run->down && afd__slice_rows(&x->down) !=
 				 run->down + (e - run->first) * slice_bytes(&x->down))
 		run->down = NULL;
 }
@@ -93,15 +93,15 @@ static int find_run(const struct source *src, uint32_t first, struct run *run)
 		if (e == first) {
 			run->dtype = x.gate.tensor.dtype;
 			run->down_dtype = x.down.tensor.dtype;
-			run->gate_up = src->ld->in_place ? afd__ffn_slice_rows(&x.gate) : NULL;
-			run->down = src->ld->in_place ? afd__ffn_slice_rows(&x.down) : NULL;
+			run->gate_up = src->ld->to.in_place ? afd__slice_rows(&x.gate) : NULL;
+			run->down = src->ld->to.in_place ? afd__slice_rows(&x.down) : NULL;
 			run->name = x.gate.tensor.name;
 		}
 		if (x.gate.tensor.dtype != run->dtype || x.down.tensor.dtype != run->down_dtype)
 			break;
 		follow(run, e, &x);
-		run->mixed_panels |= afd__ffn_mixes(&x.gate, 0) ||
-				     afd__ffn_mixes(&x.up, afd__range_size(src->width));
+		run->mixed_panels |= afd__slice_mixes(&x.gate, 0) ||
+				     afd__slice_mixes(&x.up, afd__range_size(src->width));
 		run->end = e + 1;
 	}
 	return 0;
@@ -139,10 +139,10 @@ static int load_expert(const struct source *src, struct afd__ffn_experts *stack,
 	int rc = find_expert(src, e, &x);
 
 	if (!rc)
-		rc = afd__ffn_load_slice(src->ld, &x.gate, &gate_up, 0);
+		rc = afd__slice_load(&src->ld->to, &x.gate, &gate_up, 0);
 	if (!rc)
-		rc = afd__ffn_load_slice(src->ld, &x.up, &gate_up, afd__range_size(src->width));
-	return rc ? rc : afd__ffn_load_slice(src->ld, &x.down, &down, 0);
+		rc = afd__slice_load(&src->ld->to, &x.up, &gate_up, afd__range_size(src->width));
+	return rc ? rc : afd__slice_load(&src->ld->to, &x.down, &down, 0);
 }
 
 static int load_stack(

@@ -16,25 +16,25 @@ struct mlp_kinds {
 };
 
 static int find_slice(const struct afd__ffn_loader *ld, uint32_t layer, int32_t kind,
-	struct afd__ffn_slice *slice)
+	struct afd__slice *slice)
 {
 	struct afd__tensor t;
-	int rc = afd__model_tensor(ld->model, (int32_t)layer, kind, &t);
+	int rc = afd__model_tensor(ld->to.model, (int32_t)layer, kind, &t);
 
 	if (!rc)
-		*slice = afd__ffn_whole(&t);
+		*slice = afd__slice_whole(&t);
 	return rc;
 }
 
 /* Gate and up as one matrix. */
 static int make_gate_up(struct afd__ffn_loader *ld, struct afd__ffn_mlp *mlp,
-	const struct afd__ffn_slice *gate, const struct afd__ffn_slice *up)
+	const struct afd__slice *gate, const struct afd__slice *up)
 {
 	const struct afd__matrix_shape shape = {
 		.n = 2 * mlp->width,
 		.k = afd__range_size(gate->columns),
 		.dtype = gate->tensor.dtype,
-		.mixed_panels = afd__ffn_mixes(gate, 0) || afd__ffn_mixes(up, mlp->width),
+		.mixed_panels = afd__slice_mixes(gate, 0) || afd__slice_mixes(up, mlp->width),
 	};
 	int rc;
 
@@ -44,8 +44,8 @@ static int make_gate_up(struct afd__ffn_loader *ld, struct afd__ffn_mlp *mlp,
 	rc = afd__matrix_create_stack(ld->ffn->device, &mlp->gate, &shape, NULL);
 	if (rc)
 		return afd__error_prefix(rc, "%s", gate->tensor.name);
-	rc = afd__ffn_load_slice(ld, gate, &mlp->gate, 0);
-	return rc ? rc : afd__ffn_load_slice(ld, up, &mlp->gate, mlp->width);
+	rc = afd__slice_load(&ld->to, gate, &mlp->gate, 0);
+	return rc ? rc : afd__slice_load(&ld->to, up, &mlp->gate, mlp->width);
 }
 
 /* A layer's mlp is split by width over all ranks. */
@@ -54,7 +54,7 @@ static int load_mlp(struct afd__ffn_loader *ld, uint32_t layer, const struct mlp
 {
 	struct afd__range range = afd__shard_range(
 		width, afd__ffn_shard_rank(ld->ffn->shard), afd__ffn_shard_count(ld->ffn->shard));
-	struct afd__ffn_slice gate, up, down;
+	struct afd__slice gate, up, down;
 	int rc = find_slice(ld, layer, kinds->gate, &gate);
 
 	if (!rc)
@@ -68,14 +68,14 @@ static int load_mlp(struct afd__ffn_loader *ld, uint32_t layer, const struct mlp
 	mlp->width_offset = range.begin;
 	if (mlp->width > ld->ffn->weights.max_width)
 		ld->ffn->weights.max_width = mlp->width;
-	if (!ld->in_place && gate.tensor.dtype == up.tensor.dtype) {
+	if (!ld->to.in_place && gate.tensor.dtype == up.tensor.dtype) {
 		rc = make_gate_up(ld, mlp, &gate, &up);
 	} else {
-		rc = afd__ffn_make_matrix(ld, &gate, ld->in_place, &mlp->gate);
+		rc = afd__slice_matrix(&ld->to, &gate, ld->to.in_place, &mlp->gate);
 		if (!rc)
-			rc = afd__ffn_make_matrix(ld, &up, ld->in_place, &mlp->up);
+			rc = afd__slice_matrix(&ld->to, &up, ld->to.in_place, &mlp->up);
 	}
-	return rc ? rc : afd__ffn_make_matrix(ld, &down, ld->in_place, &mlp->down);
+	return rc ? rc : afd__slice_matrix(&ld->to, &down, ld->to.in_place, &mlp->down);
 }
 
 /* ---- a router ---- */
@@ -119,7 +119,7 @@ static int load_router_bias(
 {
 	size_t bytes = (size_t)weights->arch->n_experts * sizeof(float);
 	struct afd__tensor t;
-	int rc = afd__model_tensor(ld->model, (int32_t)layer, AFD__TENSOR_ROUTER_BIAS, &t);
+	int rc = afd__model_tensor(ld->to.model, (int32_t)layer, AFD__TENSOR_ROUTER_BIAS, &t);
 
 	if (!rc)
 		rc = afd__device_alloc(
@@ -128,20 +128,20 @@ static int load_router_bias(
 		rc = widen(ld, &t, weights->router_bias);
 	if (rc)
 		return rc;
-	if (ld->fingerprint)
-		afd__fingerprint_tensor(ld->fingerprint, &t);
-	afd__ffn_report(ld, t.bytes);
+	if (ld->to.fingerprint)
+		afd__fingerprint_tensor(ld->to.fingerprint, &t);
+	afd__loader_report(&ld->to, t.bytes);
 	afd__model_release(&t);
 	return 0;
 }
 
 static int load_router(struct afd__ffn_loader *ld, uint32_t layer, struct afd__ffn_layer *weights)
 {
-	struct afd__ffn_slice router;
+	struct afd__slice router;
 	int rc = find_slice(ld, layer, AFD__TENSOR_ROUTER, &router);
 
 	if (!rc)
-		rc = afd__ffn_make_matrix(ld, &router, false, &weights->router);
+		rc = afd__slice_matrix(&ld->to, &router, false, &weights->router);
 	if (!rc && weights->arch->router.bias)
 		rc = load_router_bias(ld, layer, weights);
 	return rc;
@@ -157,7 +157,7 @@ static int load_layer(struct afd__ffn_loader *ld, uint32_t index)
 		AFD__TENSOR_SHARED_DOWN };
 	struct afd__ffn_layer *weights = &ld->ffn->weights.layers[index];
 	uint32_t layer = ld->ffn->first_layer + index;
-	const struct afd__layer *arch = &ld->model->arch.layers[layer];
+	const struct afd__layer *arch = &ld->to.model->arch.layers[layer];
 	int rc = 0;
 
 	weights->arch = arch;
@@ -182,9 +182,9 @@ static int measure(struct afd__ffn_loader *ld)
 		.n_layers = ffn->n_layers,
 	};
 	struct afd_role_info info = { .size = sizeof(info) };
-	int rc = afd_model_shard(ld->model, &params, &info);
+	int rc = afd_model_shard(ld->to.model, &params, &info);
 
-	ld->total_bytes = info.bytes;
+	ld->to.total_bytes = info.bytes;
 	return rc;
 }
 
@@ -234,7 +234,7 @@ static int load_all(struct afd__ffn_loader *ld)
 	if (rc)
 		return rc;
 	account(ld->ffn);
-	w->stored_bytes = ld->done_bytes;
+	w->stored_bytes = ld->to.done_bytes;
 	if (w->n_in_place && w->n_packed)
 		afd__log(ld->ffn->ctx, AFD_LOG_WARN,
 			"ffn: %u of %u matrices are packed, not used in place: their parts do not "
@@ -248,26 +248,28 @@ int afd__ffn_load(
 {
 	struct afd__ffn_loader ld = {
 		.ffn = ffn,
-		.model = model,
-		.progress = params->progress,
-		.progress_user = params->progress_user,
-		.in_place = model->weights == AFD_WEIGHTS_IN_PLACE,
+		.to = { .ctx = ffn->ctx,
+			.device = ffn->device,
+			.model = model,
+			.progress = params->progress,
+			.progress_user = params->progress_user,
+			.in_place = model->weights == AFD_WEIGHTS_IN_PLACE },
 	};
 	bool stated = params->weights[0] || params->weights[1];
 	int rc;
 
-	if (stated && !ld.in_place)
+	if (stated && !ld.to.in_place)
 		return afd__error(-EINVAL, "ffn: weights states a fingerprint, but that of packed "
 					   "weights is taken from them");
-	if (!stated && !(ld.fingerprint = afd__fingerprint_create(ffn->ctx)))
+	if (!stated && !(ld.to.fingerprint = afd__fingerprint_create(ffn->ctx)))
 		return -ENOMEM;
 	rc = load_all(&ld);
 	if (stated)
 		memcpy(ffn->weights.fingerprint, params->weights, sizeof(ffn->weights.fingerprint));
 	else if (!rc)
-		afd__fingerprint_value(ld.fingerprint, ffn->weights.fingerprint);
-	afd__fingerprint_destroy(ld.fingerprint);
-	afd__free(ld.columns);
+		afd__fingerprint_value(ld.to.fingerprint, ffn->weights.fingerprint);
+	afd__fingerprint_destroy(ld.to.fingerprint);
+	afd__loader_end(&ld.to);
 	return rc;
 }
 

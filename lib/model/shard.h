@@ -61,4 +61,15 @@ static inline struct afd__heads afd__shard_heads(uint32_t n_heads, uint32_t n_kv
 				    { head, head + 1 } };
 }
 
+/* Of a tensor [rows][columns]; of a vector rows alone, columns 0 .. 1. */
+struct afd__cut { struct afd__range rows, columns; };
+
+static inline uint32_t afd__range_size(struct afd__range r) { return r.end - r.begin; }
+
+/* What attention rank i of n holds of a tensor of a layer, or (layer NULL) of none: its heads, and
+ * all of what has none. */
+struct afd__cut afd__shard_attention(const struct afd__layer *layer, int32_t kind,
+				      const uint64_t *shape /* [n_dims] */, uint32_t n_dims,
+				      uint32_t index, uint32_t n);
+
 #endif

@@ -73,41 +73,49 @@ int afd__shard_read(struct afd__ffn_shard *out, const struct afd_shard *in, int3
 
 /* ---- the part of a slot ---- */
 
-struct part {
-	struct afd__range rows, columns; /* of a vector: rows alone */
-};
+static struct afd__cut whole(const uint64_t *shape, uint32_t n_dims)
+{
+	return (struct afd__cut){ { 0, (uint32_t)shape[0] },
+				   { 0, n_dims > 1 ? (uint32_t)shape[1] : 1 } };
+}
 
 static struct afd__range scaled(struct afd__range r, uint32_t by)
 {
 	return (struct afd__range){ r.begin * by, r.end * by };
 }
 
-static void cut_attention(struct part *part, const struct afd__layer *l, int32_t kind,
-			  struct afd__ffn_shard s)
+struct afd__cut afd__shard_attention(const struct afd__layer *l, int32_t kind,
+				      const uint64_t *shape, uint32_t n_dims, uint32_t index,
+				      uint32_t n)
 {
-	struct afd__heads heads = afd__shard_heads(l->n_heads, l->n_kv_heads, s.tp, s.n_tp);
+	struct afd__cut part = whole(shape, n_dims);
+	struct afd__heads heads;
 
+	if (!l)
+		return part;
+	heads = afd__shard_heads(l->n_heads, l->n_kv_heads, index, n);
 	switch (kind) {
 	case AFD__TENSOR_Q:
 	case AFD__TENSOR_Q_BIAS:
 	case AFD__TENSOR_OUTPUT_GATE:
-		part->rows = scaled(heads.q, l->head_dim);
+		part.rows = scaled(heads.q, l->head_dim);
 		break;
 	case AFD__TENSOR_K:
 	case AFD__TENSOR_V:
 	case AFD__TENSOR_K_BIAS:
 	case AFD__TENSOR_V_BIAS:
-		part->rows = scaled(heads.kv, l->head_dim);
+		part.rows = scaled(heads.kv, l->head_dim);
 		break;
 	case AFD__TENSOR_O:
-		part->columns = scaled(heads.q, l->head_dim);
+		part.columns = scaled(heads.q, l->head_dim);
 		break;
 	default:
 		break;
 	}
+	return part;
 }
 
-static bool cut_ffn(struct part *part, const struct afd__slot *slot, struct afd__ffn_shard s,
+static bool cut_ffn(struct afd__cut *part, const struct afd__slot *slot, struct afd__ffn_shard s,
 		    const struct afd__layer *l)
 {
 	struct afd__range experts = afd__shard_range(l->n_experts, s.ep, s.n_ep);
@@ -144,7 +152,7 @@ static uint64_t n_blocks(struct afd__range r, uint32_t offset)
 	       (offset + r.begin) / AFD__SCALE_BLOCK;
 }
 
-static uint64_t part_bytes(const struct afd__tensor *t, const struct part *part)
+static uint64_t part_bytes(const struct afd__tensor *t, const struct afd__cut *part)
 {
 	uint64_t n_rows = part->rows.end - part->rows.begin;
 	uint64_t n_columns = part->columns.end - part->columns.begin;
@@ -178,15 +186,14 @@ static int add_slot(struct afd_role_info *sum, const struct afd_model *model,
 		    struct afd__ffn_shard s)
 {
 	const struct afd__layer *l = slot->layer < 0 ? NULL : &model->arch.layers[slot->layer];
-	struct part part = { { 0, (uint32_t)slot->shape[0] }, { 0, 1 } };
+	struct afd__cut part = whole(slot->shape, slot->n_dims);
 	struct afd__range experts = { 0, 0 };
 	struct afd__tensor t;
 	int rc;
 
-	if (slot->n_dims > 1)
-		part.columns.end = (uint32_t)slot->shape[1];
-	if (l && p->role == AFD_ROLE_ATTENTION)
-		cut_attention(&part, l, slot->kind, s);
+	if (p->role == AFD_ROLE_ATTENTION)
+		part = afd__shard_attention(l, slot->kind, slot->shape, slot->n_dims, s.tp,
+					    s.n_tp);
 	if (p->role == AFD_ROLE_FFN && !cut_ffn(&part, slot, s, l))
 		return 0;
 	rc = afd__slot_tensor(model, slot, false, &t);

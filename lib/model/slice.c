@@ -2,9 +2,10 @@
 /*
  * Brings a slice of a tensor to where it is used: packed onto the device, or left where it lies.
  * Numbers and scales are read once, and the fingerprint is taken in the same pass, block by block,
- * while the block is in the cache. Called by load.c and experts.c at creation.
+ * while the block is in the cache. Called by the loaders of
+ * both stages at creation.
  */
-#include "load.h"
+#include "slice.h"
 
 #include <string.h>
 
@@ -13,20 +14,27 @@ enum {
 	BLOCK_ROWS = 32, /* a multiple of them: packing likes whole panels */
 };
 
-void afd__ffn_report(struct afd__ffn_loader *ld, uint64_t bytes)
+void afd__loader_report(struct afd__loader *ld, uint64_t bytes)
 {
 	ld->done_bytes += bytes;
 	if (ld->progress)
 		ld->progress(ld->progress_user, ld->done_bytes, ld->total_bytes);
 }
 
-static bool has_all_columns(const struct afd__ffn_slice *slice)
+void afd__loader_end(struct afd__loader *ld)
+{
+	afd__free(ld->columns);
+	ld->columns = NULL;
+	ld->columns_bytes = 0;
+}
+
+static bool has_all_columns(const struct afd__slice *slice)
 {
 	return afd__range_size(slice->columns) == slice->tensor.shape[1];
 }
 
 /* Row `row` of the slice, from its first column on. */
-static const char *row_at(const struct afd__ffn_slice *slice, uint32_t row)
+static const char *row_at(const struct afd__slice *slice, uint32_t row)
 {
 	size_t at =
 		(size_t)(slice->rows.begin + row) * slice->tensor.shape[1] + slice->columns.begin;
@@ -34,7 +42,7 @@ static const char *row_at(const struct afd__ffn_slice *slice, uint32_t row)
 	return (const char *)slice->tensor.data + at * afd_dtype_bytes(slice->tensor.dtype);
 }
 
-const void *afd__ffn_slice_rows(const struct afd__ffn_slice *slice)
+const void *afd__slice_rows(const struct afd__slice *slice)
 {
 	return has_all_columns(slice) ? row_at(slice, 0) : NULL;
 }
@@ -47,7 +55,7 @@ static uint64_t n_blocks(uint64_t begin, uint64_t end)
 	return (end + AFD__SCALE_BLOCK - 1) / AFD__SCALE_BLOCK - begin / AFD__SCALE_BLOCK;
 }
 
-static uint64_t scale_bytes(const struct afd__ffn_slice *slice)
+static uint64_t scale_bytes(const struct afd__slice *slice)
 {
 	const struct afd__scales *s = &slice->tensor.scales;
 	uint64_t offset = s->row_offset;
@@ -58,14 +66,14 @@ static uint64_t scale_bytes(const struct afd__ffn_slice *slice)
 	       n_blocks(slice->columns.begin, slice->columns.end) * afd_dtype_bytes(s->dtype);
 }
 
-bool afd__ffn_mixes(const struct afd__ffn_slice *slice, uint32_t row0)
+bool afd__slice_mixes(const struct afd__slice *slice, uint32_t row0)
 {
 	uint64_t row = (uint64_t)slice->tensor.scales.row_offset + slice->rows.begin;
 
 	return slice->tensor.dtype == AFD_DTYPE_FP8 && (row0 % BLOCK_ROWS || row % BLOCK_ROWS);
 }
 
-static int load_scales(struct afd__ffn_loader *ld, const struct afd__ffn_slice *slice,
+static int load_scales(struct afd__loader *ld, const struct afd__slice *slice,
 	struct afd__matrix *matrix, uint32_t row0)
 {
 	const struct afd__scales *s = &slice->tensor.scales;
@@ -81,19 +89,19 @@ static int load_scales(struct afd__ffn_loader *ld, const struct afd__ffn_slice *
 	if (!s->rows)
 		return 0;
 	return afd__matrix_load_scales(
-		ld->ffn->device, matrix, &blocks, row0, afd__range_size(slice->rows));
+		ld->device, matrix, &blocks, row0, afd__range_size(slice->rows));
 }
 
 /* ---- numbers ---- */
 
 /* Room for the rows of a block whose columns are a part. */
-static int make_room(struct afd__ffn_loader *ld, size_t bytes)
+static int make_room(struct afd__loader *ld, size_t bytes)
 {
 	if (bytes <= ld->columns_bytes)
 		return 0;
 	afd__free(ld->columns);
 	ld->columns_bytes = 0;
-	ld->columns = afd__alloc(ld->ffn->ctx, 1, bytes);
+	ld->columns = afd__alloc(ld->ctx, 1, bytes);
 	if (!ld->columns)
 		return -ENOMEM;
 	ld->columns_bytes = bytes;
@@ -101,7 +109,7 @@ static int make_room(struct afd__ffn_loader *ld, size_t bytes)
 }
 
 /* Rows `first` .. of the slice one behind the other. */
-static const void *block_at(struct afd__ffn_loader *ld, const struct afd__ffn_slice *slice,
+static const void *block_at(struct afd__loader *ld, const struct afd__slice *slice,
 	uint32_t first, uint32_t n_rows, size_t row_bytes)
 {
 	uint32_t i;
@@ -113,7 +121,7 @@ static const void *block_at(struct afd__ffn_loader *ld, const struct afd__ffn_sl
 	return ld->columns;
 }
 
-static int load_numbers(struct afd__ffn_loader *ld, const struct afd__ffn_slice *slice,
+static int load_numbers(struct afd__loader *ld, const struct afd__slice *slice,
 	struct afd__matrix *matrix, uint32_t row0)
 {
 	bool packed = matrix->layout == AFD__LAYOUT_PACKED;
@@ -135,13 +143,13 @@ static int load_numbers(struct afd__ffn_loader *ld, const struct afd__ffn_slice 
 		if (ld->fingerprint)
 			afd__fingerprint_add(ld->fingerprint, rows, n * row_bytes);
 		if (packed)
-			rc = afd__matrix_load(ld->ffn->device, matrix, rows, row0 + first, n);
-		afd__ffn_report(ld, n * row_bytes);
+			rc = afd__matrix_load(ld->device, matrix, rows, row0 + first, n);
+		afd__loader_report(ld, n * row_bytes);
 	}
 	return rc;
 }
 
-int afd__ffn_load_slice(struct afd__ffn_loader *ld, const struct afd__ffn_slice *slice,
+int afd__slice_load(struct afd__loader *ld, const struct afd__slice *slice,
 	struct afd__matrix *matrix, uint32_t row0)
 {
 	const uint64_t begin[2] = { slice->rows.begin, slice->columns.begin };
@@ -160,13 +168,13 @@ int afd__ffn_load_slice(struct afd__ffn_loader *ld, const struct afd__ffn_slice 
 	if (rc)
 		return afd__error_prefix(rc, "%s", slice->tensor.name);
 	if (slice->tensor.scales.rows)
-		afd__ffn_report(ld, scale_bytes(slice));
+		afd__loader_report(ld, scale_bytes(slice));
 	if (matrix->layout == AFD__LAYOUT_PACKED)
 		afd__model_release(&slice->tensor);
 	return 0;
 }
 
-int afd__ffn_make_matrix(struct afd__ffn_loader *ld, const struct afd__ffn_slice *slice,
+int afd__slice_matrix(struct afd__loader *ld, const struct afd__slice *slice,
 	bool in_place, struct afd__matrix *matrix)
 {
 	const struct afd__matrix_shape shape = {
@@ -174,12 +182,12 @@ int afd__ffn_make_matrix(struct afd__ffn_loader *ld, const struct afd__ffn_slice
 		.k = afd__range_size(slice->columns),
 		.dtype = slice->tensor.dtype,
 		.column_offset = slice->columns.begin,
-		.mixed_panels = afd__ffn_mixes(slice, 0),
+		.mixed_panels = afd__slice_mixes(slice, 0),
 	};
 	int rc = afd__matrix_create_stack(
-		ld->ffn->device, matrix, &shape, in_place ? afd__ffn_slice_rows(slice) : NULL);
+		ld->device, matrix, &shape, in_place ? afd__slice_rows(slice) : NULL);
 
 	if (rc)
 		return afd__error_prefix(rc, "%s", slice->tensor.name);
-	return afd__ffn_load_slice(ld, slice, matrix, 0);
+	return afd__slice_load(ld, slice, matrix, 0);
 }
