@@ -38,19 +38,13 @@ static int check_contract(
 }
 
 /* What the transport can carry and this stage does not do yet. */
-static int check_later(const struct afd_attn *attn, const struct afd__exchange_info *info)
+static int check_later(const struct afd__exchange_info *info)
 {
 	if (info->group_size > 1)
 		return afd__error(-ENOTSUP,
 			"attn: group_size is %u; attention groups are not in this "
 			"version of the stage",
 			info->group_size);
-	for (uint32_t i = 0; i < attn->arch->n_layers; i++) {
-		if (afd__exchange_routed(attn->net, i))
-			return afd__error(-ENOTSUP, "attn: gate is AFD_GATE_ATTENTION and layer %u has "
-						    "experts; this version's stage needs AFD_GATE_FFN",
-				i);
-	}
 	return 0;
 }
 
@@ -66,7 +60,8 @@ static int take_net(struct afd_attn *attn, const struct afd__exchange_info *info
 		return afd__error(
 			-EINVAL, "attn: the transport was made to listen, attention connects");
 	rc = check_contract(attn->model, &info->contract, "transport");
-	rc = rc ? rc : check_later(attn, info);
+	rc = rc ? rc : check_later(info);
+	rc = rc ? rc : afd__attn_route_check(attn, info);
 	rc = rc ? rc : afd__transport_own(attn->net, attn);
 	attn->owns_net = !rc;
 	rc = rc ? rc : afd_transport_peer(attn->net, 0, &peer);
@@ -217,6 +212,7 @@ static int load_weights(struct afd_attn *attn, const struct afd_attn_params *p)
 		.queue = &attn->queue,
 		.rank = attn->params.group_index,
 		.n_ranks = attn->params.group_size,
+		.routes = attn->route.top_k != 0,
 		.kv_dtype = attn->params.kv_dtype,
 		.progress = p->progress,
 		.progress_user = p->progress_user,
@@ -246,6 +242,7 @@ static int build(struct afd_attn *attn, const struct afd_attn_params *p)
 	rc = rc ? rc : load_weights(attn, p);
 	if (!rc)
 		afd__attn_layout_scales(attn);
+	rc = rc ? rc : afd__attn_route_create(attn);
 	rc = rc ? rc : afd__attn_memory_create(attn);
 	return rc ? rc : afd__attn_metrics_create(attn);
 }
@@ -261,6 +258,7 @@ static void tear_down(struct afd_attn *attn)
 		afd__queue_close(&attn->queue);
 	afd__attn_metrics_destroy(attn);
 	afd__attn_memory_destroy(attn);
+	afd__attn_route_destroy(attn);
 	afd__attn_weights_free(&attn->weights);
 	if (attn->kv_owned)
 		afd__device_free(attn->device, attn->kv_owned, attn->layout.memory_bytes);

@@ -34,19 +34,43 @@ struct afd__attn_memory {
 	float *qkv;     /* [max_rows][qkv_width] */
 	float *mixed;   /* [max_rows][n_heads * head_dim] */
 	float *angles;  /* [n_ropes][max_rows][head_dim] */
-	void *wire;     /* [max_rows][hidden] in a wire dtype, at most 4 bytes a number */
+	void *wire;     /* [max_rows][hidden] in a wire dtype, at most 4 bytes a number; NULL when
+			   rows are rounded by the FFN's slots alone */
 	float *zeros;   /* max(hidden, max_rows) numbers of +0.0, which are also indices of 0 */
 	int32_t *words; /* the batch's */
 	float *gate; /* [max_rows][mixed_width]; NULL without output gates */
 	float *post; /* [max_rows][hidden] what a norm after a block leaves; NULL without them */
+	/* where this side routes; NULL else */
+	float *router_logits;  /* [max_rows][n_experts] */
+	int32_t *expert_ids;   /* [max_rows][top_k] */
+	float *expert_weights; /* [max_rows][top_k] */
+	int32_t *row_lists;    /* [max_rows][n_targets], as the host's */
 	float *head_h, *head_y, *head_x; /* [AFD__HEAD_ROWS][hidden] */
 	float *logits;                   /* [AFD__HEAD_ROWS][vocab] */
 	int32_t *greedy;                 /* [AFD__HEAD_ROWS] */
 };
 
+/* The rows of a lane that go to one target: list[first .. first + n_rows - 1] of the lane. */
+struct afd__attn_share {
+	uint32_t first, n_rows;
+};
+
+/* What was chosen, and who gets which rows; on the host. A lane uses the part of its own rows. */
+struct afd__attn_route {
+	uint32_t top_k; /* 0: this side does not route */
+	uint32_t n_experts, n_targets;
+	int32_t *ids;   /* [max_rows][top_k] */
+	float *weights; /* [max_rows][top_k] */
+	/* [max_rows][n_targets]: of each lane, from its row0 on, the rows of target 0, then of 1 ..,
+	 * ascending, counted from the lane's first. */
+	int32_t *lists;
+	struct afd__attn_share shares[AFD_MAX_LANES][AFD__TARGETS_MAX];
+};
+
 enum afd__lane_state {
 	AFD__LANE_IDLE = 0, /* no rows, or all layers done */
 	AFD__LANE_READY,    /* the layer's attention can begin */
+	AFD__LANE_ROUTING,  /* attention and routing are enqueued; the choice is awaited */
 	AFD__LANE_AT_FFN,   /* enqueued or sent; y is awaited */
 };
 
@@ -57,6 +81,7 @@ struct afd__lane {
 	uint64_t attention_ticket; /* behind attention */
 	uint64_t ticket;      /* local: of the FFN's last operation. Remote: of a fill or drain */
 	int32_t moving;       /* the device fills or drains a slot */
+	int32_t cleared;      /* y is +0.0, or what has been added to that */
 	uint64_t start_ns;    /* attention was enqueued */
 	uint64_t computed_ns; /* attention was done; 0: not yet */
 };
@@ -99,6 +124,7 @@ struct afd_attn {
 	uint32_t n_lanes, qkv_width, mixed_width;
 	struct afd__attn_weights weights;
 	struct afd__attn_memory memory;
+	struct afd__attn_route route;
 
 	struct afd__sequences sequences;
 	struct afd__kv kv;
@@ -147,11 +173,30 @@ int afd__attn_enqueue_start(struct afd_attn *attn);
 /* The residual stream and attention of one layer for a lane: x is the FFN's input after it. */
 int afd__attn_enqueue_layer(struct afd_attn *attn, const struct afd__lane *lane);
 
-/* rows [n_rows][hidden] become +0.0; and src [n_rows][hidden] in a dtype is added to them. src: dev
- * or slot. */
+/* rows [n_rows][hidden] become +0.0; and src [n_rows][hidden] in a dtype is added to them, or to
+ * those that a list (dev [n_rows], NULL: none) counts. src: dev or slot. */
 int afd__attn_clear_rows(struct afd_attn *attn, float *rows, uint32_t n_rows);
-int afd__attn_add_rows(
-	struct afd_attn *attn, const void *src, int32_t dtype, float *rows, uint32_t n_rows);
+int afd__attn_add_rows(struct afd_attn *attn, const void *src, int32_t dtype, float *rows,
+	const int32_t *list, uint32_t n_rows);
+
+/* ---- route.c: the choice of experts, where this side routes ---- */
+/* True when rows of the layer travel with their experts. */
+bool afd__attn_routes(const struct afd_attn *attn, uint32_t layer);
+/* -EINVAL when the transport's experts are not the model's; keeps what _create and memory need. */
+int afd__attn_route_check(struct afd_attn *attn, const struct afd__exchange_info *info);
+int afd__attn_route_create(struct afd_attn *attn);
+void afd__attn_route_destroy(struct afd_attn *attn);
+/* The choice for a lane's rows, from its x, down to the host. */
+int afd__attn_enqueue_route(struct afd_attn *attn, const struct afd__lane *lane);
+/* The choice is here: who gets which rows. */
+int afd__attn_route_plan(struct afd_attn *attn, uint32_t lane);
+/* Of the lane's frame, routed or not: how many rows go to a target, and which; dev [n_rows], NULL:
+ * all of them. */
+uint32_t afd__attn_route_rows(const struct afd_attn *attn, uint32_t lane, uint32_t target);
+const int32_t *afd__attn_route_list(const struct afd_attn *attn, uint32_t lane, uint32_t target);
+/* Ids and weights of rows row0 .. row0+n_rows-1 of the target's into a slot. */
+void afd__attn_route_fill(const struct afd_attn *attn, uint32_t lane, uint32_t target,
+	uint32_t row0, uint32_t n_rows, const struct afd__slot_rows *slot);
 
 /* ---- head.c ---- */
 /* Outputs row0 .. row0+n_rows-1 of the batch, down to the host's memory. */

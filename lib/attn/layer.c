@@ -272,13 +272,14 @@ int afd__attn_clear_rows(struct afd_attn *attn, float *rows, uint32_t n_rows)
 	return afd__convert(&attn->queue, &convert);
 }
 
-int afd__attn_add_rows(
-	struct afd_attn *attn, const void *src, int32_t dtype, float *rows, uint32_t n_rows)
+int afd__attn_add_rows(struct afd_attn *attn, const void *src, int32_t dtype, float *rows,
+	const int32_t *list, uint32_t n_rows)
 {
 	uint32_t hidden = attn->arch->hidden_size;
 	const struct afd__convert_args convert = {
 		.src = src,
 		.dst = rows,
+		.index = list,
 		.src_stride = hidden * afd_dtype_bytes(dtype),
 		.dst_stride = hidden * sizeof(float),
 		.n_rows = n_rows,
@@ -286,6 +287,7 @@ int afd__attn_add_rows(
 		.src_dtype = dtype,
 		.dst_dtype = AFD_DTYPE_F32,
 		.accumulate = 1,
+		.scatter = list != NULL,
 	};
 
 	return afd__convert(&attn->queue, &convert);

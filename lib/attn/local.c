@@ -41,7 +41,7 @@ int afd__attn_local_send(struct afd_attn *attn, uint32_t index)
 			  attn->ffn, &attn->queue, (int32_t)lane->layer, lane->n_rows, x, x);
 	rc = rc ? rc : convert_rows(attn, lane, x, AFD_DTYPE_F32, attn->memory.wire, in);
 	rc = rc ? rc : afd__attn_clear_rows(attn, y, lane->n_rows);
-	rc = rc ? rc : afd__attn_add_rows(attn, attn->memory.wire, in, y, lane->n_rows);
+	rc = rc ? rc : afd__attn_add_rows(attn, attn->memory.wire, in, y, NULL, lane->n_rows);
 	return rc ? rc : afd__queue_ticket(&attn->queue, &lane->ticket);
 }
 

@@ -56,13 +56,19 @@ static void lay_out(const struct afd_attn *attn, struct afd__attn_memory *m, str
 	m->qkv = part(plan, rows, attn->qkv_width);
 	m->mixed = part(plan, rows, attn->mixed_width);
 	m->angles = part(plan, rows * attn->weights.n_ropes, attn->layout.head_dim);
-	m->wire = attn->ffn ? part(plan, rows, hidden) : NULL;
+	m->wire = attn->ffn || attn->route.top_k ? part(plan, rows, hidden) : NULL;
 	m->zeros = part(plan, 1, rows > hidden ? rows : hidden);
 	m->words = part(plan, 1, attn->batch.capacity_words);
 	m->gate = has_gate(attn->arch) ? part(plan, rows, attn->mixed_width) : NULL;
 	m->post = has_norms_after(attn->arch)
 			  ? part(plan, rows > head_rows ? rows : head_rows, hidden)
 			  : NULL;
+	if (attn->route.top_k) {
+		m->router_logits = part(plan, rows, attn->route.n_experts);
+		m->expert_ids = part(plan, rows, attn->route.top_k);
+		m->expert_weights = part(plan, rows, attn->route.top_k);
+		m->row_lists = part(plan, rows, attn->route.n_targets);
+	}
 	m->head_h = part(plan, head_rows, hidden);
 	m->head_y = part(plan, head_rows, hidden);
 	m->head_x = part(plan, head_rows, hidden);

@@ -2,7 +2,8 @@
 /*
  * Rows to the FFN peers and back: the transport asks for a part's rows when it has a slot, and
  * offers what came. The device writes and reads slots itself; a ticket tells when it has. Partial
- * results of shards are added in their order, to +0.0.
+ * results of shards are added in their order, to +0.0. Where this side routes, a target gets some
+ * of the lane's rows, and the others are none of its business.
  */
 #include "attn.h"
 
@@ -31,10 +32,12 @@ static int fill(void *user, uint32_t index, uint32_t target, uint32_t row0, uint
 {
 	struct afd_attn *attn = user;
 	struct afd__lane *lane = &attn->step.lanes[index];
+	const int32_t *list = afd__attn_route_list(attn, index, target);
 	uint32_t hidden = attn->arch->hidden_size;
 	const struct afd__convert_args convert = {
-		.src = afd__attn_rows(attn, attn->memory.x, lane->row0 + row0),
+		.src = afd__attn_rows(attn, attn->memory.x, lane->row0 + (list ? 0 : row0)),
 		.dst = slot->rows,
+		.index = list ? list + row0 : NULL,
 		.src_stride = hidden * sizeof(float),
 		.dst_stride = hidden * afd_dtype_bytes(attn->params.to_ffn_dtype),
 		.n_rows = n_rows,
@@ -44,7 +47,20 @@ static int fill(void *user, uint32_t index, uint32_t target, uint32_t row0, uint
 	};
 	int rc = afd__convert(&attn->queue, &convert);
 
+	if (slot->ids)
+		afd__attn_route_fill(attn, index, target, row0, n_rows, slot);
 	return rc ? rc : enqueued(attn, lane);
+}
+
+static int clear_once(struct afd_attn *attn, struct afd__lane *lane)
+{
+	int rc = 0;
+
+	if (!lane->cleared)
+		rc = afd__attn_clear_rows(
+			attn, afd__attn_rows(attn, attn->memory.y, lane->row0), lane->n_rows);
+	lane->cleared = 1;
+	return rc;
 }
 
 static int drain(void *user, uint32_t index, uint32_t target, uint32_t row0, uint32_t n_rows,
@@ -52,10 +68,14 @@ static int drain(void *user, uint32_t index, uint32_t target, uint32_t row0, uin
 {
 	struct afd_attn *attn = user;
 	struct afd__lane *lane = &attn->step.lanes[index];
-	float *y = afd__attn_rows(attn, attn->memory.y, lane->row0 + row0);
-	int rc = target ? 0 : afd__attn_clear_rows(attn, y, n_rows);
+	const int32_t *list = afd__attn_route_list(attn, index, target);
+	int32_t dtype = attn->params.to_attention_dtype;
+	int rc = clear_once(attn, lane);
 
-	rc = rc ? rc : afd__attn_add_rows(attn, slot, attn->params.to_attention_dtype, y, n_rows);
+	rc = rc ? rc
+		: afd__attn_add_rows(attn, slot, dtype,
+			  afd__attn_rows(attn, attn->memory.y, lane->row0 + (list ? 0 : row0)),
+			  list ? list + row0 : NULL, n_rows);
 	return rc ? rc : enqueued(attn, lane);
 }
 
@@ -65,14 +85,19 @@ int afd__attn_remote_send(struct afd_attn *attn, uint32_t index)
 		.fill = fill, .filled = reached, .drain = drain, .drained = reached, .user = attn,
 		.in_order = true
 	};
-	const struct afd__lane *lane = &attn->step.lanes[index];
+	struct afd__lane *lane = &attn->step.lanes[index];
 	uint32_t target, n_rows[AFD__TARGETS_MAX];
 	struct afd__exchange_info info;
+	int rc;
 
 	afd__transport_info(attn->net, &info);
 	for (target = 0; target < info.n_targets; target++)
-		n_rows[target] = lane->n_rows;
-	return afd__exchange_send(attn->net, index, lane->layer, n_rows, &io);
+		n_rows[target] = afd__attn_route_rows(attn, index, target);
+	lane->cleared = 0;
+	rc = afd__exchange_send(attn->net, index, lane->layer, n_rows, &io);
+	rc = rc ? rc : afd__exchange_progress(attn->net);
+	/* While the rows are away. */
+	return rc < 0 ? rc : clear_once(attn, lane);
 }
 
 int afd__attn_remote_done(struct afd_attn *attn, uint32_t index)

@@ -3,7 +3,7 @@
  * A step as a resumable object. Begin plans it; each poll moves it a little further and never
  * waits: it looks at the lanes that are at the FFN, then runs the attention of one lane that is
  * not. So while one lane is at the FFN another computes, and a host's loop gets its turn after each
- * layer.
+ * layer. Where this side routes, a lane leaves for the FFN when the choice of experts has come.
  *
  * Invariant: until the step has succeeded the sequences are as before it; every way out but success
  * restores them.
@@ -154,6 +154,11 @@ static void report(const struct afd_attn *attn, const char *name, uint64_t start
 
 /* ---- lanes ---- */
 
+static bool has_left(const struct afd__lane *lane)
+{
+	return lane->state == AFD__LANE_ROUTING || lane->state == AFD__LANE_AT_FFN;
+}
+
 /* The lane whose attention was enqueued first and is not known to be done; -1: none. */
 static int32_t oldest_attention(const struct afd_attn *attn)
 {
@@ -163,7 +168,7 @@ static int32_t oldest_attention(const struct afd_attn *attn)
 	for (i = 0; i < attn->n_lanes; i++) {
 		const struct afd__lane *lane = &attn->step.lanes[i];
 
-		if (lane->state == AFD__LANE_AT_FFN && !lane->computed_ns &&
+		if (has_left(lane) && !lane->computed_ns &&
 			(oldest < 0 ||
 				lane->attention_ticket < attn->step.lanes[oldest].attention_ticket))
 			oldest = (int32_t)i;
@@ -214,11 +219,33 @@ static void return_lane(struct afd_attn *attn, uint32_t index)
 	step->moved = 1;
 }
 
+/* Rows that are to be routed leave when their choice is here, others at once. */
+static int send_lane(struct afd_attn *attn, uint32_t index)
+{
+	struct afd__lane *lane = &attn->step.lanes[index];
+	int rc = 0;
+
+	if (lane->state == AFD__LANE_ROUTING) {
+		if (!lane->computed_ns)
+			return 0;
+		rc = afd__attn_route_plan(attn, index);
+		lane->state = AFD__LANE_AT_FFN;
+		attn->step.moved = 1;
+	}
+	if (rc)
+		return rc;
+	return attn->net ? afd__attn_remote_send(attn, index) : afd__attn_local_send(attn, index);
+}
+
 static int look_at_lanes(struct afd_attn *attn)
 {
 	uint32_t i;
 	int rc = look_at_attention(attn);
 
+	for (i = 0; rc >= 0 && i < attn->n_lanes; i++) {
+		if (attn->step.lanes[i].state == AFD__LANE_ROUTING)
+			rc = send_lane(attn, i);
+	}
 	if (rc >= 0 && attn->net) {
 		rc = afd__exchange_progress(attn->net);
 		attn->step.moved |= rc > 0;
@@ -243,6 +270,9 @@ static int32_t next_lane(const struct afd_attn *attn)
 	for (i = 0; i < attn->n_lanes; i++) {
 		const struct afd__lane *lane = &attn->step.lanes[i];
 
+		/* Its rows would stand behind the attention of the other on the queue. */
+		if (lane->state == AFD__LANE_ROUTING)
+			return -1;
 		if (lane->state == AFD__LANE_READY &&
 			(best < 0 || lane->layer < attn->step.lanes[best].layer))
 			best = (int32_t)i;
@@ -253,26 +283,23 @@ static int32_t next_lane(const struct afd_attn *attn)
 static int run_lane(struct afd_attn *attn, uint32_t index)
 {
 	struct afd__lane *lane = &attn->step.lanes[index];
+	bool routes = afd__attn_routes(attn, lane->layer);
 	int rc;
 
 	lane->start_ns = afd__now_ns();
 	lane->computed_ns = 0;
 	lane->moving = 0;
 	rc = afd__attn_enqueue_layer(attn, lane);
+	if (!rc && routes)
+		rc = afd__attn_enqueue_route(attn, lane);
 	rc = rc ? rc : afd__queue_ticket(&attn->queue, &lane->attention_ticket);
 	if (rc)
 		return rc;
-	lane->state = AFD__LANE_AT_FFN;
+	lane->state = routes ? AFD__LANE_ROUTING : AFD__LANE_AT_FFN;
 	/* On the cpu device it is done by now, and the FFN of this process would count as
 	 * attention. */
 	rc = look_at_attention(attn);
-	if (rc < 0)
-		return rc;
-	rc = attn->net ? afd__attn_remote_send(attn, index) : afd__attn_local_send(attn, index);
-	/* The rows leave before another lane computes. */
-	if (!rc && attn->net)
-		rc = afd__exchange_progress(attn->net);
-	return rc < 0 ? rc : 0;
+	return rc < 0 ? rc : send_lane(attn, index);
 }
 
 /* ---- waiting ---- */
@@ -286,8 +313,7 @@ bool afd__attn_waits_for_device(const struct afd_attn *attn)
 	for (i = 0; i < attn->n_lanes; i++) {
 		const struct afd__lane *lane = &attn->step.lanes[i];
 
-		if (lane->state == AFD__LANE_AT_FFN &&
-			(attn->ffn || !lane->computed_ns || lane->moving))
+		if (has_left(lane) && (attn->ffn || !lane->computed_ns || lane->moving))
 			return true;
 	}
 	return false;

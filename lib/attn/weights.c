@@ -18,6 +18,7 @@ struct loader {
 	struct afd__queue *queue;
 	int32_t kv_dtype;
 	uint32_t rank, n_ranks; /* of the attention group */
+	bool routes;
 	void *raw;     /* dev: vectors as stored, at the place where their numbers will lie */
 	size_t n_used; /* numbers of weights->vectors that are given out */
 };
@@ -173,8 +174,28 @@ static int load_qkv_bias(struct loader *ld, int32_t layer, struct afd__attn_laye
 	return rc ? rc : load_vector_into(ld, layer, AFD__TENSOR_V_BIAS, to + n_q + n_kv);
 }
 
-static size_t count_layer_numbers(const struct afd__arch *arch, const struct afd__attn_layer *w)
+static bool has_router(const struct loader *ld, const struct afd__layer *layer)
 {
+	return ld->routes && layer->ffn_kind == AFD_FFN_MOE;
+}
+
+/* Packed also where other weights are used in place: FFN stages hold it so, and both must find the
+ * same bits. */
+static int load_router(struct loader *ld, int32_t layer, struct afd__attn_layer *w)
+{
+	struct afd__slice slice;
+	int rc = find_slice(ld, layer, AFD__TENSOR_ROUTER, &slice);
+
+	rc = rc ? rc : afd__slice_matrix(&ld->to, &slice, false, &w->router);
+	if (!rc && w->arch->router.bias)
+		rc = load_vector(ld, layer, AFD__TENSOR_ROUTER_BIAS, w->arch->n_experts,
+			&w->router_bias);
+	return rc;
+}
+
+static size_t count_layer_numbers(const struct loader *ld, const struct afd__attn_layer *w)
+{
+	const struct afd__arch *arch = &ld->to.model->arch;
 	const struct afd__layer *layer = w->arch;
 	size_t n = (size_t)__builtin_popcount(layer->norms) * arch->hidden_size;
 
@@ -182,6 +203,8 @@ static size_t count_layer_numbers(const struct afd__arch *arch, const struct afd
 		n += arch->hidden_size + (size_t)(w->n_heads + 2 * w->n_kv_heads) * layer->head_dim;
 	if (layer->qk_norm == AFD__QK_NORM_PER_HEAD)
 		n += 2 * (size_t)layer->head_dim;
+	if (has_router(ld, layer) && layer->router.bias)
+		n += layer->n_experts;
 	return n;
 }
 
@@ -194,7 +217,7 @@ static int allocate_vectors(struct loader *ld)
 	int rc;
 
 	for (i = 0; i < arch->n_layers; i++)
-		n += count_layer_numbers(arch, &w->layers[i]);
+		n += count_layer_numbers(ld, &w->layers[i]);
 	for (i = 0; i < w->n_ropes; i++)
 		n += w->ropes[i].arch->head_dim / 2;
 	w->vector_bytes = n * sizeof(float);
@@ -288,6 +311,8 @@ static int load_layer(struct loader *ld, int32_t layer)
 		rc = load_vector(ld, layer, AFD__TENSOR_AFTER_ATTENTION_NORM, hidden,
 			&w->after_attention_norm);
 	rc = rc ? rc : load_vector(ld, layer, AFD__TENSOR_FFN_NORM, hidden, &w->ffn_norm);
+	if (!rc && has_router(ld, arch))
+		rc = load_router(ld, layer, w);
 	if (!rc && arch->norms & AFD__NORM_AFTER_FFN)
 		rc = load_vector(
 			ld, layer, AFD__TENSOR_AFTER_FFN_NORM, hidden, &w->after_ffn_norm);
@@ -343,7 +368,7 @@ static int measure(struct loader *ld)
 {
 	const struct afd_shard_params params = { .size = sizeof(params),
 		.role = AFD_ROLE_ATTENTION,
-		.gate = AFD_GATE_FFN,
+		.gate = ld->routes ? AFD_GATE_ATTENTION : AFD_GATE_FFN,
 		.shard = { .tp = ld->rank, .n_tp = ld->n_ranks } };
 	struct afd_role_info info = { .size = sizeof(info) };
 	int rc = afd_model_shard(ld->to.model, &params, &info);
@@ -365,7 +390,8 @@ int afd__attn_weights_load(
 		.queue = p->queue,
 		.kv_dtype = p->kv_dtype,
 		.rank = p->rank,
-		.n_ranks = p->n_ranks };
+		.n_ranks = p->n_ranks,
+		.routes = p->routes };
 	int rc, settled;
 
 	memset(weights, 0, sizeof(*weights));
@@ -403,6 +429,7 @@ void afd__attn_weights_free(struct afd__attn_weights *weights)
 			afd__matrix_destroy(weights->device, &weights->layers[i].qkv[p]);
 		afd__matrix_destroy(weights->device, &weights->layers[i].gate);
 		afd__matrix_destroy(weights->device, &weights->layers[i].o);
+		afd__matrix_destroy(weights->device, &weights->layers[i].router);
 	}
 	if (weights->device) {
 		afd__matrix_destroy(weights->device, &weights->embed);
@@ -433,6 +460,7 @@ uint64_t afd__attn_weights_bytes(const struct afd__attn_weights *weights)
 			bytes += packed_bytes(&weights->layers[i].qkv[p]);
 		bytes += packed_bytes(&weights->layers[i].gate);
 		bytes += packed_bytes(&weights->layers[i].o);
+		bytes += packed_bytes(&weights->layers[i].router);
 	}
 	return bytes;
 }

@@ -33,6 +33,9 @@ struct afd__attn_layer {
 	const float *k_norm;     /* dev [head_dim], or NULL */
 	float k_scale, v_scale;  /* of an fp8 KV cache; 1 with another one */
 	int32_t rope;            /* index of its angles, -1: no rotation */
+	/* of a layer with experts, when this side routes */
+	struct afd__matrix router; /* [n_experts][hidden], always packed */
+	const float *router_bias;  /* dev [n_experts], or NULL */
 };
 
 /* Layers that rotate alike share their angles. */
@@ -60,6 +63,7 @@ struct afd__attn_weights_params {
 	const struct afd_model *model;
 	struct afd__queue *queue;
 	uint32_t rank, n_ranks; /* of the attention group; 0 of 1 */
+	bool routes;            /* routers, too */
 	int32_t kv_dtype;
 	afd_progress progress;
 	void *progress_user;
