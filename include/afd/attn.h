@@ -77,7 +77,8 @@ AFD_API size_t afd_attn_kv_bytes(const afd_model *model, const struct afd_attn_p
  * wait for peers: _poll, _wait and _step do.
  *
  *   -EINVAL   both or none of net and ffn, a field out of range, net made for another contract or
- *             to listen, ffn on another device, for other layers, or made with a transport
+ *             to listen, or, when attention routes, for other experts than the model's; ffn on
+ *             another device, for other layers, or made with a transport
  *   -EBUSY    another stage has net or ffn
  *   -ENOENT   a tensor is missing: named
  *   -EBADMSG  a tensor has another shape than the config says, or the scale of an fp8 KV cache is

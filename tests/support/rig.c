@@ -42,42 +42,80 @@ static void open_model(struct rig *rig, const struct rig_params *p)
 	rig->n_layers = info.n_layers;
 }
 
+static uint32_t at_least_one(uint32_t n)
+{
+	return n ? n : 1;
+}
+
+static void listen_at(struct rig *rig, const struct rig_params *p, const char *address,
+	const struct afd_contract *contract, afd_transport **net)
+{
+	const struct afd_transport_params params = { .size = sizeof(params),
+		.max_rows = p->max_part_rows,
+		.listen = &address,
+		.n_listen = 1 };
+
+	check(afd_transport_create(net, rig->ctx, contract, &params), "FFN transport");
+}
+
 static void open_nets(struct rig *rig, const struct rig_params *p)
 {
+	static char names[RIG_SHARDS][100];
+	const char *connect[RIG_SHARDS];
 	struct afd_transport_params params = { .size = sizeof(params),
-		.max_rows = p->max_part_rows };
+		.max_rows = p->max_part_rows,
+		.connect = connect,
+		.lanes = p->lanes,
+		.gate = p->gate };
 	struct afd_contract contract = { .size = sizeof(contract) };
+	uint32_t i, n = at_least_one(p->n_tp) * at_least_one(p->n_ep);
 
+	assert_true(n <= RIG_SHARDS);
 	check(afd_model_contract(rig->model, &contract), "contract");
-	params.listen = &p->address;
-	params.n_listen = 1;
-	check(afd_transport_create(&rig->ffn_net, rig->ctx, &contract, &params), "FFN transport");
-	params.listen = NULL;
-	params.n_listen = 0;
-	params.connect = &p->address;
-	params.n_connect = 1;
-	params.lanes = p->lanes;
+	listen_at(rig, p, p->address, &contract, &rig->ffn_net);
+	connect[0] = p->address;
+	for (i = 1; i < n; i++) {
+		snprintf(names[i], sizeof(names[i]), "%.80s-%u", p->address, i);
+		connect[i] = names[i];
+		listen_at(rig, p, names[i], &contract, &rig->others[i - 1].net);
+	}
+	rig->n_others = n - 1;
+	params.n_connect = n;
 	params.to_ffn_dtype = params.to_attention_dtype =
 		p->wire_dtype ? p->wire_dtype : AFD_DTYPE_F32;
 	check(afd_transport_create(&rig->attn_net, rig->ctx, &contract, &params),
 		"attention transport");
 }
 
-void rig_open(struct rig *rig, const struct rig_params *p)
+static void open_ffns(struct rig *rig, const struct rig_params *p, const char *device)
 {
 	/* A compute function works on host memory, whatever attention runs on. */
-	const char *device = p->device ? p->device : rig_device();
 	struct afd_ffn_params ffn = { .size = sizeof(ffn),
 		.device = p->compute ? "cpu" : device,
 		.compute = p->compute,
 		.compute_user = p->compute_user };
+	uint32_t i, n_tp = at_least_one(p->n_tp), n_ep = at_least_one(p->n_ep);
+
+	for (i = 0; i <= rig->n_others; i++) {
+		if (rig->n_others)
+			ffn.shard = (struct afd_shard){ i % n_tp, n_tp, i / n_tp, n_ep };
+		check(afd_ffn_create(i ? &rig->others[i - 1].ffn : &rig->ffn,
+			      p->compute ? NULL : rig->model,
+			      i ? rig->others[i - 1].net : rig->ffn_net, &ffn),
+			"ffn");
+	}
+}
+
+void rig_open(struct rig *rig, const struct rig_params *p)
+{
+	const char *device = p->device ? p->device : rig_device();
 	struct afd_attn_params attn = p->attn;
 
 	memset(rig, 0, sizeof(*rig));
 	open_model(rig, p);
 	if (p->address)
 		open_nets(rig, p);
-	check(afd_ffn_create(&rig->ffn, p->compute ? NULL : rig->model, rig->ffn_net, &ffn), "ffn");
+	open_ffns(rig, p, device);
 	attn.size = sizeof(attn);
 	attn.device = device;
 	attn.kv_dtype = attn.kv_dtype ? attn.kv_dtype : AFD_DTYPE_F32;
@@ -96,6 +134,10 @@ void rig_close(struct rig *rig)
 	afd_ffn_destroy(rig->ffn);
 	afd_transport_destroy(rig->attn_net);
 	afd_transport_destroy(rig->ffn_net);
+	for (uint32_t i = 0; i < rig->n_others; i++) {
+		afd_ffn_destroy(rig->others[i].ffn);
+		afd_transport_destroy(rig->others[i].net);
+	}
 	afd_model_close(rig->model);
 	afd_context_destroy(rig->ctx);
 	memset(rig, 0, sizeof(*rig));
@@ -107,9 +149,14 @@ int rig_turn(struct rig *rig)
 
 	/* As with two processes: the FFN gets the rows of one lane while attention goes on with
 	 * another. */
-	if (!rc && rig->ffn_net && afd_attn_timeout_ms(rig->attn))
-		check(afd_ffn_poll(rig->ffn), "ffn poll");
-	return rc;
+	if (rc || !rig->ffn_net || !afd_attn_timeout_ms(rig->attn))
+		return rc;
+	check(afd_ffn_poll(rig->ffn), "ffn poll");
+	for (uint32_t i = 0; i < rig->n_others; i++) {
+		if (rig->others[i].ffn)
+			check(afd_ffn_poll(rig->others[i].ffn), "ffn poll");
+	}
+	return 0;
 }
 
 int rig_step(struct rig *rig, const struct afd_batch *batch)

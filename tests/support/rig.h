@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * A whole decoder for tests: attention and FFN of one checkpoint, in one process or with a
- * transport between them. Both ends of a transport are driven from one thread, turn by turn, so
- * that a failure comes again.
+ * transport between them, and then the FFN in several shards if a test likes. Both ends of a
+ * transport are driven from one thread, turn by turn, so that a failure comes again.
  *
  * The device is "cpu", or what AFD_TEST_DEVICE says. Everything fails the test instead of returning
  * an error, but for rig_step, whose result a test may want.
@@ -14,12 +14,16 @@
 
 #include "golden.h"
 
+enum { RIG_SHARDS = 8 };
+
 struct rig_params {
 	const char *checkpoint; /* a directory */
 	const char *device;     /* NULL: the one under test */
 	const char *address;    /* "loop:x", "shm:x"; NULL: an FFN of this process */
 	uint32_t n_threads;
 	uint32_t lanes, max_part_rows;
+	uint32_t n_tp, n_ep; /* shards of the FFN, with an address; 0: 1 */
+	int32_t gate;        /* enum afd_gate */
 	int32_t wire_dtype; /* both ways; 0: f32 */
 	int32_t weights;    /* enum afd_weights */
 	struct afd_attn_params
@@ -33,9 +37,14 @@ struct rig_params {
 struct rig {
 	afd_context *ctx;
 	afd_model *model;
-	afd_ffn *ffn;
+	afd_ffn *ffn; /* that of shard 0, which listens at the address */
 	afd_transport *attn_net, *ffn_net;
 	afd_attn *attn;
+	struct rig_shard { /* shard 1 .., at the address with "-1" .. behind it */
+		afd_ffn *ffn;
+		afd_transport *net;
+	} others[RIG_SHARDS - 1];
+	uint32_t n_others;
 	uint32_t vocab, n_layers;
 };
 

@@ -157,13 +157,13 @@ static float *decode_alone(struct group *g)
 	return all;
 }
 
-static void compare(const char *address)
+static void compare(const char *name, const char *address)
 {
 	struct group g = { .device = rig_device() };
 	uint32_t n_peers, lanes, i;
 	float *alone;
 
-	golden_open(&g.golden, "bf16-tied");
+	golden_open(&g.golden, name);
 	alone = decode_alone(&g);
 	for (n_peers = 1; n_peers <= MAX_PEERS; n_peers *= 2) {
 		for (lanes = 1; lanes <= AFD_MAX_LANES; lanes += 3) {
@@ -182,9 +182,16 @@ static void peers_at_one_ffn_get_the_bits_of_one_process(void **state)
 {
 	char address[40];
 
-	compare("loop:peers");
+	compare("bf16-tied", "loop:peers");
 	snprintf(address, sizeof(address), "shm:peers-%d", (int)getpid());
-	compare(address);
+	compare("bf16-tied", address);
+}
+
+/* Each chooses the experts of its own rows, and the server runs rows of all in one pass. */
+static void peers_that_route_get_the_bits_of_one_process(void **state)
+{
+	compare("moe-bf16", "loop:routing-peers");
+	compare("afmoe-bf16", "loop:routing-peers");
 }
 
 static void rows_of_several_peers_share_a_pass(void **state)
@@ -208,6 +215,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(peers_at_one_ffn_get_the_bits_of_one_process),
+		cmocka_unit_test(peers_that_route_get_the_bits_of_one_process),
 		cmocka_unit_test(rows_of_several_peers_share_a_pass),
 	};
 

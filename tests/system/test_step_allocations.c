@@ -2,7 +2,8 @@
 /*
  * The steady state allocates nothing: every call of the library's objects to malloc and its kin,
  * and to mmap, is counted (the linker puts __wrap_ in front of them) over fifty steps of both
- * stages, after ten to get warm.
+ * stages, after ten to get warm; of a model with experts over two ranks, with the gate on the
+ * attention side.
  */
 #include <stdarg.h>
 #include <setjmp.h>
@@ -70,6 +71,7 @@ void *__wrap_mmap(void *at, size_t bytes, int protection, int flags, int fd, off
 	return __real_mmap(at, bytes, protection, flags, fd, offset);
 }
 
+static const char DENSE[] = "f32-untied", ROUTED[] = "moe-f32";
 enum { N_SEQUENCES = 4, WARM_STEPS = 10, STEADY_STEPS = 50 };
 
 /* Four sequences that append one id each; pages of four positions, so that pages are taken too. */
@@ -97,9 +99,10 @@ static void run_steps(struct rig *rig, int n_steps, float *logits)
 	}
 }
 
-static void expect_no_allocation(const char *address)
+static void expect_no_allocation(const char *name, const char *address)
 {
 	struct rig_params params = { .address = address,
+		.n_ep = address && !strcmp(name, ROUTED) ? 2 : 1,
 		.lanes = 2,
 		.wire_dtype = AFD_DTYPE_BF16,
 		.n_threads = 2,
@@ -110,7 +113,7 @@ static void expect_no_allocation(const char *address)
 	float *logits;
 	int before;
 
-	golden_open(&golden, "f32-untied");
+	golden_open(&golden, name);
 	params.checkpoint = golden.checkpoint;
 	before = n_calls;
 	rig_open(&rig, &params);
@@ -131,12 +134,14 @@ static void expect_no_allocation(const char *address)
 
 static void fifty_steps_in_one_process_allocate_nothing(void **state)
 {
-	expect_no_allocation(NULL);
+	expect_no_allocation(DENSE, NULL);
+	expect_no_allocation(ROUTED, NULL);
 }
 
 static void fifty_steps_over_loop_allocate_nothing_on_either_side(void **state)
 {
-	expect_no_allocation("loop:allocations");
+	expect_no_allocation(DENSE, "loop:allocations");
+	expect_no_allocation(ROUTED, "loop:allocations");
 }
 
 static void fifty_steps_over_shm_allocate_nothing_on_either_side(void **state)
@@ -144,7 +149,8 @@ static void fifty_steps_over_shm_allocate_nothing_on_either_side(void **state)
 	char address[40];
 
 	snprintf(address, sizeof(address), "shm:allocations-%d", (int)getpid());
-	expect_no_allocation(address);
+	expect_no_allocation(DENSE, address);
+	expect_no_allocation(ROUTED, address);
 }
 
 int main(void)
