@@ -52,6 +52,10 @@ static void print_line(struct bench_report *report, const json_t *what, double u
 	if (json_object_get(what, "tokens_per_second"))
 		printf("  %.1f tokens/s",
 			json_real_value(json_object_get(what, "tokens_per_second")));
+	if (json_object_get(what, "rows_per_second"))
+		printf("  %.0f rows/s, %.1f experts",
+			json_real_value(json_object_get(what, "rows_per_second")),
+			json_real_value(json_object_get(what, "active_experts")));
 	printf("\n");
 	fflush(stdout);
 }
@@ -62,8 +66,11 @@ int bench_report_add(struct bench_report *report, json_t *what, struct bench_sam
 	double median = bench_samples_at(us, 0.5), p10 = bench_samples_at(us, 0.1);
 	double p90 = bench_samples_at(us, 0.9);
 	json_int_t batch = json_integer_value(json_object_get(what, "batch"));
+	json_int_t n_rows = json_integer_value(json_object_get(what, "rows"));
 	json_t *numbers;
 
+	if (json_object_get(what, "active_experts") && median > 0)
+		json_object_set_new(what, "rows_per_second", json_real(n_rows * 1e6 / median));
 	/* One token per sequence and step. */
 	if (batch && median > 0)
 		json_object_set_new(what, "tokens_per_second", json_real(batch * 1e6 / median));

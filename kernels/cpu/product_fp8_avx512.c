@@ -16,6 +16,9 @@
 #define INLINE AFD_K_INLINE
 #define UNROLL AFD_K_UNROLL
 
+/* Few rows leave FMA waiting for its own result, so two blocks go side by side. */
+#define PAIRED_ROWS 2
+
 struct pair {
 	__m512 low, high; /* columns 0..15, 16..31 */
 };
@@ -35,34 +38,40 @@ static const uint8_t high_bytes[128] __attribute__((aligned(64))) = { 0, 0x3b, 0
 	SIXTEEN(0x3e), SIXTEEN(0x3f), SIXTEEN(0x40), SIXTEEN(0x41), SIXTEEN(0x42), 0x43, 0x43, 0x43,
 	0x43, 0x43, 0x43, 0x43, 0x43, 0x43, 0x43, 0x43, 0x43, 0x43, 0x43, 0x43, 0x7f };
 
-/* Lane i: twice the number of column i, twice that of column 16 + i. */
-#define TWICE(i) ((0x1010 + 0x0101 * (i)) << 16 | 0x0101 * (i))
+/* Columns c, 16 + c, c + 1, 17 + c of one k, as bytes of a line. */
+#define FOUR(c) (0x11011000 + 0x01010101 * (c))
+#define EIGHT(c) FOUR(c), FOUR((c) + 2)
 
-INLINE struct pair load_fp8(const char *w)
+/* Of each quarter of a register eight bytes are of the first k and eight of the second, so that
+ * unpacking parts them. */
+static const uint32_t places[16] __attribute__((aligned(64))) = { EIGHT(0), EIGHT(32), EIGHT(4),
+	EIGHT(36), EIGHT(8), EIGHT(40), EIGHT(12), EIGHT(44) };
+
+INLINE void load_two(__m512i line, struct pair out[2])
 {
-	const __m512i places = _mm512_setr_epi32(TWICE(0), TWICE(1), TWICE(2), TWICE(3), TWICE(4),
-		TWICE(5), TWICE(6), TWICE(7), TWICE(8), TWICE(9), TWICE(10), TWICE(11), TWICE(12),
-		TWICE(13), TWICE(14), TWICE(15));
-	const __m512i sign = _mm512_set1_epi16((short)0x8000);
-	const __mmask64 even = 0x5555555555555555u;
-	__m256i line = _mm256_loadu_si256((const __m256i *)w);
-	__m512i v = _mm512_permutexvar_epi8(places, _mm512_castsi256_si512(line));
-	__m512i low = _mm512_maskz_permutex2var_epi8(
-		even, _mm512_load_si512(low_bytes), v, _mm512_load_si512(low_bytes + 64));
-	__m512i high = _mm512_maskz_permutex2var_epi8(
-		~even, _mm512_load_si512(high_bytes), v, _mm512_load_si512(high_bytes + 64));
+	const __m512i sign = _mm512_set1_epi8((char)0x80);
+	const __m512i upper = _mm512_set1_epi32((int)0xffff0000u);
+	__m512i v = _mm512_permutexvar_epi8(_mm512_load_si512(places), line);
+	__m512i low = _mm512_permutex2var_epi8(
+		_mm512_load_si512(low_bytes), v, _mm512_load_si512(low_bytes + 64));
+	__m512i high = _mm512_permutex2var_epi8(
+		_mm512_load_si512(high_bytes), v, _mm512_load_si512(high_bytes + 64));
 
-	v = _mm512_or_si512(_mm512_and_si512(v, sign), _mm512_or_si512(high, low));
-	return (struct pair){ _mm512_castsi512_ps(_mm512_slli_epi32(v, 16)),
-		_mm512_castsi512_ps(_mm512_and_si512(v, _mm512_set1_epi32((int)0xffff0000u))) };
+	high = _mm512_ternarylogic_epi32(high, v, sign, 0xf8); /* high | (v & sign) */
+	v = _mm512_unpacklo_epi8(low, high);
+	out[0].low = _mm512_castsi512_ps(_mm512_slli_epi32(v, 16));
+	out[0].high = _mm512_castsi512_ps(_mm512_and_si512(v, upper));
+	v = _mm512_unpackhi_epi8(low, high);
+	out[1].low = _mm512_castsi512_ps(_mm512_slli_epi32(v, 16));
+	out[1].high = _mm512_castsi512_ps(_mm512_and_si512(v, upper));
 }
 #else
 #define DECODE_ROWS (AFD_K_TILE_ROWS + 1)
-INLINE struct pair load_fp8(const char *w)
+INLINE struct pair load_one(__m256i line)
 {
 	const __m512i magnitude = _mm512_set1_epi16(0x3f80);
 	const __m512 exponent = _mm512_set1_ps(256);
-	__m512i v = _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)w));
+	__m512i v = _mm512_cvtepi8_epi16(line);
 	__mmask32 nan;
 
 	v = _mm512_and_si512(_mm512_slli_epi16(v, 7), _mm512_set1_epi16((short)0xbf80));
@@ -72,44 +81,99 @@ INLINE struct pair load_fp8(const char *w)
 		_mm512_mul_ps(_mm512_cvtph_ps(_mm512_castsi512_si256(v)), exponent),
 		_mm512_mul_ps(_mm512_cvtph_ps(_mm512_extracti64x4_epi64(v, 1)), exponent) };
 }
+
+INLINE void load_two(__m512i line, struct pair out[2])
+{
+	out[0] = load_one(_mm512_castsi512_si256(line));
+	out[1] = load_one(_mm512_extracti64x4_epi64(line, 1));
+}
 #endif
 
-static void decode(const char *w, uint32_t n_k, float *out)
+/* The last k of a block may stand alone: what lies behind it is not ours to read. */
+INLINE void load_fp8(const char *w, const int n_k, struct pair out[2])
 {
-	for (uint32_t k = 0; k < n_k; k++) {
-		struct pair p = load_fp8(w + 32 * k);
+	if (n_k == 2)
+		load_two(_mm512_loadu_si512(w), out);
+	else
+		load_two(_mm512_zextsi256_si512(_mm256_loadu_si256((const __m256i *)w)), out);
+}
 
-		_mm512_store_ps(out + 32 * k, p.low);
-		_mm512_store_ps(out + 32 * k + 16, p.high);
+INLINE void decode_some(const char *w, const int n_k, float *out)
+{
+	struct pair p[2];
+
+	load_fp8(w, n_k, p);
+	for (int i = 0; i < n_k; i++) {
+		_mm512_store_ps(out + 32 * i, p[i].low);
+		_mm512_store_ps(out + 32 * i + 16, p[i].high);
 	}
 }
 
-/* The sums over one block. */
-INLINE void add_block(struct pair *acc, const float *x, size_t x_stride, const char *w,
-	const char *ahead, uint32_t n_k, const int n_rows, const bool decoded)
+static void decode(const char *w, uint32_t n_k, float *out)
 {
-	UNROLL
-	for (int r = 0; r < n_rows; r++)
-		acc[r].low = acc[r].high = _mm512_setzero_ps();
-	for (uint32_t k = 0; k < n_k; k++) {
-		struct pair p;
+	uint32_t k = 0;
 
-		_mm_prefetch(ahead, _MM_HINT_T0);
-		if (decoded)
-			p = (struct pair){ _mm512_load_ps(w), _mm512_load_ps(w + 64) };
-		else
-			p = load_fp8(w);
+	for (; k + 2 <= n_k; k += 2)
+		decode_some(w + 32 * k, 2, out + 32 * k);
+	if (k < n_k)
+		decode_some(w + 32 * k, 1, out + 32 * k);
+}
+
+/* One k or two. */
+INLINE void add_lines(struct pair *acc, const float *x, size_t x_stride, const char *w,
+	const int n_k, const int n_rows, const bool decoded)
+{
+	struct pair p[2];
+
+	if (decoded) {
+		for (int i = 0; i < n_k; i++)
+			p[i] = (struct pair){ _mm512_load_ps(w + 128 * i),
+				_mm512_load_ps(w + 128 * i + 64) };
+	} else {
+		load_fp8(w, n_k, p);
+	}
+	UNROLL
+	for (int i = 0; i < n_k; i++) {
 		UNROLL
 		for (int r = 0; r < n_rows; r++) {
-			__m512 b = _mm512_set1_ps(x[r * x_stride]);
+			__m512 v = _mm512_set1_ps(x[r * x_stride + i]);
 
-			acc[r].low = _mm512_fmadd_ps(b, p.low, acc[r].low);
-			acc[r].high = _mm512_fmadd_ps(b, p.high, acc[r].high);
+			acc[r].low = _mm512_fmadd_ps(v, p[i].low, acc[r].low);
+			acc[r].high = _mm512_fmadd_ps(v, p[i].high, acc[r].high);
 		}
-		x++;
-		w += decoded ? 128 : 32;
-		ahead += 32;
 	}
+}
+
+/* The sums over n_blocks blocks of n_k each, side by side; of two both are whole. */
+INLINE void add_blocks(struct pair acc[][AFD_K_TILE_ROWS], const struct afd_k_tile *t, uint32_t k0,
+	uint32_t n_k, const int n_rows, const int n_blocks, const bool decoded)
+{
+	const size_t k_bytes = decoded ? 128 : 32, x_stride = t->x_stride;
+	const char *w = t->w + k0 * k_bytes, *ahead = t->prefetch + (size_t)k0 * 32;
+	const float *x = t->x + k0;
+	uint32_t k = 0;
+
+	UNROLL
+	for (int b = 0; b < n_blocks; b++) {
+		UNROLL
+		for (int r = 0; r < n_rows; r++)
+			acc[b][r].low = acc[b][r].high = _mm512_setzero_ps();
+	}
+	for (; k + 2 <= n_k; k += 2) {
+		UNROLL
+		for (int b = 0; b < n_blocks; b++) {
+			const size_t at = b * AFD__SCALE_ROWS;
+
+			/* In one run through both blocks: DRAM likes a single stream. */
+			_mm_prefetch(ahead + 64 * b, _MM_HINT_T0);
+			add_lines(acc[b], x + at, x_stride, w + at * k_bytes, 2, n_rows, decoded);
+		}
+		x += 2;
+		w += 2 * k_bytes;
+		ahead += 64 * n_blocks;
+	}
+	if (k < n_k)
+		add_lines(acc[0], x, x_stride, w, 1, n_rows, decoded);
 }
 
 /* y = fma(sum, scale, y), and the bias after the last block. */
@@ -139,20 +203,26 @@ INLINE void add_scaled(const struct pair *acc, const struct afd_k_tile *t, const
 
 INLINE void run_tile(const struct afd_k_tile *t, const int n_rows, const bool decoded)
 {
+	const int at_once = n_rows <= PAIRED_ROWS ? 2 : 1;
 	const float *scales = t->scales;
-	uint32_t n_k = t->first_k < t->n_k ? t->first_k : t->n_k;
-	struct pair acc[AFD_K_TILE_ROWS]; /* [n_rows] */
+	struct pair acc[2][AFD_K_TILE_ROWS]; /* [at_once][n_rows] */
+	uint32_t n_k, end, k = 0;
 
-	for (uint32_t k = 0; k < t->n_k; k += n_k, scales += t->scale_stride) {
-		const float *bias = NULL;
-
-		if (k)
-			n_k = t->n_k - k < AFD__SCALE_ROWS ? t->n_k - k : AFD__SCALE_ROWS;
-		if (k + n_k == t->n_k)
-			bias = t->bias;
-		add_block(acc, t->x + k, t->x_stride, t->w + (size_t)k * (decoded ? 128 : 32),
-			t->prefetch + (size_t)k * 32, n_k, n_rows, decoded);
-		add_scaled(acc, t, scales, t->resume || k, bias, n_rows);
+	for (; k < t->n_k; k = end) {
+		n_k = k ? AFD__SCALE_ROWS : t->first_k;
+		end = t->n_k - k < n_k ? t->n_k : k + n_k;
+		if (at_once == 2 && n_k == AFD__SCALE_ROWS && t->n_k - k >= 2 * n_k) {
+			add_blocks(acc, t, k, n_k, n_rows, 2, decoded);
+			add_scaled(acc[0], t, scales, t->resume || k, NULL, n_rows);
+			scales += t->scale_stride;
+			end += n_k;
+			add_scaled(acc[1], t, scales, true, end == t->n_k ? t->bias : NULL, n_rows);
+		} else {
+			add_blocks(acc, t, k, end - k, n_rows, 1, decoded);
+			add_scaled(acc[0], t, scales, t->resume || k,
+				end == t->n_k ? t->bias : NULL, n_rows);
+		}
+		scales += t->scale_stride;
 	}
 }
 

@@ -61,6 +61,21 @@ class Bench(Case):
             self.assertAlmostEqual(result["limit_us"], limits[result["limit"]], delta=1e-3 * result["limit_us"])
         self.assertEqual({result["limit"] for result in results if result["rows"] == 128}, {"fma"})
 
+    def test_routed_experts_are_held_against_the_bytes_of_the_active_ones(self):
+        available = int(open("/proc/meminfo").read().split("MemAvailable:")[1].split()[0])
+        if available < 4 << 20:
+            self.skipTest(f"{available >> 20} GiB available, limit: 4")
+        _, results = self.bench("ops", "--ops", "moe", "--dtype", "fp8", "--seconds", 1)
+        self.assertEqual([result["rows"] for result in results], [1, 8, 32, 128])
+        expert_bytes = 3 * 2048 * 768 * (1 + 4 / (32 * 128))  # a scale for 32 rows and 128 columns
+        for result in results:
+            self.assertAlmostEqual(result["active_bytes"], result["active_experts"] * expert_bytes, delta=1e3)
+            self.assertAlmostEqual(result["rows_per_second"] * result["us"], result["rows"] * 1e6, delta=1)
+            self.assertGreaterEqual(result["layers"] * 128 * expert_bytes, 1 << 30)
+        self.assertEqual(results[0]["active_experts"], 8)
+        # 128 (1 - (15/16)^8) = 51.6 of rows that draw on their own
+        self.assertTrue(48 < results[1]["active_experts"] < 55, results[1])
+
     def test_every_operation_is_measured_when_it_is_named(self):
         _, results = self.bench("ops", "--ops", "attend,norm,rope,activation", "--shapes", "qwen3-0.6b", "--seconds", 0.5)
         self.assertEqual({result["op"] for result in results}, {"attend", "norm", "rope", "activation"})
