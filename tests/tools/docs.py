@@ -44,7 +44,7 @@ class Readme(unittest.TestCase):
         for command in set(re.findall(r"build/examples/([a-z-]+)", README)):
             with self.subTest(command):
                 self.assertTrue((BUILD / "examples" / command).exists())
-        for script in ("examples/quickstart.sh", "tests/run.sh", ".ci/run"):
+        for script in ("examples/quickstart.sh", "examples/launch.sh", "tests/run.sh", ".ci/run"):
             with self.subTest(script):
                 self.assertTrue((ROOT / script).stat().st_mode & 0o111)
                 subprocess.run(["bash", "-n", ROOT / script], check=True)

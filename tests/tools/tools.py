@@ -66,7 +66,7 @@ class Case(unittest.TestCase):
     def end_processes(self):
         for process in self.processes:
             if process.poll() is None:
-                process.kill()
+                process.terminate() if "launch.sh" in str(process.args[0]) else process.kill()
             process.communicate()
 
     def start(self, name, *args, **env):
@@ -90,6 +90,16 @@ class Case(unittest.TestCase):
     def generate(self, model, *args, **env):
         """afd-generate under way, one thread."""
         return self.start("afd-generate", "--model", model, "--threads", 1, "--device", DEVICE, *args, **env)
+
+    def launch(self, layout, model, *args, **env):
+        """A whole layout under way, one thread a process, in a process group of its own."""
+        command = [ROOT / "examples/launch.sh", layout, "--tools", tool(""), "--model", model, "--threads", 1, "--device", DEVICE]
+        # A shell cannot trap what was ignored when it began, and whoever runs the tests may have SIGINT ignored.
+        process = subprocess.Popen([*map(str, command), *map(str, args)], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                   env={**ENV, **env}, start_new_session=True,
+                                   preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+        self.processes.append(process)
+        return process
 
     def result(self, process, timeout=120):
         """stdout of a process that must end well."""
