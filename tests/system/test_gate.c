@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * The gate on the attention side: rows go only to the ranks that hold an expert of theirs, and the
- * bits are those of a gate on the FFN side, for any shards, lanes, wire dtypes and parts.
+ * bits are those of a gate on the FFN side, for any shards, lanes, wire dtypes and parts, with
+ * weights packed or in place.
  */
 #include <stdarg.h>
 #include <setjmp.h>
@@ -42,7 +43,9 @@ static size_t logits_bytes(const struct golden *golden)
 
 static void expect_same_bits(const struct golden *golden, struct rig_params params)
 {
-	struct rig_params whole = { .wire_dtype = params.wire_dtype, .attn = params.attn };
+	struct rig_params whole = {
+		.wire_dtype = params.wire_dtype, .weights = params.weights, .attn = params.attn
+	};
 	bool alone = params.n_tp * params.n_ep == 1;
 	float *a, *f, *w = batches_run(golden, &whole, true);
 	size_t bytes = logits_bytes(golden);
@@ -78,6 +81,7 @@ static void both_gate_sides_give_the_same_bits(void **state)
 				.n_tp = SHARDINGS[i].n_tp,
 				.n_ep = SHARDINGS[i].n_ep,
 				.max_part_rows = lanes < 3 ? 0 : 3,
+				.weights = lanes == 2 ? AFD_WEIGHTS_IN_PLACE : 0,
 				.attn.max_outputs = MAX_OUTPUTS };
 
 			params.wire_dtype = AFD_DTYPE_F32;
