@@ -1,16 +1,17 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Train the small Qwen3 model of models/tiny-qwen3 on the King James Bible.
+"""Train the small models of models/tiny-* on the King James Bible.
 
-The repository needs one checkpoint whose output a person can judge at a glance: real words, real
-tokenizer, the file layout of a published model, small enough to be committed. The text is that of
-Debian's package bible-kjv-text (translated in 1611, out of copyright); the script downloads the
-package and unpacks it without installing anything.
+The repository needs, of each family, one checkpoint whose output a person can judge at a glance:
+real words, real tokenizer, the file layout of a published model, small enough to be committed. The
+text is that of Debian's package bible-kjv-text (translated in 1611, out of copyright); the script
+downloads the package and unpacks it without installing anything. The dense model's tokenizer serves
+all.
 
-The shape is chosen to be awkward where real models are: head_dim is not hidden/heads, keys and
-values have fewer heads than queries, the head is tied to the embedding, and no file of its own
-holds an lm_head. Weights are rounded to bf16 before the last loss is measured, so the loss printed
-is that of the committed file.
+The shapes are chosen to be awkward where real models are: head_dim is not hidden/heads, keys and
+values have fewer heads than queries, a tied head has no lm_head of its own in the file, layer_types
+of AFMoE follow no period. Weights are rounded to bf16 before the last loss is measured, so the loss
+printed is that of the committed file.
 
 Needs apt-get (after apt-get update), dpkg-deb, libreadline8, and:
 pip install torch transformers tokenizers safetensors numpy
@@ -27,14 +28,32 @@ import time
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.models.afmoe.modeling_afmoe import AfmoeSparseMoeBlock
 
+HERE = pathlib.Path(__file__).resolve().parent
 END = "<|endoftext|>"
-SHAPE = dict(
-    vocab_size=2048, hidden_size=160, intermediate_size=448, num_hidden_layers=4,
-    num_attention_heads=4, num_key_value_heads=2, head_dim=64, max_position_embeddings=256,
-    tie_word_embeddings=True, rms_norm_eps=1e-6, rope_theta=10000.0, bos_token_id=0, eos_token_id=0,
+COMMON = dict(
+    vocab_size=2048, max_position_embeddings=256, num_attention_heads=4, num_key_value_heads=2,
+    rope_theta=10000.0, bos_token_id=0, eos_token_id=0,
 )
+FAMILIES = {  # model_type and what differs from COMMON; the folder is tiny-<family>
+    "qwen3": ("qwen3", dict(
+        hidden_size=160, intermediate_size=448, num_hidden_layers=4, head_dim=64,
+        tie_word_embeddings=True, rms_norm_eps=1e-6)),
+    "qwen3-moe": ("qwen3_moe", dict(
+        hidden_size=128, intermediate_size=256, num_hidden_layers=4, head_dim=48,
+        tie_word_embeddings=True, rms_norm_eps=1e-6, num_experts=8, num_experts_per_tok=2,
+        moe_intermediate_size=96, norm_topk_prob=True, router_aux_loss_coef=0.01)),
+    "afmoe": ("afmoe", dict(
+        hidden_size=128, intermediate_size=256, num_hidden_layers=6, head_dim=40,
+        tie_word_embeddings=False, rms_norm_eps=1e-5, num_experts=8, num_experts_per_tok=2,
+        moe_intermediate_size=40, num_shared_experts=1, num_dense_layers=1, route_scale=2.826,
+        route_norm=True, score_func="sigmoid", n_group=1, topk_group=1, mup_enabled=True,
+        sliding_window=64, global_attn_every_n_layers=4,
+        layer_types=["sliding_attention"] * 3 + ["full_attention"]
+        + ["sliding_attention", "full_attention"])),
+}
 
 
 def fetch_text(cache):
@@ -67,7 +86,7 @@ def train_tokenizer(texts):
     tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tok.decoder = decoders.ByteLevel()
     tok.train_from_iterator(texts, trainers.BpeTrainer(
-        vocab_size=SHAPE["vocab_size"], special_tokens=[END],
+        vocab_size=COMMON["vocab_size"], special_tokens=[END],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
     return tok
 
@@ -77,7 +96,7 @@ def save_tokenizer(tok, where):
     tok.save(str(where / "tokenizer.json"))
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": END, "eos_token": END,
               "clean_up_tokenization_spaces": False,
-              "model_max_length": SHAPE["max_position_embeddings"]}
+              "model_max_length": COMMON["max_position_embeddings"]}
     (where / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
@@ -98,29 +117,71 @@ def held_out_loss(model, ids, context):
     return sum(losses) / len(rows)
 
 
-def learning_rate(step, args):
+def learning_rate(step, done, args):
     warm = min(1.0, (step + 1) / args.warmup)
-    done = step / args.steps
     return args.lr * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
 
 
+class ExpertBalance:
+    """Without a loss for it, AFMoE keeps its experts equally busy by moving expert_bias.
+
+    The class starts with a router of zeros, where every choice is a tie: it is made random first.
+    """
+
+    def __init__(self, model, rate=0.002):
+        self.rate = rate
+        self.blocks = [m for m in model.modules() if isinstance(m, AfmoeSparseMoeBlock)]
+        self.rows = {}
+        for block in self.blocks:
+            torch.nn.init.normal_(block.router.gate.weight, std=0.02)
+            block.router.register_forward_hook(
+                lambda _, inputs, outputs, block=block: self.count(block, outputs[2]))
+
+    def count(self, block, selected):
+        self.rows[block] = torch.bincount(selected.flatten(), minlength=len(block.expert_bias))
+
+    @torch.no_grad()
+    def step(self):
+        for block in self.blocks:
+            rows = self.rows[block].float()
+            block.expert_bias += self.rate * torch.sign(rows.mean() - rows)
+            block.expert_bias -= block.expert_bias.mean()
+
+
+def to_bfloat16(model):
+    """As published: everything in bf16 but expert_bias, which decides near ties."""
+    kept = {name: p.data.clone() for name, p in model.named_parameters() if "expert_bias" in name}
+    model.bfloat16()
+    for name, values in kept.items():
+        model.get_parameter(name).data = values
+    return model
+
+
 def train(model, ids, held_out, args):
-    decay = [p for p in model.parameters() if p.dim() > 1]
-    plain = [p for p in model.parameters() if p.dim() == 1]
+    balance = ExpertBalance(model)
+    even = {"output_router_logits": True} if model.config.model_type == "qwen3_moe" else {}
+    learnt = [p for p in model.parameters() if p.requires_grad]
+    decay = [p for p in learnt if p.dim() > 1]
+    plain = [p for p in learnt if p.dim() == 1]
     opt = torch.optim.AdamW([{"params": decay, "weight_decay": 0.1},
                              {"params": plain, "weight_decay": 0.0}], betas=(0.9, 0.98), fused=True)
     start = time.time()
     for step in range(args.steps):
+        done = max(step / args.steps, (time.time() - start) / 60 / args.minutes)
+        if done >= 1:
+            print(f"stopped by the clock after {step} steps", flush=True)
+            break
         for group in opt.param_groups:
-            group["lr"] = learning_rate(step, args)
+            group["lr"] = learning_rate(step, done, args)
         at = torch.randint(len(ids) - args.context, (args.batch,))
         rows = torch.stack([ids[a:a + args.context] for a in at.tolist()])
         with torch.autocast("cpu", torch.bfloat16, enabled=args.autocast):
-            loss = model(input_ids=rows, labels=rows).loss
+            loss = model(input_ids=rows, labels=rows, **even).loss
         opt.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         opt.step()
+        balance.step()
         if step % 100 == 99:
             extra = ""
             if step % 500 == 499:
@@ -130,11 +191,13 @@ def train(model, ids, held_out, args):
 
 
 def main():
-    here = pathlib.Path(__file__).resolve().parent
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--out", type=pathlib.Path, default=here / "tiny-qwen3")
+    parser.add_argument("--family", choices=FAMILIES, default="qwen3")
+    parser.add_argument("--out", type=pathlib.Path, help="default: tiny-<family> beside this")
     parser.add_argument("--cache", type=pathlib.Path, help="keep the downloaded text here")
     parser.add_argument("--steps", type=int, default=5000)
+    parser.add_argument("--minutes", type=float, default=math.inf, help="end by the clock instead, "
+                        "the learning rate with it")
     parser.add_argument("--batch", type=int, default=16, help="windows per step")
     parser.add_argument("--context", type=int, default=256, help="tokens per window")
     parser.add_argument("--lr", type=float, default=4e-3, help="peak learning rate")
@@ -146,6 +209,7 @@ def main():
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
+    out = args.out or HERE / f"tiny-{args.family}"
 
     with tempfile.TemporaryDirectory() as scratch:
         os.chmod(scratch, 0o777)
@@ -153,22 +217,25 @@ def main():
         cache.mkdir(parents=True, exist_ok=True)
         texts = chapters(fetch_text(cache))
     kept = [t for i, t in enumerate(texts) if i % 50 != 49]
-    tok = train_tokenizer(kept)
+    tok = (train_tokenizer(kept) if args.family == "qwen3"
+           else Tokenizer.from_file(str(HERE / "tiny-qwen3" / "tokenizer.json")))
     ids, held_out = stream(tok, kept), stream(tok, texts[49::50])
-    model = Qwen3ForCausalLM(Qwen3Config(**SHAPE))
+    model_type, shape = FAMILIES[args.family]
+    model = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(model_type, **COMMON, **shape), dtype=torch.float32)
     print(f"{len(ids)} tokens, {len(held_out)} held out, {model.num_parameters()} weights")
     train(model, ids, held_out, args)
 
-    model.bfloat16().save_pretrained(args.out)
-    save_tokenizer(tok, args.out)
+    to_bfloat16(model).save_pretrained(out)
+    save_tokenizer(tok, out)
     model = model.float()
     text_bytes = sum(len(t) for t in texts[49::50])
     nats = held_out_loss(model, held_out, args.context)
     print(json.dumps({"held_out_loss": round(nats, 4), "held_out_bits_per_byte":
                       round(nats * len(held_out) / text_bytes / math.log(2), 4)}))
     prompt = tok.encode("And it came to pass in those days, that")
-    out = model.eval().generate(torch.tensor([prompt.ids]), max_new_tokens=60, do_sample=False)
-    print(tok.decode(out[0].tolist()))
+    said = model.eval().generate(torch.tensor([prompt.ids]), max_new_tokens=60, do_sample=False)
+    print(tok.decode(said[0].tolist()))
 
 
 if __name__ == "__main__":

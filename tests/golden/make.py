@@ -43,7 +43,7 @@ SAFE_MARGIN = 0.05  # logits; far above float32 noise, so greedy ids are the sam
 SAFE_GAP = 5e-4  # scores of a router, likewise: the same experts everywhere
 TRAINED = {  # folder under models/ -> prompt
     "tiny-qwen3": "And it shall come to pass in that day, that",
-    "tiny-qwen3-moe": "And it shall come to pass in that day, that",
+    "tiny-qwen3-moe": "And when he had opened",
     "tiny-afmoe": "And it shall come to pass in that day, that",
 }
 
