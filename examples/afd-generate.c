@@ -188,16 +188,43 @@ static int create_ffn(struct program *program)
 		       : TOOL_DONE;
 }
 
-/* Pages for every position that a step will store: the last generated token is never fed. */
-static uint64_t count_pages(const struct input *input, uint32_t page_size)
+/* Positions that steps will store: the last generated token is never fed. */
+static uint32_t count_positions(const struct sequence *sequence)
 {
+	uint64_t n = sequence->n_prompt + (uint64_t)sequence->max_tokens - 1;
+
+	return n < UINT32_MAX ? (uint32_t)n : UINT32_MAX;
+}
+
+/* Pages for all of them, or fewer where they leave the windows of all layers. */
+static uint64_t count_pages(const struct program *program, const struct afd_attn_params *params)
+{
+	const struct input *input = &program->input;
 	uint64_t n = 0;
 
-	for (uint32_t i = 0; i < input->n_sequences; i++)
-		n += (input->sequences[i].n_prompt + (uint64_t)input->sequences[i].max_tokens - 1 +
-			     page_size - 1) /
-		     page_size;
+	for (uint32_t i = 0; i < input->n_sequences; i++) {
+		const struct sequence *sequence = &input->sequences[i];
+		uint32_t rows = sequence->n_prompt < program->run.prompt_rows
+					? sequence->n_prompt
+					: program->run.prompt_rows;
+		int64_t pages = afd_attn_kv_pages(program->model, params,
+			count_positions(sequence), rows ? rows : 1);
+
+		n += pages > 0 ? (uint64_t)pages : 0;
+	}
 	return n;
+}
+
+static uint32_t longest_sequence(const struct input *input)
+{
+	uint32_t longest = 1;
+
+	for (uint32_t i = 0; i < input->n_sequences; i++) {
+		uint32_t n = count_positions(&input->sequences[i]);
+
+		longest = n > longest ? n : longest;
+	}
+	return longest;
 }
 
 static int create_attention(struct program *program)
@@ -205,20 +232,24 @@ static int create_attention(struct program *program)
 	const struct flags *flags = program->flags;
 	char what[256];
 	struct tool_progress progress = { .what = what };
-	uint64_t n_pages =
-		flags->kv_pages ? flags->kv_pages : count_pages(&program->input, flags->page_size);
+	uint64_t n_pages;
 	struct afd_attn_params params = {
 		.size = sizeof params,
 		.device = flags->stage.device,
 		.ffn = program->ffn,
 		.max_sequences = program->input.n_sequences,
 		.page_size = flags->page_size,
-		.kv_pages = n_pages,
 		.kv_dtype = flags->kv_dtype,
 		.progress = tool_progress_show,
 		.progress_user = &progress,
 	};
 
+	params.max_rows = run_plan(&program->run, flags->prefill_chunk, MAX_STEP_ROWS);
+	params.max_outputs = program->run.max_outputs;
+	n_pages = flags->kv_pages ? flags->kv_pages : count_pages(program, &params);
+	params.kv_pages = n_pages;
+	if (!program->info.n_full_layers)
+		params.max_positions = longest_sequence(&program->input);
 	if (n_pages > UINT32_MAX)
 		return tool_fail(
 			TOOL_FAILED, "kv: %" PRIu64 " pages, limit %" PRIu32, n_pages, UINT32_MAX);
@@ -228,8 +259,6 @@ static int create_attention(struct program *program)
 		params.to_attention_dtype = flags->wire_dtypes[1];
 		params.lanes = choose_lanes(program);
 	}
-	params.max_rows = run_plan(&program->run, flags->prefill_chunk, MAX_STEP_ROWS);
-	params.max_outputs = program->run.max_outputs;
 	if (afd_attn_create(&program->attn, program->model, program->net, &params))
 		return tool_fail(TOOL_FAILED, "%s", afd_last_error());
 	return TOOL_DONE;

@@ -40,8 +40,9 @@ struct afd_attn_params {
 	 * max_rows. */
 	uint32_t max_outputs;
 	uint32_t page_size;     /* positions in a KV page, 1 .. 65536; 0 means 16 */
-	/* Pages of the pool; every page holds page_size positions of all layers. 0 means enough for
-	 * 4096 positions. */
+	/* Pages of each layer, of page_size positions. 0 means enough for 4096 positions. Pages leave
+	 * layers with a window, which therefore get fewer where max_sequences and max_rows can never
+	 * use as many. */
 	uint32_t kv_pages;
 	int32_t kv_dtype;       /* enum afd_dtype; 0 means that of embed_tokens. AFD_DTYPE_FP8: with a
 				   scale for K and one for V of each layer, the checkpoint's or 1;
@@ -51,9 +52,10 @@ struct afd_attn_params {
 	int32_t to_ffn_dtype;
 	int32_t to_attention_dtype;
 	uint32_t lanes;         /* 1 .. AFD_MAX_LANES; 0 means 1 */
-	/* Length of the longest sequence; 0 means as many positions as the pool holds. Page lists
-	 * take 8 bytes for each sequence and page of this length, and as much again where some
-	 * layers have a window. */
+	/* Length of the longest sequence; 0 means as many positions as the pool holds. Where every
+	 * layer has a window it may be more than that; then 0 means max_position_embeddings, at most
+	 * 1048576. Page lists take 8 bytes for each sequence and page of this length, and as much
+	 * again where some layers have a window. */
 	uint32_t max_positions;
 	/* The host's memory for the pool, 64-byte aligned, at least afd_attn_kv_bytes(); NULL: the
 	 * library's. */
@@ -65,11 +67,20 @@ struct afd_attn_params {
 	 * them; for _create leave 0, or say the same. */
 	uint32_t group_index;
 	uint32_t group_size;    /* 0 means 1 */
+	/* Positions that _truncate can always take a sequence back by, whatever has left a sliding
+	 * window; 0 means the rows of its last step, at most 64. */
+	uint32_t rollback;
+	uint32_t _pad;
 };
 
 /* Bytes of the KV pool that these params ask for (kv_memory is not looked at). 0 on an error, see
  * afd_last_error(). */
 AFD_API size_t afd_attn_kv_bytes(const afd_model *model, const struct afd_attn_params *params);
+/* The most pages of a layer that one sequence of n_positions ever holds when no step appends more
+ * than n_rows to it: what it adds to kv_pages. Of params page_size and rollback matter. Or an
+ * error. */
+AFD_API int64_t afd_attn_kv_pages(const afd_model *model, const struct afd_attn_params *params,
+	uint32_t n_positions, uint32_t n_rows);
 
 /*
  * Makes an attention stage and loads its weights. Either net (made to connect) or params->ffn is
@@ -97,10 +108,16 @@ AFD_API void afd_attn_destroy(afd_attn *attn);
 AFD_API int afd_attn_add(afd_attn *attn, uint64_t sequence);
 /* Forgets a sequence; pages that no other one shares are free. -ENOENT. */
 AFD_API int afd_attn_drop(afd_attn *attn, uint64_t sequence);
+/*
+ * Pages leave a sliding window for good: those that no position to come sees, nor one that comes
+ * again after params.rollback positions were taken back. Further back, what position n_positions
+ * would see may be gone: then _truncate and _fork say -EINVAL and change nothing. 0 is always
+ * possible, and every n_positions where no layer has a window.
+ */
 /* A new sequence that shares the first n_positions of `from`; pages are copied when one of them
- * writes. -EINVAL beyond its length. */
+ * writes. -EINVAL beyond its length, or pages are gone. */
 AFD_API int afd_attn_fork(afd_attn *attn, uint64_t from, uint64_t to, uint32_t n_positions);
-/* Keeps the first n_positions. -EINVAL beyond its length. */
+/* Keeps the first n_positions. -EINVAL beyond its length, or pages are gone. */
 AFD_API int afd_attn_truncate(afd_attn *attn, uint64_t sequence, uint32_t n_positions);
 /* Positions in the KV cache, or -ENOENT. While a step is under way: those from before it. */
 AFD_API int64_t afd_attn_length(const afd_attn *attn, uint64_t sequence);
@@ -189,19 +206,20 @@ AFD_API int32_t afd_attn_timeout_ms(const afd_attn *attn);
 /* ---- the KV cache ---- */
 
 /*
- * Where K and V lie. Byte offset of head h of position p (K: v = 0, V: v = 1) of page i at layer l:
+ * Where K and V lie. Byte offset of head h of position p (K: v = 0, V: v = 1) of page i of a layer:
  *
- *     l * layer_bytes + i * page_bytes + v * kv_bytes + h * head_bytes
+ *     offset of the layer + i * page_bytes + v * kv_bytes + h * head_bytes
  *             + (p % page_size) * position_bytes
  *
- * K is after norm and rope.
+ * K is after norm and rope. Layer l begins at l * layer_bytes; where layers have unequal numbers of
+ * pages layer_bytes is 0, and afd_attn_kv_layer() says where.
  */
 struct afd_kv_layout {
 	size_t size;
 	void *memory;          /* the pool: device memory, which a host reads on "cpu" alone */
 	size_t memory_bytes;
 	size_t layer_bytes, page_bytes, kv_bytes, head_bytes, position_bytes;
-	uint32_t n_layers, n_pages, page_size, n_kv_heads, head_dim;
+	uint32_t n_layers, n_pages, page_size, n_kv_heads, head_dim; /* n_pages: kv_pages */
 	int32_t dtype;
 	/* Of all layers; 0 when layers have different ones, see afd_attn_kv_layer(). */
 	float k_scale, v_scale;
@@ -211,6 +229,7 @@ AFD_API int afd_attn_kv_layout(const afd_attn *attn, struct afd_kv_layout *layou
 /* What is one layer's own. */
 struct afd_kv_layer {
 	size_t size;
+	size_t offset;          /* in the pool */
 	uint32_t n_pages;
 	uint32_t window;        /* positions that a row sees, its own included; 0: all */
 	/* An e4m3 number times its scale is the value; 1 in a cache of another dtype. They are the
@@ -260,10 +279,12 @@ struct afd_attn_stats {
 	uint64_t ffn_ns;       /* time that an FFN of this process computed, 0 with a transport */
 	uint64_t wait_ns;      /* time in which nothing could be done but wait for peers */
 	uint64_t weight_bytes; /* device memory held by weights, with what packing pads */
-	uint32_t pages_free;
+	uint32_t pages_free;   /* of the layers that have least */
 	uint32_t n_sequences;
 	uint64_t stored_bytes; /* what was loaded, as the checkpoint stores it: as much as
 				  afd_model_shard says for the rank */
+	uint32_t window_pages_free; /* of the layers with a window that have least; 0: none has one */
+	uint32_t _pad;
 };
 AFD_API int afd_attn_stats(const afd_attn *attn, struct afd_attn_stats *stats);
 

@@ -144,10 +144,10 @@ static int open_epoll(struct afd_attn *attn)
 static int create_books(struct afd_attn *attn)
 {
 	const struct afd_attn_params *p = &attn->params;
-	struct afd__kv_shape shape = { .n_pages = p->kv_pages,
-		.page_size = p->page_size,
+	struct afd__kv_shape shape = { .page_size = p->page_size,
 		.n_sequences = p->max_sequences,
-		.max_positions = p->max_positions };
+		.max_positions = p->max_positions,
+		.rollback = p->rollback };
 	struct afd__batch_limits limits = { .max_rows = p->max_rows,
 		.max_outputs = p->max_outputs,
 		.vocab = attn->arch->vocab_size,
@@ -155,7 +155,10 @@ static int create_books(struct afd_attn *attn)
 	int rc;
 
 	limits.max_entries = p->max_sequences < p->max_rows ? p->max_sequences : p->max_rows;
-	rc = afd__attn_groups_create(attn, &shape.n_groups);
+	rc = afd__attn_layout_plan(&attn->layout, attn->arch, p);
+	rc = rc ? rc : afd__attn_groups_create(attn, &shape.n_groups);
+	shape.n_pages = attn->group_pages;
+	shape.windows = attn->windows;
 	rc = rc ? rc : afd__kv_create(&attn->kv, attn->ctx, &shape);
 	rc = rc ? rc : afd__sequences_create(&attn->sequences, attn->ctx, p->max_sequences);
 	rc = rc ? rc
@@ -168,10 +171,8 @@ static int create_books(struct afd_attn *attn)
 
 static int create_pool(struct afd_attn *attn, const struct afd_attn_params *p)
 {
-	int rc = afd__attn_layout_plan(&attn->layout, attn->arch, &attn->params);
+	int rc;
 
-	if (rc)
-		return rc;
 	if (!p->kv_memory) {
 		rc = afd__device_alloc(
 			attn->device, attn->layout.memory_bytes, "KV pool", &attn->kv_owned);
@@ -276,6 +277,8 @@ static void tear_down(struct afd_attn *attn)
 		afd__ffn_own(attn->ffn, NULL);
 	afd__free(attn->groups);
 	afd__free(attn->windows);
+	afd__free(attn->group_pages);
+	afd__free(attn->layer_at);
 	afd__free(attn->greedy);
 	afd__free(attn);
 }
@@ -358,6 +361,17 @@ static int find(const struct afd_attn *attn, uint64_t sequence, uint32_t n_posit
 	return index;
 }
 
+/* The same; and the sequence could go on after n_positions. */
+static int find_end(const struct afd_attn *attn, uint64_t sequence, uint32_t n_positions)
+{
+	int index = find(attn, sequence, n_positions), rc;
+
+	if (index < 0)
+		return index;
+	rc = afd__kv_check_end(&attn->kv, (uint32_t)index, n_positions);
+	return rc ? afd__error_prefix(rc, "sequence %llu", (unsigned long long)sequence) : index;
+}
+
 int afd_attn_drop(afd_attn *attn, uint64_t sequence)
 {
 	int index = find(attn, sequence, 0);
@@ -372,7 +386,7 @@ int afd_attn_drop(afd_attn *attn, uint64_t sequence)
 
 int afd_attn_fork(afd_attn *attn, uint64_t from, uint64_t to, uint32_t n_positions)
 {
-	int source = find(attn, from, n_positions), target;
+	int source = find_end(attn, from, n_positions), target;
 
 	if (source < 0)
 		return source;
@@ -386,7 +400,7 @@ int afd_attn_fork(afd_attn *attn, uint64_t from, uint64_t to, uint32_t n_positio
 
 int afd_attn_truncate(afd_attn *attn, uint64_t sequence, uint32_t n_positions)
 {
-	int index = find(attn, sequence, n_positions);
+	int index = find_end(attn, sequence, n_positions);
 
 	if (index < 0)
 		return index;

@@ -128,8 +128,10 @@ struct afd_attn {
 
 	struct afd__sequences sequences;
 	struct afd__kv kv;
-	uint32_t *groups;  /* [n_layers]: the page group of each */
-	uint32_t *windows; /* [n_groups]: what layers of the group see */
+	uint32_t *groups;      /* [n_layers]: the page group of each */
+	uint32_t *windows;     /* [n_groups]: what layers of the group see */
+	uint32_t *group_pages; /* [n_groups] */
+	size_t *layer_at;      /* [n_layers]: byte of the pool where each begins */
 	struct afd_kv_layout layout;
 	void *kv_owned; /* dev: the pool, when it is ours */
 
@@ -140,9 +142,9 @@ struct afd_attn {
 
 	_Atomic uint64_t n_steps, n_rows, attention_ns, ffn_ns,
 		wait_ns; /* stats may be read beside a step */
-	_Atomic uint32_t pages_free, n_sequences;
+	_Atomic uint32_t pages_free, window_pages_free, n_sequences;
 	struct afd__metric *metric_steps, *metric_rows, *metric_seconds, *metric_pages,
-		*metric_sequences;
+		*metric_window_pages, *metric_sequences;
 };
 
 /* ---- attn.c ---- */
@@ -155,9 +157,12 @@ int afd__attn_params_fill(struct afd_attn_params *params, const struct afd_model
 	const struct afd__exchange_info *net);
 
 /* ---- layout.c: where K and V lie ---- */
-/* Groups of layers, sizes of pages; from params with defaults filled in. */
+/* Sizes of pages and of the pool; from params with defaults filled in. */
 int afd__attn_layout_plan(struct afd_kv_layout *layout, const struct afd__arch *arch,
 	const struct afd_attn_params *params);
+uint32_t afd__attn_layer_pages(
+	const struct afd__layer *layer, const struct afd_attn_params *params);
+/* Groups of layers; the layout is planned. */
 int afd__attn_groups_create(struct afd_attn *attn, uint32_t *n_groups);
 /* What the layout says of scales; weights are loaded. */
 void afd__attn_layout_scales(struct afd_attn *attn);

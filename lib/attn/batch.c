@@ -315,9 +315,10 @@ static void write_pages(struct afd__batch *batch, uint32_t entry, uint32_t group
 	uint32_t page_size = batch->kv->shape.page_size,
 		 n = afd__kv_pages(batch->kv, e->position0 + e->n_rows), i;
 
-	memcpy(table, list, n * sizeof(int32_t));
-	/* What lies behind is never looked at; it is written so that nothing uploaded is left to
-	 * chance. */
+	/* What is gone and what lies behind is never looked at; it is written as a page that there
+	 * is, so that nothing uploaded is left to chance. */
+	for (i = 0; i < n; i++)
+		table[i] = list[i] == AFD__PAGE_GONE ? 0 : list[i];
 	memset(table + n, 0, (batch->table_stride - n) * sizeof(int32_t));
 	for (i = 0; i < e->n_rows; i++) {
 		uint32_t position = e->position0 + i;

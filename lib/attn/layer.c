@@ -18,7 +18,7 @@ static int copy_page(struct afd_attn *attn, uint32_t group, int32_t from, int32_
 	int rc = 0;
 
 	for (layer = 0; !rc && layer < l->n_layers; layer++) {
-		char *pages = (char *)l->memory + layer * l->layer_bytes;
+		char *pages = (char *)l->memory + attn->layer_at[layer];
 		const struct afd__copy_args copy = { pages + (size_t)to * l->page_bytes,
 			pages + (size_t)from * l->page_bytes, l->page_bytes };
 

@@ -5,7 +5,8 @@
  * export and import KV, or own the memory.
  *
  * Page ids are counted per group of layers that see the same window; each group uses its own
- * layers' part of the pool.
+ * layers' part of the pool. Layers with a window have fewer pages where that many can never be in
+ * use at once.
  */
 #include <assert.h>
 
@@ -16,6 +17,42 @@ static int multiply(size_t *out, size_t a, size_t b)
 	if (__builtin_mul_overflow(a, b, out))
 		return afd__error(-EINVAL, "KV cache: %zu times %zu bytes overflow", a, b);
 	return 0;
+}
+
+uint32_t afd__attn_layer_pages(
+	const struct afd__layer *layer, const struct afd_attn_params *params)
+{
+	uint64_t most;
+
+	if (!layer->window)
+		return params->kv_pages;
+	most = afd__kv_most_pages(layer->window, params->page_size, params->max_sequences,
+		params->max_rows, params->rollback);
+	return most < params->kv_pages ? (uint32_t)most : params->kv_pages;
+}
+
+/* layer_bytes stays 0 where layers differ. */
+static int add_layers(struct afd_kv_layout *layout, const struct afd__arch *arch,
+	const struct afd_attn_params *params)
+{
+	uint32_t first = afd__attn_layer_pages(&arch->layers[0], params), i;
+	bool alike = true;
+	size_t bytes;
+	int rc = 0;
+
+	for (i = 0; !rc && i < arch->n_layers; i++) {
+		uint32_t n_pages = afd__attn_layer_pages(&arch->layers[i], params);
+
+		alike &= n_pages == first;
+		rc = multiply(&bytes, layout->page_bytes, n_pages);
+		if (!rc && __builtin_add_overflow(
+				   layout->memory_bytes, bytes, &layout->memory_bytes))
+			rc = afd__error(-EINVAL, "KV cache: %u layers of %zu bytes overflow",
+				arch->n_layers, bytes);
+	}
+	if (!rc && alike)
+		layout->layer_bytes = layout->page_bytes * first;
+	return rc;
 }
 
 int afd__attn_layout_plan(struct afd_kv_layout *layout, const struct afd__arch *arch,
@@ -44,8 +81,7 @@ int afd__attn_layout_plan(struct afd_kv_layout *layout, const struct afd__arch *
 	rc = multiply(&layout->head_bytes, layout->position_bytes, params->page_size);
 	rc = rc ? rc : multiply(&layout->kv_bytes, layout->head_bytes, n_kv_heads);
 	rc = rc ? rc : multiply(&layout->page_bytes, layout->kv_bytes, 2);
-	rc = rc ? rc : multiply(&layout->layer_bytes, layout->page_bytes, params->kv_pages);
-	return rc ? rc : multiply(&layout->memory_bytes, layout->layer_bytes, arch->n_layers);
+	return rc ? rc : add_layers(layout, arch, params);
 }
 
 void afd__attn_kv_view(const struct afd_attn *attn, uint32_t layer, struct afd__kv_view *view)
@@ -53,7 +89,7 @@ void afd__attn_kv_view(const struct afd_attn *attn, uint32_t layer, struct afd__
 	const struct afd_kv_layout *l = &attn->layout;
 
 	*view = (struct afd__kv_view){
-		.data = (char *)l->memory + layer * l->layer_bytes,
+		.data = (char *)l->memory + attn->layer_at[layer],
 		.page_stride = l->page_bytes,
 		.v_offset = l->kv_bytes,
 		.head_stride = l->head_bytes,
@@ -83,17 +119,25 @@ void afd__attn_layout_scales(struct afd_attn *attn)
 
 int afd__attn_groups_create(struct afd_attn *attn, uint32_t *n_groups)
 {
-	uint32_t n = 0, layer, g;
+	uint32_t n_layers = attn->arch->n_layers, n = 0, layer, g;
+	size_t at = 0;
 
-	attn->groups = afd__alloc(attn->ctx, attn->arch->n_layers, sizeof(*attn->groups));
-	attn->windows = afd__alloc(attn->ctx, attn->arch->n_layers, sizeof(*attn->windows));
-	if (!attn->groups || !attn->windows)
+	attn->groups = afd__alloc(attn->ctx, n_layers, sizeof(*attn->groups));
+	attn->windows = afd__alloc(attn->ctx, n_layers, sizeof(*attn->windows));
+	attn->group_pages = afd__alloc(attn->ctx, n_layers, sizeof(*attn->group_pages));
+	attn->layer_at = afd__alloc(attn->ctx, n_layers, sizeof(*attn->layer_at));
+	if (!attn->groups || !attn->windows || !attn->group_pages || !attn->layer_at)
 		return -ENOMEM;
-	for (layer = 0; layer < attn->arch->n_layers; layer++) {
-		for (g = 0; g < n && attn->windows[g] != attn->arch->layers[layer].window;)
+	for (layer = 0; layer < n_layers; layer++) {
+		const struct afd__layer *l = &attn->arch->layers[layer];
+
+		for (g = 0; g < n && attn->windows[g] != l->window;)
 			g++;
-		attn->windows[g] = attn->arch->layers[layer].window;
+		attn->windows[g] = l->window;
+		attn->group_pages[g] = afd__attn_layer_pages(l, &attn->params);
 		attn->groups[layer] = g;
+		attn->layer_at[layer] = at;
+		at += attn->layout.page_bytes * attn->group_pages[g];
 		n = g == n ? n + 1 : n;
 	}
 	*n_groups = n;
@@ -123,7 +167,8 @@ int afd_attn_kv_layer(const afd_attn *attn, uint32_t layer, struct afd_kv_layer 
 	rc = rc ? rc : check_layer(attn, layer);
 	if (rc)
 		return rc;
-	of_layer.n_pages = attn->layout.n_pages;
+	of_layer.offset = attn->layer_at[layer];
+	of_layer.n_pages = attn->group_pages[attn->groups[layer]];
 	of_layer.window = attn->arch->layers[layer].window;
 	of_layer.k_scale = attn->weights.layers[layer].k_scale;
 	of_layer.v_scale = attn->weights.layers[layer].v_scale;

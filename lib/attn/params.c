@@ -14,6 +14,7 @@ enum {
 	DEFAULT_ROWS = 2048,
 	DEFAULT_PAGE_SIZE = 16,
 	DEFAULT_POSITIONS = 4096,
+	MAX_DEFAULT_POSITIONS = 1 << 20, /* page lists are as long as this */
 };
 
 static int fill_count(uint32_t *value, uint32_t fallback, uint32_t limit, const char *name)
@@ -45,12 +46,16 @@ static int fill_group(struct afd_attn_params *p, const struct afd_model *model)
 	return afd__shard_read(&read, &shard, AFD_ROLE_ATTENTION, &model->arch, "attn");
 }
 
-/* What concerns the KV pool; afd_attn_kv_bytes looks at no more. */
+/* What the size of the KV pool depends on; afd_attn_kv_bytes looks at no more. */
 static int fill_kv(struct afd_attn_params *p, const struct afd_model *model)
 {
 	uint32_t fallback;
 	int rc = fill_group(p, model);
 
+	rc = rc ? rc
+		: fill_count(&p->max_sequences, DEFAULT_SEQUENCES, MAX_SEQUENCES,
+			  "max_sequences");
+	rc = rc ? rc : fill_count(&p->max_rows, DEFAULT_ROWS, MAX_ROWS, "max_rows");
 	rc = rc ? rc : fill_count(&p->page_size, DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE, "page_size");
 	if (rc)
 		return rc;
@@ -104,21 +109,31 @@ static int fill_wire(struct afd_attn_params *p, const struct afd_model *model,
 		  : fill_wire_dtype(&p->to_attention_dtype, fallback, "to_attention_dtype");
 }
 
-static int fill_capacities(struct afd_attn_params *p)
+/* Where every layer has a window, a sequence outgrows the pool. */
+static int fill_positions(struct afd_attn_params *p, const struct afd__arch *arch)
 {
-	uint64_t positions = (uint64_t)p->kv_pages * p->page_size;
+	uint32_t fallback = p->kv_pages * p->page_size, limit = fallback, i = 0;
+
+	while (i < arch->n_layers && arch->layers[i].window)
+		i++;
+	if (i == arch->n_layers) {
+		uint32_t told = arch->max_position_embeddings;
+
+		limit = INT32_MAX;
+		told = told < MAX_DEFAULT_POSITIONS ? told : MAX_DEFAULT_POSITIONS;
+		fallback = told > fallback ? told : fallback;
+	}
+	return fill_count(&p->max_positions, fallback, limit, "max_positions");
+}
+
+static int fill_capacities(struct afd_attn_params *p, const struct afd__arch *arch)
+{
 	uint32_t outputs;
 	int rc;
 
-	rc = fill_count(&p->max_sequences, DEFAULT_SEQUENCES, MAX_SEQUENCES, "max_sequences");
-	rc = rc ? rc : fill_count(&p->max_rows, DEFAULT_ROWS, MAX_ROWS, "max_rows");
-	if (rc)
-		return rc;
 	outputs = p->max_sequences < p->max_rows ? p->max_sequences : p->max_rows;
 	rc = fill_count(&p->max_outputs, outputs, p->max_rows, "max_outputs");
-	return rc ? rc
-		  : fill_count(&p->max_positions, (uint32_t)positions, (uint32_t)positions,
-			    "max_positions");
+	return rc ? rc : fill_positions(p, arch);
 }
 
 int afd__attn_params_fill(struct afd_attn_params *p, const struct afd_model *model,
@@ -130,7 +145,7 @@ int afd__attn_params_fill(struct afd_attn_params *p, const struct afd_model *mod
 	p->group_size = net ? net->group_size : 1;
 	rc = rc ? rc : fill_kv(p, model);
 	rc = rc ? rc : fill_wire(p, model, net);
-	return rc ? rc : fill_capacities(p);
+	return rc ? rc : fill_capacities(p, &model->arch);
 }
 
 size_t afd_attn_kv_bytes(const afd_model *model, const struct afd_attn_params *params)
@@ -143,4 +158,29 @@ size_t afd_attn_kv_bytes(const afd_model *model, const struct afd_attn_params *p
 		fill_kv(&p, model) || afd__attn_layout_plan(&layout, &model->arch, &p))
 		return 0;
 	return layout.memory_bytes;
+}
+
+int64_t afd_attn_kv_pages(const afd_model *model, const struct afd_attn_params *params,
+	uint32_t n_positions, uint32_t n_rows)
+{
+	struct afd_attn_params p;
+	uint64_t all, n_pages = 0;
+	uint32_t i;
+	int rc = afd__model_check(model);
+
+	rc = rc ? rc : afd__model_check_role(model, AFD_ROLE_ATTENTION);
+	rc = rc ? rc : afd__params_copy(&p, sizeof(p), params, "attn params");
+	rc = rc ? rc : fill_kv(&p, model);
+	if (rc)
+		return rc;
+	all = ((uint64_t)n_positions + p.page_size - 1) / p.page_size;
+	for (i = 0; i < model->arch.n_layers; i++) {
+		uint32_t window = model->arch.layers[i].window;
+		uint64_t most = window ? afd__kv_most_pages(
+						 window, p.page_size, 1, n_rows, p.rollback)
+				       : all;
+
+		n_pages = most > n_pages ? most : n_pages;
+	}
+	return (int64_t)(n_pages < all ? n_pages : all);
 }

@@ -23,6 +23,11 @@ static const struct afd__metric_family STEP_SECONDS = { .name = "afd_attn_step_s
 static const struct afd__metric_family PAGES_FREE = { .name = "afd_attn_kv_pages_free",
 	.help = "Free pages of the KV pool that changed last.",
 	.kind = AFD__GAUGE };
+static const struct afd__metric_family WINDOW_PAGES_FREE = {
+	.name = "afd_attn_kv_window_pages_free",
+	.help = "Free pages of layers with a window, of the KV pool that changed last.",
+	.kind = AFD__GAUGE
+};
 static const struct afd__metric_family SEQUENCES = { .name = "afd_attn_sequences",
 	.help = "Sequences of the stage that changed last.",
 	.kind = AFD__GAUGE };
@@ -33,9 +38,10 @@ int afd__attn_metrics_create(struct afd_attn *attn)
 	attn->metric_rows = afd__metric_add(attn->ctx, &ROWS, "");
 	attn->metric_seconds = afd__metric_add(attn->ctx, &STEP_SECONDS, "");
 	attn->metric_pages = afd__metric_add(attn->ctx, &PAGES_FREE, "");
+	attn->metric_window_pages = afd__metric_add(attn->ctx, &WINDOW_PAGES_FREE, "");
 	attn->metric_sequences = afd__metric_add(attn->ctx, &SEQUENCES, "");
 	if (!attn->metric_steps || !attn->metric_rows || !attn->metric_seconds ||
-		!attn->metric_pages || !attn->metric_sequences)
+		!attn->metric_pages || !attn->metric_window_pages || !attn->metric_sequences)
 		return -ENOMEM;
 	afd__attn_count_sequences(attn);
 	return 0;
@@ -47,14 +53,17 @@ void afd__attn_metrics_destroy(struct afd_attn *attn)
 	afd__metric_remove(attn->ctx, attn->metric_rows);
 	afd__metric_remove(attn->ctx, attn->metric_seconds);
 	afd__metric_remove(attn->ctx, attn->metric_pages);
+	afd__metric_remove(attn->ctx, attn->metric_window_pages);
 	afd__metric_remove(attn->ctx, attn->metric_sequences);
 }
 
 void afd__attn_count_sequences(struct afd_attn *attn)
 {
 	attn->pages_free = afd__kv_free(&attn->kv);
+	attn->window_pages_free = afd__kv_free_windowed(&attn->kv);
 	attn->n_sequences = attn->sequences.n;
 	afd__metric_set(attn->metric_pages, attn->pages_free);
+	afd__metric_set(attn->metric_window_pages, attn->window_pages_free);
 	afd__metric_set(attn->metric_sequences, attn->n_sequences);
 }
 
@@ -87,6 +96,7 @@ int afd_attn_stats(const afd_attn *attn, struct afd_attn_stats *stats)
 		.pages_free = attn->pages_free,
 		.n_sequences = attn->n_sequences,
 		.stored_bytes = attn->weights.stored_bytes,
+		.window_pages_free = attn->window_pages_free,
 	};
 	return afd__params_give(stats, &now, sizeof(now), "attn stats");
 }

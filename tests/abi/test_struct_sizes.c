@@ -45,13 +45,13 @@ HOLDS(afd_ffn_params, 104, _pad, 100);
 HOLDS(afd_ffn_rows, 80, _pad, 76);
 HOLDS(afd_ffn_stats, 72, stored_bytes, 64);
 
-HOLDS(afd_attn_params, 104, group_size, 100);
+HOLDS(afd_attn_params, 112, _pad, 108);
 HOLDS(afd_entry, 32, user_id, 24);
 HOLDS(afd_batch, 64, trace_id, 48);
 HOLDS(afd_kv_layout, 96, v_scale, 92);
-HOLDS(afd_kv_layer, 24, v_scale, 20);
+HOLDS(afd_kv_layer, 32, v_scale, 28);
 HOLDS(afd_sample_params, 32, seed, 24);
-HOLDS(afd_attn_stats, 72, stored_bytes, 64);
+HOLDS(afd_attn_stats, 80, _pad, 76);
 #endif
 
 static void the_library_is_of_the_version_of_its_header(void **state)

@@ -62,6 +62,17 @@ class Output(Case):
         for page in (1, 3, 64, 1000):
             self.assertEqual(self.wide("--batch", batch, "--page-size", page).stdout, want, page)
 
+    def test_a_model_whose_layers_all_slide_needs_few_pages(self):
+        common = ("--model", GOLDEN / "moe-window", "--ids", "1 2 3 4 5 6 7 8 9", "--max-tokens", 300, "--page-size", 4, "--log", "error")
+        runs = [run("afd-generate", *common, *more) for more in (
+            (), ("--prefill-chunk", 4), ("--prefill-chunk", 4, "--kv-pages", 6))]
+        self.assertEqual([(done.returncode, done.stderr) for done in runs], [(0, "")] * 3)
+        self.assertEqual(len(ids_of(runs[0])[0]), 300)
+        self.assertEqual({done.stdout for done in runs}, {runs[0].stdout})
+        done = run("afd-generate", *common, "--kv-pages", 2)
+        self.assertEqual(done.returncode, 1)
+        self.assertIn("3 KV pages needed, 2 free of 2", done.stderr)
+
     def test_an_eos_ends_a_sequence_with_it(self):
         free, = ids_of(self.wide("--ids", "1 2 3", "--max-tokens", 12))
         eos = free[4]

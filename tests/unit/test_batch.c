@@ -24,7 +24,8 @@ struct bench {
 static int set_up(void **state)
 {
 	static struct bench b;
-	struct afd__kv_shape shape = { 2, PAGES, PAGE, 4, PAGES * PAGE };
+	static const uint32_t n_pages[2] = { PAGES, PAGES }, windows[2] = { 0, 0 };
+	struct afd__kv_shape shape = { 2, n_pages, windows, PAGE, 4, PAGES * PAGE };
 	struct afd__batch_limits limits = { MAX_ROWS, 4, 3, VOCAB, 2 };
 	uint64_t id;
 

@@ -13,16 +13,34 @@
 
 #include "../../lib/attn/kv.h"
 
+static const uint32_t no_windows[2] = { 0, 0 };
+
+static int create(struct afd__kv *kv, uint32_t n_groups, uint32_t n_pages, const uint32_t *windows,
+	struct afd__kv_shape shape)
+{
+	const uint32_t all[2] = { n_pages, n_pages };
+	struct afd_context *ctx;
+	int rc;
+
+	assert_int_equal(afd_context_create(&ctx, NULL), 0);
+	shape.n_groups = n_groups;
+	shape.n_pages = all;
+	shape.windows = windows;
+	rc = afd__kv_create(kv, ctx, &shape);
+	if (rc)
+		afd_context_destroy(ctx);
+	return rc;
+}
+
 static struct afd__kv make(
 	uint32_t n_groups, uint32_t n_pages, uint32_t page_size, uint32_t n_sequences)
 {
-	struct afd__kv_shape shape = { n_groups, n_pages, page_size, n_sequences,
-		n_pages * page_size };
-	struct afd_context *ctx;
+	const struct afd__kv_shape shape = { .page_size = page_size,
+		.n_sequences = n_sequences,
+		.max_positions = n_pages * page_size };
 	struct afd__kv kv;
 
-	assert_int_equal(afd_context_create(&ctx, NULL), 0);
-	assert_int_equal(afd__kv_create(&kv, ctx, &shape), 0);
+	assert_int_equal(create(&kv, n_groups, n_pages, no_windows, shape), 0);
 	return kv;
 }
 
@@ -171,12 +189,12 @@ static void too_few_pages_are_refused_and_change_nothing(void **state)
 
 static void more_than_max_positions_is_refused(void **state)
 {
-	struct afd__kv_shape shape = { 1, 8, 4, 2, 9 };
-	struct afd_context *ctx;
+	const struct afd__kv_shape shape = {
+		.page_size = 4, .n_sequences = 2, .max_positions = 9
+	};
 	struct afd__kv kv;
 
-	assert_int_equal(afd_context_create(&ctx, NULL), 0);
-	assert_int_equal(afd__kv_create(&kv, ctx, &shape), 0);
+	assert_int_equal(create(&kv, 1, 8, no_windows, shape), 0);
 	grow(&kv, 0, 8);
 	assert_int_equal(afd__kv_reserve(&kv, 0, 2), -ENOSPC);
 	assert_non_null(strstr(afd_last_error(), "max_positions is 9"));
@@ -186,13 +204,12 @@ static void more_than_max_positions_is_refused(void **state)
 
 static void more_positions_than_slots_can_count_are_refused(void **state)
 {
-	struct afd__kv_shape shape = { 1, 1u << 20, 1u << 16, 1, 1 };
-	struct afd_context *ctx;
+	const struct afd__kv_shape shape = {
+		.page_size = 1u << 16, .n_sequences = 1, .max_positions = 1
+	};
 	struct afd__kv kv;
 
-	assert_int_equal(afd_context_create(&ctx, NULL), 0);
-	assert_int_equal(afd__kv_create(&kv, ctx, &shape), -EINVAL);
-	afd_context_destroy(ctx);
+	assert_int_equal(create(&kv, 1, 1u << 20, no_windows, shape), -EINVAL);
 }
 
 /* ---- the walk ---- */
