@@ -11,6 +11,12 @@
  *                                .entry_bytes = sizeof entry, .logits = logits, .logits_rows = 1 };
  *     afd_attn_step(attn, &batch, 0);
  *
+ * With a transport of an attention group the stage is one rank of it: it holds some of the heads and
+ * caches K and V of these. All ranks make the same calls with the same batches, and each has all
+ * outputs, with the same bits. A step that fails or is cancelled on one rank ends on those that still
+ * need it, as if it had not begun there; on one that needed nothing more it succeeds, so a host that
+ * goes on compares what its ranks say, and truncates.
+ *
  * A step is a resumable object: _begin, then _poll until it returns 1; or _step, which does both
  * and waits. A step that fails or is cancelled leaves KV and sequences as they were before it, and
  * can be repeated.
@@ -32,7 +38,8 @@ typedef struct afd_attn afd_attn;
 struct afd_attn_params {
 	size_t size;
 	const char *device;     /* "cpu" (default), "deferred" */
-	/* An FFN stage in this process, on the same device; instead of a transport. */
+	/* An FFN stage in this process, on the same device; instead of a transport, or with one of an
+	 * attention group without FFN peers. */
 	afd_ffn *ffn;
 	uint32_t max_sequences; /* 1 .. 1048576; 0 means 64 */
 	uint32_t max_rows;      /* rows of one batch, 1 .. 65536; 0 means 2048 */
@@ -84,12 +91,13 @@ AFD_API int64_t afd_attn_kv_pages(const afd_model *model, const struct afd_attn_
 
 /*
  * Makes an attention stage and loads its weights. Either net (made to connect) or params->ffn is
- * given. Calls on net are the stage's from now on. Model, net and ffn outlive the stage. Does not
- * wait for peers: _poll, _wait and _step do.
+ * given, or both when net has a group and no FFN peers. Calls on net are the stage's from now on.
+ * Model, net and ffn outlive the stage. Does not wait for peers: _poll, _wait and _step do.
  *
- *   -EINVAL   both or none of net and ffn, a field out of range, net made for another contract or
+ *   -EINVAL   no FFN, or FFN peers and ffn; a field out of range; net made for another contract or
  *             to listen, or, when attention routes, for other experts than the model's; ffn on
- *             another device, for other layers, or made with a transport
+ *             another device, for other layers, or made with a transport; more ranks in the group
+ *             than query heads
  *   -EBUSY    another stage has net or ffn
  *   -ENOENT   a tensor is missing: named
  *   -EBADMSG  a tensor has another shape than the config says, or the scale of an fp8 KV cache is
@@ -172,7 +180,9 @@ AFD_API int afd_attn_begin(afd_attn *attn, const struct afd_batch *batch);
  * With no step under way it drives the transport: 1 when all FFN peers have joined (or there is no
  * transport), 0 not yet. After any error the step has ended and sequences are as before it.
  *
- *   -ECONNRESET, -ETIMEDOUT, -EPROTO   the FFN peer that is named in the text was lost
+ *   -ECONNRESET, -ETIMEDOUT, -EPROTO   the FFN peer or rank that is named in the text was lost
+ *   -EPROTO     also: another rank of the group has another batch
+ *   -ECANCELED  another rank of the group has ended the step
  *   -ETIMEDOUT  also: the device did nothing for 60 s
  *   -EDOM       a logit is not finite: the text names sequence and position
  *   others      as the FFN peer or its compute function reported it

@@ -37,17 +37,6 @@ static int check_contract(
 	return 0;
 }
 
-/* What the transport can carry and this stage does not do yet. */
-static int check_later(const struct afd__exchange_info *info)
-{
-	if (info->group_size > 1)
-		return afd__error(-ENOTSUP,
-			"attn: group_size is %u; attention groups are not in this "
-			"version of the stage",
-			info->group_size);
-	return 0;
-}
-
 static int take_net(struct afd_attn *attn, const struct afd__exchange_info *info)
 {
 	struct afd_peer_info peer = { .size = sizeof(peer) };
@@ -59,12 +48,17 @@ static int take_net(struct afd_attn *attn, const struct afd__exchange_info *info
 	if (!info->attention)
 		return afd__error(
 			-EINVAL, "attn: the transport was made to listen, attention connects");
+	if (!info->n_targets == !attn->ffn)
+		return afd__error(-EINVAL,
+			"attn: the transport has %u FFN peers and params.ffn is %s, one must do "
+			"the FFN",
+			info->n_targets, attn->ffn ? "given, too" : "NULL");
 	rc = check_contract(attn->model, &info->contract, "transport");
-	rc = rc ? rc : check_later(info);
 	rc = rc ? rc : afd__attn_route_check(attn, info);
 	rc = rc ? rc : afd__transport_own(attn->net, attn);
 	attn->owns_net = !rc;
-	rc = rc ? rc : afd_transport_peer(attn->net, 0, &peer);
+	if (!rc && info->n_targets)
+		rc = afd_transport_peer(attn->net, 0, &peer);
 	memcpy(attn->peer, peer.address, sizeof(attn->peer));
 	return rc;
 }
@@ -235,7 +229,8 @@ static int build(struct afd_attn *attn, const struct afd_attn_params *p)
 		return rc;
 	attn->n_lanes = attn->params.lanes;
 	measure_widths(attn);
-	rc = attn->net ? take_net(attn, &info) : take_ffn(attn, p->device);
+	rc = attn->net ? take_net(attn, &info) : 0;
+	rc = rc || !attn->ffn ? rc : take_ffn(attn, p->device);
 	rc = rc ? rc : open_device(attn, p->device);
 	rc = rc ? rc : open_epoll(attn);
 	rc = rc ? rc : create_books(attn);

@@ -70,14 +70,17 @@ struct afd__attn_route {
 enum afd__lane_state {
 	AFD__LANE_IDLE = 0, /* no rows, or all layers done */
 	AFD__LANE_READY,    /* the layer's attention can begin */
+	AFD__LANE_REDUCING, /* in a group: attention is enqueued, its sum over the ranks is awaited */
 	AFD__LANE_ROUTING,  /* attention and routing are enqueued; the choice is awaited */
 	AFD__LANE_AT_FFN,   /* enqueued or sent; y is awaited */
+	AFD__LANE_GATHERING, /* in a group: y of the other ranks' rows is awaited */
 };
 
 struct afd__lane {
 	int32_t state;
 	uint32_t layer;
 	uint32_t row0, n_rows;
+	uint32_t own_row0, n_own_rows; /* of these, what this rank sends to the FFN */
 	uint64_t attention_ticket; /* behind attention */
 	uint64_t ticket;      /* local: of the FFN's last operation. Remote: of a fill or drain */
 	int32_t moving;       /* the device fills or drains a slot */
@@ -110,8 +113,8 @@ struct afd_attn {
 	struct afd_context *ctx;
 	const struct afd_model *model;
 	const struct afd__arch *arch;
-	afd_transport *net; /* this or ffn */
-	afd_ffn *ffn;
+	afd_transport *net; /* with FFN peers, or a group, or both; NULL: neither */
+	afd_ffn *ffn;       /* NULL: FFN peers are */
 	struct afd__device *device;
 	int32_t owns_device; /* the FFN's else */
 	int32_t owns_net, owns_ffn;
@@ -175,8 +178,11 @@ void afd__attn_memory_destroy(struct afd_attn *attn);
 /* ---- layer.c: operations, enqueued ---- */
 /* Upload, copies of shared pages, angles, embedding. */
 int afd__attn_enqueue_start(struct afd_attn *attn);
-/* The residual stream and attention of one layer for a lane: x is the FFN's input after it. */
-int afd__attn_enqueue_layer(struct afd_attn *attn, const struct afd__lane *lane);
+/* The residual stream and attention of one layer for a lane: y is what attention adds to it, and in
+ * a group x is this rank's part of that. */
+int afd__attn_enqueue_attention(struct afd_attn *attn, const struct afd__lane *lane);
+/* y is added: x is the FFN's input after it. */
+int afd__attn_enqueue_ffn_input(struct afd_attn *attn, const struct afd__lane *lane);
 
 /* rows [n_rows][hidden] become +0.0; and src [n_rows][hidden] in a dtype is added to them, or to
  * those that a list (dev [n_rows], NULL: none) counts. src: dev or slot. */
@@ -215,6 +221,21 @@ int afd__attn_local_done(struct afd_attn *attn, uint32_t lane);
 int afd__attn_remote_send(struct afd_attn *attn, uint32_t lane);
 /* 1: y of the lane is complete on the device. */
 int afd__attn_remote_done(struct afd_attn *attn, uint32_t lane);
+/* The device has been told to write or read a slot: 1 when it has done so already, which the cpu
+ * device always has. _reached: 1 when it has by now. */
+int afd__attn_slot_enqueued(struct afd_attn *attn, struct afd__lane *lane);
+int afd__attn_slot_reached(struct afd_attn *attn, struct afd__lane *lane);
+
+/* ---- group.c: what the ranks of an attention group bring together ---- */
+bool afd__attn_in_group(const struct afd_attn *attn);
+/* Which of a lane's rows this rank sends to the FFN. */
+void afd__attn_group_share(const struct afd_attn *attn, struct afd__lane *lane);
+/* y of all rows of the lane becomes the sum of the ranks' x. */
+int afd__attn_group_reduce(struct afd_attn *attn, uint32_t lane);
+/* y of the other ranks' rows comes from them. */
+int afd__attn_group_gather(struct afd_attn *attn, uint32_t lane);
+/* 1: either is complete on the device. */
+int afd__attn_group_done(struct afd_attn *attn, uint32_t lane);
 
 /* ---- step.c ---- */
 /* Ends what is under way as if it had not begun. */

@@ -217,14 +217,17 @@ static int enqueue_attend(
 	return afd__attend(&attn->queue, &attend);
 }
 
+/* In a group a rank's heads give a part of the sum, which is no row to be normed yet: it stands in
+ * x, of which nothing is needed any more. The bias is added once, in the part of rank 0. */
 static int enqueue_o(
 	struct afd_attn *attn, const struct afd__lane *lane, const struct afd__attn_layer *w)
 {
+	float *y = afd__attn_in_group(attn) ? attn->memory.x : attn->memory.y;
 	const struct afd__product_args product = {
 		.x = attn->memory.mixed,
 		.w = w->o,
-		.bias = w->o_bias,
-		.y = afd__attn_rows(attn, attn->memory.y, lane->row0),
+		.bias = attn->params.group_index ? NULL : w->o_bias,
+		.y = afd__attn_rows(attn, y, lane->row0),
 		.x_stride = attn->mixed_width,
 		.y_stride = attn->arch->hidden_size,
 		.n_rows = lane->n_rows,
@@ -233,7 +236,7 @@ static int enqueue_o(
 	return afd__product(&attn->queue, &product);
 }
 
-int afd__attn_enqueue_layer(struct afd_attn *attn, const struct afd__lane *lane)
+int afd__attn_enqueue_attention(struct afd_attn *attn, const struct afd__lane *lane)
 {
 	const struct afd__attn_layer *w = &attn->weights.layers[lane->layer];
 	const float *block = NULL;
@@ -247,8 +250,15 @@ int afd__attn_enqueue_layer(struct afd_attn *attn, const struct afd__lane *lane)
 	rc = rc ? rc : enqueue_rope(attn, lane, w);
 	rc = rc ? rc : enqueue_attend(attn, lane, w);
 	rc = rc ? rc : enqueue_gate(attn, lane, w);
-	rc = rc ? rc : enqueue_o(attn, lane, w);
-	rc = rc ? rc : enqueue_after(attn, lane, w->after_attention_norm, &block);
+	return rc ? rc : enqueue_o(attn, lane, w);
+}
+
+int afd__attn_enqueue_ffn_input(struct afd_attn *attn, const struct afd__lane *lane)
+{
+	const struct afd__attn_layer *w = &attn->weights.layers[lane->layer];
+	const float *block;
+	int rc = enqueue_after(attn, lane, w->after_attention_norm, &block);
+
 	return rc ? rc : enqueue_norm(attn, lane, w->ffn_norm, block);
 }
 

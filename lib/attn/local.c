@@ -15,7 +15,7 @@ static int convert_rows(struct afd_attn *attn, const struct afd__lane *lane, con
 		.dst = dst,
 		.src_stride = hidden * afd_dtype_bytes(src_dtype),
 		.dst_stride = hidden * afd_dtype_bytes(dst_dtype),
-		.n_rows = lane->n_rows,
+		.n_rows = lane->n_own_rows,
 		.width = hidden,
 		.src_dtype = src_dtype,
 		.dst_dtype = dst_dtype,
@@ -28,8 +28,8 @@ int afd__attn_local_send(struct afd_attn *attn, uint32_t index)
 {
 	struct afd__lane *lane = &attn->step.lanes[index];
 	int32_t out = attn->params.to_ffn_dtype, in = attn->params.to_attention_dtype;
-	float *x = afd__attn_rows(attn, attn->memory.x, lane->row0),
-	      *y = afd__attn_rows(attn, attn->memory.y, lane->row0);
+	float *x = afd__attn_rows(attn, attn->memory.x, lane->own_row0),
+	      *y = afd__attn_rows(attn, attn->memory.y, lane->own_row0);
 	int rc = 0;
 
 	if (out != AFD_DTYPE_F32) {
@@ -38,10 +38,11 @@ int afd__attn_local_send(struct afd_attn *attn, uint32_t index)
 	}
 	rc = rc ? rc
 		: afd__ffn_enqueue(
-			  attn->ffn, &attn->queue, (int32_t)lane->layer, lane->n_rows, x, x);
+			  attn->ffn, &attn->queue, (int32_t)lane->layer, lane->n_own_rows, x, x);
 	rc = rc ? rc : convert_rows(attn, lane, x, AFD_DTYPE_F32, attn->memory.wire, in);
-	rc = rc ? rc : afd__attn_clear_rows(attn, y, lane->n_rows);
-	rc = rc ? rc : afd__attn_add_rows(attn, attn->memory.wire, in, y, NULL, lane->n_rows);
+	rc = rc ? rc : afd__attn_clear_rows(attn, y, lane->n_own_rows);
+	rc = rc ? rc
+		: afd__attn_add_rows(attn, attn->memory.wire, in, y, NULL, lane->n_own_rows);
 	return rc ? rc : afd__queue_ticket(&attn->queue, &lane->ticket);
 }
 

@@ -7,12 +7,17 @@
  */
 #include "attn.h"
 
-/* 1 when the device has done it already, which the cpu device always has. */
-static int enqueued(struct afd_attn *attn, struct afd__lane *lane)
+int afd__attn_slot_enqueued(struct afd_attn *attn, struct afd__lane *lane)
 {
 	int rc = afd__queue_ticket(&attn->queue, &lane->ticket);
 
-	rc = rc ? rc : afd__queue_reached(&attn->queue, lane->ticket);
+	return rc ? rc : afd__attn_slot_reached(attn, lane);
+}
+
+int afd__attn_slot_reached(struct afd_attn *attn, struct afd__lane *lane)
+{
+	int rc = afd__queue_reached(&attn->queue, lane->ticket);
+
 	lane->moving = rc == 0;
 	return rc;
 }
@@ -20,11 +25,8 @@ static int enqueued(struct afd_attn *attn, struct afd__lane *lane)
 static int reached(void *user, uint32_t index, uint32_t target)
 {
 	struct afd_attn *attn = user;
-	struct afd__lane *lane = &attn->step.lanes[index];
-	int rc = afd__queue_reached(&attn->queue, lane->ticket);
 
-	lane->moving = rc == 0;
-	return rc;
+	return afd__attn_slot_reached(attn, &attn->step.lanes[index]);
 }
 
 static int fill(void *user, uint32_t index, uint32_t target, uint32_t row0, uint32_t n_rows,
@@ -35,7 +37,7 @@ static int fill(void *user, uint32_t index, uint32_t target, uint32_t row0, uint
 	const int32_t *list = afd__attn_route_list(attn, index, target);
 	uint32_t hidden = attn->arch->hidden_size;
 	const struct afd__convert_args convert = {
-		.src = afd__attn_rows(attn, attn->memory.x, lane->row0 + (list ? 0 : row0)),
+		.src = afd__attn_rows(attn, attn->memory.x, lane->own_row0 + (list ? 0 : row0)),
 		.dst = slot->rows,
 		.index = list ? list + row0 : NULL,
 		.src_stride = hidden * sizeof(float),
@@ -49,7 +51,7 @@ static int fill(void *user, uint32_t index, uint32_t target, uint32_t row0, uint
 
 	if (slot->ids)
 		afd__attn_route_fill(attn, index, target, row0, n_rows, slot);
-	return rc ? rc : enqueued(attn, lane);
+	return rc ? rc : afd__attn_slot_enqueued(attn, lane);
 }
 
 static int clear_once(struct afd_attn *attn, struct afd__lane *lane)
@@ -58,7 +60,8 @@ static int clear_once(struct afd_attn *attn, struct afd__lane *lane)
 
 	if (!lane->cleared)
 		rc = afd__attn_clear_rows(
-			attn, afd__attn_rows(attn, attn->memory.y, lane->row0), lane->n_rows);
+			attn, afd__attn_rows(attn, attn->memory.y, lane->own_row0),
+			lane->n_own_rows);
 	lane->cleared = 1;
 	return rc;
 }
@@ -74,9 +77,9 @@ static int drain(void *user, uint32_t index, uint32_t target, uint32_t row0, uin
 
 	rc = rc ? rc
 		: afd__attn_add_rows(attn, slot, dtype,
-			  afd__attn_rows(attn, attn->memory.y, lane->row0 + (list ? 0 : row0)),
+			  afd__attn_rows(attn, attn->memory.y, lane->own_row0 + (list ? 0 : row0)),
 			  list ? list + row0 : NULL, n_rows);
-	return rc ? rc : enqueued(attn, lane);
+	return rc ? rc : afd__attn_slot_enqueued(attn, lane);
 }
 
 int afd__attn_remote_send(struct afd_attn *attn, uint32_t index)

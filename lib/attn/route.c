@@ -15,7 +15,7 @@
 
 bool afd__attn_routes(const struct afd_attn *attn, uint32_t layer)
 {
-	return attn->net && afd__exchange_routed(attn->net, layer);
+	return attn->net && !attn->ffn && afd__exchange_routed(attn->net, layer);
 }
 
 /* ---- life ---- */
@@ -48,7 +48,7 @@ int afd__attn_route_check(struct afd_attn *attn, const struct afd__exchange_info
 	uint32_t i;
 	int rc = 0;
 
-	if (info->gate != AFD_GATE_ATTENTION)
+	if (info->gate != AFD_GATE_ATTENTION || attn->ffn)
 		return 0;
 	for (i = 0; !rc && i < attn->arch->n_layers; i++) {
 		rc = check_layer(attn, i, &info->contract);
@@ -90,11 +90,11 @@ static int round_rows(struct afd_attn *attn, const struct afd__lane *lane)
 	uint32_t hidden = attn->arch->hidden_size;
 	int32_t dtype = attn->params.to_ffn_dtype;
 	struct afd__convert_args convert = {
-		.src = afd__attn_rows(attn, attn->memory.x, lane->row0),
+		.src = afd__attn_rows(attn, attn->memory.x, lane->own_row0),
 		.dst = attn->memory.wire,
 		.src_stride = hidden * sizeof(float),
 		.dst_stride = hidden * afd_dtype_bytes(dtype),
-		.n_rows = lane->n_rows,
+		.n_rows = lane->n_own_rows,
 		.width = hidden,
 		.src_dtype = AFD_DTYPE_F32,
 		.dst_dtype = dtype,
@@ -118,19 +118,19 @@ static int choose(struct afd_attn *attn, const struct afd__lane *lane)
 	const struct afd__attn_layer *layer = &attn->weights.layers[lane->layer];
 	const struct afd__router *router = &layer->arch->router;
 	const struct afd__product_args product = {
-		.x = afd__attn_rows(attn, attn->memory.x, lane->row0),
+		.x = afd__attn_rows(attn, attn->memory.x, lane->own_row0),
 		.x_stride = attn->arch->hidden_size,
 		.w = layer->router,
 		.y = attn->memory.router_logits,
 		.y_stride = layer->arch->n_experts,
-		.n_rows = lane->n_rows,
+		.n_rows = lane->n_own_rows,
 	};
 	const struct afd__route_args route = {
 		.logits = attn->memory.router_logits,
 		.bias = layer->router_bias,
 		.ids = attn->memory.expert_ids,
 		.weights = attn->memory.expert_weights,
-		.n_rows = lane->n_rows,
+		.n_rows = lane->n_own_rows,
 		.n_experts = layer->arch->n_experts,
 		.top_k = layer->arch->top_k,
 		.n_groups = router->n_groups,
@@ -148,8 +148,8 @@ static int choose(struct afd_attn *attn, const struct afd__lane *lane)
 int afd__attn_enqueue_route(struct afd_attn *attn, const struct afd__lane *lane)
 {
 	struct afd__attn_route *r = &attn->route;
-	size_t at = (size_t)lane->row0 * r->top_k;
-	size_t bytes = (size_t)lane->n_rows * r->top_k * sizeof(*r->ids);
+	size_t at = (size_t)lane->own_row0 * r->top_k;
+	size_t bytes = (size_t)lane->n_own_rows * r->top_k * sizeof(*r->ids);
 	int rc = round_rows(attn, lane);
 
 	rc = rc ? rc : choose(attn, lane);
@@ -165,14 +165,14 @@ int afd__attn_enqueue_route(struct afd_attn *attn, const struct afd__lane *lane)
 
 static int32_t *lists_of(const struct afd_attn *attn, int32_t *lists, const struct afd__lane *lane)
 {
-	return lists + (size_t)lane->row0 * attn->route.n_targets;
+	return lists + (size_t)lane->own_row0 * attn->route.n_targets;
 }
 
 int afd__attn_route_plan(struct afd_attn *attn, uint32_t index)
 {
 	struct afd__attn_route *r = &attn->route;
 	const struct afd__lane *lane = &attn->step.lanes[index];
-	const int32_t *ids = r->ids + (size_t)lane->row0 * r->top_k;
+	const int32_t *ids = r->ids + (size_t)lane->own_row0 * r->top_k;
 	int32_t *list = lists_of(attn, r->lists, lane);
 	uint32_t target, row, n = 0;
 	bool partial = false;
@@ -181,13 +181,13 @@ int afd__attn_route_plan(struct afd_attn *attn, uint32_t index)
 		struct afd__attn_share *share = &r->shares[index][target];
 
 		share->first = n;
-		for (row = 0; row < lane->n_rows; row++) {
+		for (row = 0; row < lane->n_own_rows; row++) {
 			if (afd__exchange_wants(attn->net, target, lane->layer,
 				    ids + (size_t)row * r->top_k))
 				list[n++] = (int32_t)row;
 		}
 		share->n_rows = n - share->first;
-		partial |= share->n_rows < lane->n_rows;
+		partial |= share->n_rows < lane->n_own_rows;
 	}
 	if (!partial)
 		return 0;
@@ -200,14 +200,14 @@ uint32_t afd__attn_route_rows(const struct afd_attn *attn, uint32_t index, uint3
 	const struct afd__lane *lane = &attn->step.lanes[index];
 
 	return afd__attn_routes(attn, lane->layer) ? attn->route.shares[index][target].n_rows
-						   : lane->n_rows;
+						   : lane->n_own_rows;
 }
 
 const int32_t *afd__attn_route_list(const struct afd_attn *attn, uint32_t index, uint32_t target)
 {
 	const struct afd__lane *lane = &attn->step.lanes[index];
 
-	if (afd__attn_route_rows(attn, index, target) == lane->n_rows)
+	if (afd__attn_route_rows(attn, index, target) == lane->n_own_rows)
 		return NULL;
 	return lists_of(attn, attn->memory.row_lists, lane) +
 	       attn->route.shares[index][target].first;
@@ -223,7 +223,7 @@ void afd__attn_route_fill(const struct afd_attn *attn, uint32_t index, uint32_t 
 	uint32_t i;
 
 	for (i = 0; i < n_rows; i++) {
-		size_t from = ((size_t)lane->row0 + (uint32_t)list[i]) * r->top_k;
+		size_t from = ((size_t)lane->own_row0 + (uint32_t)list[i]) * r->top_k;
 
 		memcpy(slot->ids + (size_t)i * r->top_k, r->ids + from, bytes);
 		memcpy(slot->weights + (size_t)i * r->top_k, r->weights + from, bytes);

@@ -3,7 +3,9 @@
  * A step as a resumable object. Begin plans it; each poll moves it a little further and never
  * waits: it looks at the lanes that are at the FFN, then runs the attention of one lane that is
  * not. So while one lane is at the FFN another computes, and a host's loop gets its turn after each
- * layer. Where this side routes, a lane leaves for the FFN when the choice of experts has come.
+ * layer. Where this side routes, a lane leaves for the FFN when the choice of experts has come. In
+ * an attention group a lane waits for the other ranks twice in a layer: for the sum over their
+ * heads, and for y of their rows.
  *
  * Invariant: until the step has succeeded the sequences are as before it; every way out but success
  * restores them.
@@ -42,6 +44,7 @@ static void begin_lanes(struct afd_attn *attn)
 			.row0 = planned->row0,
 			.n_rows = planned->n_rows,
 		};
+		afd__attn_group_share(attn, &attn->step.lanes[i]);
 	}
 }
 
@@ -154,9 +157,10 @@ static void report(const struct afd_attn *attn, const char *name, uint64_t start
 
 /* ---- lanes ---- */
 
-static bool has_left(const struct afd__lane *lane)
+/* Attention of its layer was enqueued, and the layer is not over. */
+static bool is_under_way(const struct afd__lane *lane)
 {
-	return lane->state == AFD__LANE_ROUTING || lane->state == AFD__LANE_AT_FFN;
+	return lane->state != AFD__LANE_IDLE && lane->state != AFD__LANE_READY;
 }
 
 /* The lane whose attention was enqueued first and is not known to be done; -1: none. */
@@ -168,7 +172,7 @@ static int32_t oldest_attention(const struct afd_attn *attn)
 	for (i = 0; i < attn->n_lanes; i++) {
 		const struct afd__lane *lane = &attn->step.lanes[i];
 
-		if (has_left(lane) && !lane->computed_ns &&
+		if (is_under_way(lane) && !lane->computed_ns &&
 			(oldest < 0 ||
 				lane->attention_ticket < attn->step.lanes[oldest].attention_ticket))
 			oldest = (int32_t)i;
@@ -199,24 +203,66 @@ static int look_at_attention(struct afd_attn *attn)
 	return 0;
 }
 
+/* Peers have brought what the lane waited for. */
+static void end_wait(struct afd_attn *attn, uint32_t index)
+{
+	struct afd__step *step = &attn->step;
+	uint64_t now = afd__now_ns();
+
+	step->moved = 1;
+	if (!step->wait_ns)
+		return;
+	report(attn, "wait", step->wait_ns, now, (int32_t)index, true);
+	attn->wait_ns += now - step->wait_ns;
+	step->wait_ns = 0;
+}
+
 /* Rows of the next layer may begin; the last layer's y stays for the head. */
 static void return_lane(struct afd_attn *attn, uint32_t index)
 {
-	struct afd__step *step = &attn->step;
-	struct afd__lane *lane = &step->lanes[index];
-	uint64_t now = afd__now_ns();
+	struct afd__lane *lane = &attn->step.lanes[index];
 
-	report(attn, "ffn", lane->computed_ns, now, (int32_t)index, true);
-	if (attn->ffn)
-		attn->ffn_ns += now - lane->computed_ns;
-	if (step->wait_ns) {
-		report(attn, "wait", step->wait_ns, now, (int32_t)index, true);
-		attn->wait_ns += now - step->wait_ns;
-		step->wait_ns = 0;
-	}
 	lane->layer++;
 	lane->state = lane->layer < attn->arch->n_layers ? AFD__LANE_READY : AFD__LANE_IDLE;
-	step->moved = 1;
+}
+
+static int gather(struct afd_attn *attn, uint32_t index)
+{
+	attn->step.lanes[index].state = AFD__LANE_GATHERING;
+	return afd__attn_group_gather(attn, index);
+}
+
+static int leave_ffn(struct afd_attn *attn, uint32_t index)
+{
+	const struct afd__lane *lane = &attn->step.lanes[index];
+	uint64_t now = afd__now_ns();
+
+	report(attn, "ffn", lane->computed_ns, now, (int32_t)index, !attn->ffn);
+	if (attn->ffn)
+		attn->ffn_ns += now - lane->computed_ns;
+	if (afd__attn_in_group(attn))
+		return gather(attn, index);
+	return_lane(attn, index);
+	return 0;
+}
+
+static void begin_attention(struct afd__lane *lane)
+{
+	lane->start_ns = afd__now_ns();
+	lane->computed_ns = 0;
+	lane->moving = 0;
+}
+
+/* On the cpu device it is done by now, and what comes next would count as attention. */
+static int end_attention(struct afd_attn *attn, struct afd__lane *lane, int32_t state)
+{
+	int rc = afd__queue_ticket(&attn->queue, &lane->attention_ticket);
+
+	if (rc)
+		return rc;
+	lane->state = state;
+	rc = look_at_attention(attn);
+	return rc < 0 ? rc : 0;
 }
 
 /* Rows that are to be routed leave when their choice is here, others at once. */
@@ -234,7 +280,53 @@ static int send_lane(struct afd_attn *attn, uint32_t index)
 	}
 	if (rc)
 		return rc;
-	return attn->net ? afd__attn_remote_send(attn, index) : afd__attn_local_send(attn, index);
+	if (!lane->n_own_rows)
+		return gather(attn, index);
+	return attn->ffn ? afd__attn_local_send(attn, index) : afd__attn_remote_send(attn, index);
+}
+
+/* y of attention is complete. */
+static int go_to_ffn(struct afd_attn *attn, uint32_t index)
+{
+	struct afd__lane *lane = &attn->step.lanes[index];
+	bool routes = lane->n_own_rows && afd__attn_routes(attn, lane->layer);
+	int rc = afd__attn_enqueue_ffn_input(attn, lane);
+
+	if (!rc && routes)
+		rc = afd__attn_enqueue_route(attn, lane);
+	rc = rc ? rc : end_attention(attn, lane, routes ? AFD__LANE_ROUTING : AFD__LANE_AT_FFN);
+	return rc ? rc : send_lane(attn, index);
+}
+
+static int is_back(struct afd_attn *attn, uint32_t index)
+{
+	if (attn->step.lanes[index].state != AFD__LANE_AT_FFN)
+		return afd__attn_group_done(attn, index);
+	return attn->ffn ? afd__attn_local_done(attn, index) : afd__attn_remote_done(attn, index);
+}
+
+/* What the lane waited for may have come. */
+static int look_at_lane(struct afd_attn *attn, uint32_t index)
+{
+	struct afd__lane *lane = &attn->step.lanes[index];
+	int rc;
+
+	if (lane->state == AFD__LANE_ROUTING)
+		return send_lane(attn, index);
+	rc = is_back(attn, index);
+	if (rc <= 0)
+		return rc;
+	end_wait(attn, index);
+	switch (lane->state) {
+	case AFD__LANE_REDUCING:
+		begin_attention(lane);
+		return go_to_ffn(attn, index);
+	case AFD__LANE_AT_FFN:
+		return leave_ffn(attn, index);
+	default:
+		return_lane(attn, index);
+		return 0;
+	}
 }
 
 static int look_at_lanes(struct afd_attn *attn)
@@ -242,21 +334,15 @@ static int look_at_lanes(struct afd_attn *attn)
 	uint32_t i;
 	int rc = look_at_attention(attn);
 
-	for (i = 0; rc >= 0 && i < attn->n_lanes; i++) {
-		if (attn->step.lanes[i].state == AFD__LANE_ROUTING)
-			rc = send_lane(attn, i);
-	}
 	if (rc >= 0 && attn->net) {
 		rc = afd__exchange_progress(attn->net);
 		attn->step.moved |= rc > 0;
 	}
 	for (i = 0; rc >= 0 && i < attn->n_lanes; i++) {
-		if (attn->step.lanes[i].state != AFD__LANE_AT_FFN ||
-			!attn->step.lanes[i].computed_ns)
-			continue;
-		rc = attn->net ? afd__attn_remote_done(attn, i) : afd__attn_local_done(attn, i);
-		if (rc > 0)
-			return_lane(attn, i);
+		const struct afd__lane *lane = &attn->step.lanes[i];
+
+		if (is_under_way(lane) && lane->computed_ns)
+			rc = look_at_lane(attn, i);
 	}
 	return rc < 0 ? rc : 0;
 }
@@ -283,23 +369,14 @@ static int32_t next_lane(const struct afd_attn *attn)
 static int run_lane(struct afd_attn *attn, uint32_t index)
 {
 	struct afd__lane *lane = &attn->step.lanes[index];
-	bool routes = afd__attn_routes(attn, lane->layer);
 	int rc;
 
-	lane->start_ns = afd__now_ns();
-	lane->computed_ns = 0;
-	lane->moving = 0;
-	rc = afd__attn_enqueue_layer(attn, lane);
-	if (!rc && routes)
-		rc = afd__attn_enqueue_route(attn, lane);
-	rc = rc ? rc : afd__queue_ticket(&attn->queue, &lane->attention_ticket);
-	if (rc)
-		return rc;
-	lane->state = routes ? AFD__LANE_ROUTING : AFD__LANE_AT_FFN;
-	/* On the cpu device it is done by now, and the FFN of this process would count as
-	 * attention. */
-	rc = look_at_attention(attn);
-	return rc < 0 ? rc : send_lane(attn, index);
+	begin_attention(lane);
+	rc = afd__attn_enqueue_attention(attn, lane);
+	if (rc || !afd__attn_in_group(attn))
+		return rc ? rc : go_to_ffn(attn, index);
+	rc = end_attention(attn, lane, AFD__LANE_REDUCING);
+	return rc ? rc : afd__attn_group_reduce(attn, index);
 }
 
 /* ---- waiting ---- */
@@ -313,7 +390,8 @@ bool afd__attn_waits_for_device(const struct afd_attn *attn)
 	for (i = 0; i < attn->n_lanes; i++) {
 		const struct afd__lane *lane = &attn->step.lanes[i];
 
-		if (has_left(lane) && (attn->ffn || !lane->computed_ns || lane->moving))
+		if (is_under_way(lane) && (!lane->computed_ns || lane->moving ||
+						  (attn->ffn && lane->state == AFD__LANE_AT_FFN)))
 			return true;
 	}
 	return false;

@@ -57,20 +57,25 @@ static int sleep_until_something(struct afd_attn *attn, int32_t timeout_ms)
 
 static int tell_timeout(const struct afd_attn *attn, int32_t timeout_ms)
 {
+	static const char *const peers[] = {
+		[AFD__LANE_REDUCING] = "the attention group at",
+		[AFD__LANE_AT_FFN] = "the FFN of",
+		[AFD__LANE_GATHERING] = "the attention group at",
+	};
 	uint32_t i;
 
 	for (i = 0; i < attn->n_lanes; i++) {
 		const struct afd__lane *lane = &attn->step.lanes[i];
 
-		if (attn->step.state == AFD__STEP_LAYERS && lane->state == AFD__LANE_AT_FFN)
+		if (attn->step.state == AFD__STEP_LAYERS && peers[lane->state])
 			return afd__error(-ETIMEDOUT,
-				"attn: step %llu not done in %d ms, lane %u waits for the FFN of "
-				"layer %u",
-				(unsigned long long)attn->step.number, timeout_ms, i, lane->layer);
+				"attn: step %llu not done in %d ms, lane %u waits for %s layer %u",
+				(unsigned long long)attn->step.number, timeout_ms, i,
+				peers[lane->state], lane->layer);
 	}
 	if (attn->step.state == AFD__STEP_NONE || attn->step.state == AFD__STEP_JOINING)
 		return afd__error(
-			-ETIMEDOUT, "attn: the FFN peers have not joined in %d ms", timeout_ms);
+			-ETIMEDOUT, "attn: the peers have not joined in %d ms", timeout_ms);
 	return afd__error(-ETIMEDOUT, "attn: step %llu not done in %d ms, it waits for device %s",
 		(unsigned long long)attn->step.number, timeout_ms, attn->device->name);
 }

@@ -25,6 +25,21 @@ static uint32_t count_before(uint32_t step, uint32_t s)
 	return n;
 }
 
+uint32_t batches_entries(const struct golden *golden, uint32_t step, uint32_t from, uint32_t end,
+	struct afd_entry *entries)
+{
+	uint32_t s, n = 0;
+
+	for (s = from; s < end; s++) {
+		entries[s - from] = (struct afd_entry){ .sequence = s,
+			.n_ids = COUNTS[step][s],
+			.ids = golden->ids + s + count_before(step, s),
+			.outputs = AFD_OUTPUT_ALL };
+		n += COUNTS[step][s];
+	}
+	return n;
+}
+
 uint32_t batches_step(struct rig *rig, const struct golden *golden, uint32_t step, uint32_t from,
 	uint32_t end, float *logits, int *rc)
 {
@@ -34,15 +49,8 @@ uint32_t batches_step(struct rig *rig, const struct golden *golden, uint32_t ste
 		.n_entries = end - from,
 		.entry_bytes = sizeof(*entries),
 		.logits = logits };
-	uint32_t s;
 
-	for (s = from; s < end; s++) {
-		entries[s - from] = (struct afd_entry){ .sequence = s,
-			.n_ids = COUNTS[step][s],
-			.ids = golden->ids + s + count_before(step, s),
-			.outputs = AFD_OUTPUT_ALL };
-		batch.logits_rows += COUNTS[step][s];
-	}
+	batch.logits_rows = batches_entries(golden, step, from, end, entries);
 	*rc = rig_step(rig, &batch);
 	return *rc ? 0 : batch.logits_rows;
 }

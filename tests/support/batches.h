@@ -12,6 +12,11 @@
 
 enum { BATCHES_SEQUENCES = 5, BATCHES_STEPS = 3, BATCHES_ROWS = 34 };
 
+/* The entries [end - from] of sequences `from` .. `end`-1 in one step, all outputs; returns how many
+ * ids they have together. */
+uint32_t batches_entries(const struct golden *golden, uint32_t step, uint32_t from, uint32_t end,
+	struct afd_entry *entries);
+
 /* One step as one batch over the sequences `from` .. `end`-1, all outputs; returns how many there
  * were. 0: the step's error is in *rc. */
 uint32_t batches_step(struct rig *rig, const struct golden *golden, uint32_t step, uint32_t from,
