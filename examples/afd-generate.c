@@ -341,18 +341,22 @@ static json_t *ids_json(const struct input *input)
 static int print_json(const struct program *program)
 {
 	struct afd_attn_stats stats = { .size = sizeof stats };
+	struct afd_ffn_stats ffn = { .size = sizeof ffn };
 	const struct run *run = &program->run;
 
-	if (afd_attn_stats(program->attn, &stats))
+	if (afd_attn_stats(program->attn, &stats) ||
+		(program->ffn && afd_ffn_stats(program->ffn, &ffn)))
 		return tool_fail(TOOL_FAILED, "%s", afd_last_error());
 	return tool_json_print(json_pack(
-		"{s:o, s:f, s:{s:f, s:f, s:f, s:f}, s:o, s:I, s:I, s:I, s:s}", "ids",
+		"{s:o, s:f, s:{s:f, s:f, s:f, s:f}, s:o, s:I, s:I, s:I, s:s, s:{s:I, s:I}}", "ids",
 		ids_json(&program->input), "tokens_per_second",
 		run->seconds > 0 ? run->n_generated / run->seconds : 0.0, "seconds", "attention",
 		stats.attention_ns * 1e-9, "ffn", stats.ffn_ns * 1e-9, "wait", stats.wait_ns * 1e-9,
 		"total", run->seconds, "peers", peers_json(program), "steps",
 		(json_int_t)stats.n_steps, "rows", (json_int_t)stats.n_rows, "lanes",
-		(json_int_t)choose_lanes(program), "isa", afd_context_isa(program->ctx)));
+		(json_int_t)choose_lanes(program), "isa", afd_context_isa(program->ctx),
+		"weight_bytes", "attention", (json_int_t)stats.stored_bytes, "ffn",
+		(json_int_t)ffn.stored_bytes));
 }
 
 static int print_ids(const struct input *input)

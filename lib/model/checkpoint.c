@@ -253,6 +253,18 @@ int afd__checkpoint_create(struct afd__checkpoint **out, struct afd_context *ctx
 	return cp->source ? 0 : -ENOMEM;
 }
 
+void afd__checkpoint_release(struct afd__checkpoint *cp)
+{
+	uint32_t i;
+
+	pthread_mutex_lock(&cp->lock);
+	for (i = 0; i < cp->n_files; i++) {
+		if (cp->files[i].mapped)
+			madvise(cp->files[i].mapped, cp->files[i].bytes, MADV_DONTNEED);
+	}
+	pthread_mutex_unlock(&cp->lock);
+}
+
 static void close_file(struct afd__file *file)
 {
 	if (file->mapped)

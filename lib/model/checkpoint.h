@@ -18,6 +18,8 @@ int afd__checkpoint_open(struct afd__checkpoint **out, struct afd_context *ctx, 
 int afd__checkpoint_lend(struct afd__checkpoint **out, struct afd_context *ctx,
 			 const struct afd_model_params *params);
 void afd__checkpoint_close(struct afd__checkpoint *checkpoint); /* NULL is fine */
+/* No mapped page counts as ours any more; each comes back from its file when touched. */
+void afd__checkpoint_release(struct afd__checkpoint *checkpoint);
 
 /* The checkpoint's own copy of the name; NULL when it has no such tensor, or is NULL. */
 const char *afd__checkpoint_name(const struct afd__checkpoint *checkpoint, const char *name);

@@ -9,6 +9,8 @@
 
 #include <string.h>
 
+#include "checkpoint.h"
+
 enum {
 	BLOCK_BYTES = 4 << 20,
 	BLOCK_ROWS = 32, /* a multiple of them: packing likes whole panels */
@@ -26,6 +28,9 @@ void afd__loader_end(struct afd__loader *ld)
 	afd__free(ld->columns);
 	ld->columns = NULL;
 	ld->columns_bytes = 0;
+	/* A fault maps its neighbourhood, too, and so brought back pages of tensors that were done. */
+	if (!ld->in_place)
+		afd__checkpoint_release(ld->model->checkpoint);
 }
 
 static bool has_all_columns(const struct afd__slice *slice)

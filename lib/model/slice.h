@@ -42,7 +42,7 @@ static inline struct afd__slice afd__slice_whole(const struct afd__tensor *t)
 }
 
 void afd__loader_report(struct afd__loader *ld, uint64_t bytes);
-/* Frees what it needed on the way. */
+/* Frees what it needed on the way, and gives mapped pages back when weights were packed. */
 void afd__loader_end(struct afd__loader *ld);
 
 /* Where the slice lies row behind row, for use in place; NULL: it does not. */
