@@ -46,7 +46,8 @@ static void open_shard(struct ranks *ranks, const struct ranks_params *p,
 		.listen = &address,
 		.n_listen = 1,
 		.max_rows = p->max_part_rows,
-		.shard = { .tp = i, .n_tp = p->n_shards } };
+		.shard = p->by_experts ? (struct afd_shard){ .ep = i, .n_ep = p->n_shards }
+				       : (struct afd_shard){ .tp = i, .n_tp = p->n_shards } };
 	const struct afd_ffn_params ffn = { .size = sizeof(ffn),
 		.device = ranks->device,
 		.shard = net.shard };

@@ -17,6 +17,7 @@ struct ranks_params {
 	const char *scheme;     /* "loop", "shm"; NULL: loop */
 	uint32_t n_ranks;
 	uint32_t n_shards;      /* of the FFN, split by width; 0: each rank has one of its own */
+	bool by_experts;        /* instead: what is routed is split by experts */
 	uint32_t lanes, max_part_rows;
 	int32_t wire_dtype;     /* both ways; 0: f32 */
 	int32_t gate;           /* enum afd_gate; 0: AFD_GATE_FFN */

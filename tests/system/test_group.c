@@ -276,6 +276,35 @@ static void lanes_do_not_change_bits_of_a_group(void **state)
 	}
 }
 
+/* Each rank routes its share of the rows. */
+static void gate_sides_do_not_change_bits_of_a_group(void **state)
+{
+	static const char *const cases[] = { "moe-f32", "moe-top-one", "afmoe-f32" };
+	uint32_t i;
+
+	for (i = 0; i < 12; i++) {
+		struct ranks_params p = narrow((struct ranks_params){ .n_ranks = 2 + i / 6,
+			.n_shards = 2,
+			.by_experts = i / 3 % 2,
+			.lanes = 1 + i % 4,
+			.max_part_rows = 5,
+			.attn.max_outputs = 64 });
+		struct golden golden;
+		float *here, *there;
+
+		golden_open(&golden, cases[i % 3]);
+		p.gate = AFD_GATE_ATTENTION;
+		here = run_batches(&golden, p);
+		p.gate = AFD_GATE_FFN;
+		there = run_batches(&golden, p);
+		expect_same_bits(
+			here, there, (size_t)BATCHES_ROWS * golden.vocab, cases[i % 3]);
+		free(here);
+		free(there);
+		golden_close(&golden);
+	}
+}
+
 /* ---- what a rank holds, and sends ---- */
 
 static void check_held(const struct ranks *ranks, uint32_t rank, int32_t gate)
@@ -388,7 +417,7 @@ static void an_ffn_sees_each_row_once(void **state)
 
 int main(void)
 {
-	enum { N_AGREEMENTS = sizeof(AGREEMENTS) / sizeof(*AGREEMENTS), N_TESTS = 10 };
+	enum { N_AGREEMENTS = sizeof(AGREEMENTS) / sizeof(*AGREEMENTS), N_TESTS = 11 };
 	struct CMUnitTest tests[N_AGREEMENTS + N_TESTS] = {
 		cmocka_unit_test(chunks_parts_and_pages_do_not_change_bits_of_a_group),
 		cmocka_unit_test(transports_do_not_change_bits_of_a_group),
@@ -396,6 +425,7 @@ int main(void)
 		cmocka_unit_test(weights_in_place_agree_with_packed_ones),
 		cmocka_unit_test(an_ffn_of_the_same_process_gives_the_bits_of_a_peer),
 		cmocka_unit_test(lanes_do_not_change_bits_of_a_group),
+		cmocka_unit_test(gate_sides_do_not_change_bits_of_a_group),
 		cmocka_unit_test(a_rank_loads_what_was_foretold),
 		cmocka_unit_test(a_rank_holds_a_hundredth_more_or_less_than_foretold),
 		cmocka_unit_test(a_rank_caches_its_own_heads),
