@@ -181,7 +181,8 @@ static int create_transport(struct program *program)
 static int create_ffn(struct program *program)
 {
 	struct afd_ffn_params params = { .size = sizeof params,
-		.device = program->flags->stage.device };
+		.device = program->flags->stage.device,
+		.quantize_activations = program->flags->stage.quantize };
 
 	return afd_ffn_create(&program->ffn, program->model, NULL, &params)
 		       ? tool_fail(TOOL_FAILED, "%s", afd_last_error())
@@ -240,6 +241,7 @@ static int create_attention(struct program *program)
 		.max_sequences = program->input.n_sequences,
 		.page_size = flags->page_size,
 		.kv_dtype = flags->kv_dtype,
+		.quantize_activations = flags->stage.quantize,
 		.progress = tool_progress_show,
 		.progress_user = &progress,
 	};

@@ -143,6 +143,7 @@ static int create(struct server *server)
 		.progress = load_progress,
 		.progress_user = &loading,
 		.shard = transport.shard,
+		.quantize_activations = flags->stage.quantize,
 	};
 	int rc;
 

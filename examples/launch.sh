@@ -89,7 +89,7 @@ take() {
 	help) print_help ;;
 	version) exec "$TOOLS/afd-generate" --version ;;
 	logits | trace | metrics) FILES[$name]=$value ;;
-	model | device | threads | deadline-ms | max-rows | connect-timeout-ms | key | tls | log)
+	model | device | threads | deadline-ms | max-rows | connect-timeout-ms | key | tls | log | quantize-activations)
 		GENERATE+=("$@") SERVE+=("$@") GIVEN[$name]=$value ;;
 	*)
 		GIVEN[$name]=$value

@@ -17,6 +17,7 @@ struct tool_stage {
 	uint32_t threads; /* 0: cores */
 	uint32_t deadline_ms, max_rows, connect_timeout_ms;
 	int32_t log;
+	int quantize; /* both stages have the parameter, and one process may hold both */
 };
 
 /* Rows for a tool's table. `s` is a struct tool_stage. */
@@ -43,6 +44,9 @@ struct tool_stage {
 		"how long a server that is not up yet is waited for, 1 to 3600000 ms", \
 		tool_set_u32, &(s).connect_timeout_ms, 1, 3600000 }, \
 	TOOL_OPTION_LOG(s), \
+	{ "quantize-activations", NULL, NULL, \
+		"inputs of products with e4m3 weights in e4m3, as GPUs do it; for all processes or none", \
+		tool_set_flag, &(s).quantize, 0, 0 }, \
 	{ "key", "FILE", NULL, "a key that both sides prove; not in this version", \
 		tool_set_later, NULL, 0, 0 }, \
 	{ "tls", NULL, NULL, "encrypted links; not in this version", \

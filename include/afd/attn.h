@@ -77,7 +77,8 @@ struct afd_attn_params {
 	/* Positions that _truncate can always take a sequence back by, whatever has left a sliding
 	 * window; 0 means the rows of its last step, at most 64. */
 	uint32_t rollback;
-	uint32_t _pad;
+	int32_t quantize_activations; /* 1: what enters a product with e4m3 weights is rounded to e4m3
+				   itself, as afd_ffn_params has it; 0: it is not */
 };
 
 /* Bytes of the KV pool that these params ask for (kv_memory is not looked at). 0 on an error, see

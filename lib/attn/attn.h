@@ -39,6 +39,7 @@ struct afd__attn_memory {
 	float *zeros;   /* max(hidden, max_rows) numbers of +0.0, which are also indices of 0 */
 	int32_t *words; /* the batch's */
 	float *gate; /* [max_rows][mixed_width]; NULL without output gates */
+	float *quantized; /* [max_rows][hidden] x in e4m3; NULL: activations are not quantised */
 	float *post; /* [max_rows][hidden] what a norm after a block leaves; NULL without them */
 	/* where this side routes; NULL else */
 	float *router_logits;  /* [max_rows][n_experts] */

@@ -127,12 +127,52 @@ static int enqueue_after(struct afd_attn *attn, const struct afd__lane *lane, co
 	return weight ? afd__norm(&attn->queue, &norm) : 0;
 }
 
+/* The product with m gets its input in e4m3. */
+static bool quantizes(const struct afd_attn *attn, const struct afd__matrix *m)
+{
+	return attn->params.quantize_activations && m->dtype == AFD_DTYPE_FP8;
+}
+
+/* What q, k, v and the gate are made of. */
+static const float *input_of(
+	const struct afd_attn *attn, const struct afd__lane *lane, const struct afd__matrix *m)
+{
+	return quantizes(attn, m) ? attn->memory.quantized
+				  : afd__attn_rows(attn, attn->memory.x, lane->row0);
+}
+
+/* x beside itself in e4m3, where a matrix wants it; others may not. */
+static int enqueue_quantized(
+	struct afd_attn *attn, const struct afd__lane *lane, const struct afd__attn_layer *w)
+{
+	const struct afd__copy_args copy = {
+		.dst = attn->memory.quantized,
+		.src = afd__attn_rows(attn, attn->memory.x, lane->row0),
+		.bytes = (size_t)lane->n_rows * attn->arch->hidden_size * sizeof(float),
+	};
+	const struct afd__quantize_args quantize = {
+		.x = attn->memory.quantized,
+		.n_rows = lane->n_rows,
+		.width = attn->arch->hidden_size,
+	};
+	bool wanted = quantizes(attn, &w->gate);
+	uint32_t part;
+	int rc;
+
+	for (part = 0; part < w->n_qkv; part++)
+		wanted |= quantizes(attn, &w->qkv[part]);
+	if (!wanted)
+		return 0;
+	rc = afd__copy(&attn->queue, &copy);
+	return rc ? rc : afd__quantize(&attn->queue, &quantize);
+}
+
 /* mixed = mixed * sigmoid(x gate^T); x is still what q was made of. */
 static int enqueue_gate(
 	struct afd_attn *attn, const struct afd__lane *lane, const struct afd__attn_layer *w)
 {
 	const struct afd__product_args product = {
-		.x = afd__attn_rows(attn, attn->memory.x, lane->row0),
+		.x = input_of(attn, lane, &w->gate),
 		.w = w->gate,
 		.y = attn->memory.gate,
 		.x_stride = attn->arch->hidden_size,
@@ -162,7 +202,7 @@ static int enqueue_qkv(
 
 	for (part = 0; !rc && part < w->n_qkv; part++) {
 		const struct afd__product_args product = {
-			.x = afd__attn_rows(attn, attn->memory.x, lane->row0),
+			.x = input_of(attn, lane, &w->qkv[part]),
 			.w = w->qkv[part],
 			.bias = w->qkv_bias ? w->qkv_bias + column : NULL,
 			.y = attn->memory.qkv + column,
@@ -232,8 +272,15 @@ static int enqueue_o(
 		.y_stride = attn->arch->hidden_size,
 		.n_rows = lane->n_rows,
 	};
+	const struct afd__quantize_args quantize = {
+		.x = attn->memory.mixed,
+		.n_rows = lane->n_rows,
+		.width = attn->mixed_width,
+		.column_offset = w->o.column_offset,
+	};
+	int rc = quantizes(attn, &w->o) ? afd__quantize(&attn->queue, &quantize) : 0;
 
-	return afd__product(&attn->queue, &product);
+	return rc ? rc : afd__product(&attn->queue, &product);
 }
 
 int afd__attn_enqueue_attention(struct afd_attn *attn, const struct afd__lane *lane)
@@ -246,6 +293,7 @@ int afd__attn_enqueue_attention(struct afd_attn *attn, const struct afd__lane *l
 	if (lane->layer)
 		rc = enqueue_after(attn, lane, w[-1].after_ffn_norm, &block);
 	rc = rc ? rc : enqueue_norm(attn, lane, w->input_norm, block);
+	rc = rc ? rc : enqueue_quantized(attn, lane, w);
 	rc = rc ? rc : enqueue_qkv(attn, lane, w);
 	rc = rc ? rc : enqueue_rope(attn, lane, w);
 	rc = rc ? rc : enqueue_attend(attn, lane, w);

@@ -60,6 +60,7 @@ static void lay_out(const struct afd_attn *attn, struct afd__attn_memory *m, str
 	m->zeros = part(plan, 1, rows > hidden ? rows : hidden);
 	m->words = part(plan, 1, attn->batch.capacity_words);
 	m->gate = has_gate(attn->arch) ? part(plan, rows, attn->mixed_width) : NULL;
+	m->quantized = attn->params.quantize_activations ? part(plan, rows, hidden) : NULL;
 	m->post = has_norms_after(attn->arch)
 			  ? part(plan, rows > head_rows ? rows : head_rows, hidden)
 			  : NULL;

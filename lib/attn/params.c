@@ -145,6 +145,9 @@ int afd__attn_params_fill(struct afd_attn_params *p, const struct afd_model *mod
 	p->group_size = net ? net->group_size : 1;
 	rc = rc ? rc : fill_kv(p, model);
 	rc = rc ? rc : fill_wire(p, model, net);
+	if (!rc && (p->quantize_activations < 0 || p->quantize_activations > 1))
+		return afd__error(-EINVAL, "attn: quantize_activations is %d, limit 1",
+			p->quantize_activations);
 	return rc ? rc : fill_capacities(p, &model->arch);
 }
 

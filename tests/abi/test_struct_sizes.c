@@ -45,7 +45,7 @@ HOLDS(afd_ffn_params, 104, _pad, 100);
 HOLDS(afd_ffn_rows, 80, _pad, 76);
 HOLDS(afd_ffn_stats, 72, stored_bytes, 64);
 
-HOLDS(afd_attn_params, 112, _pad, 108);
+HOLDS(afd_attn_params, 112, quantize_activations, 108);
 HOLDS(afd_entry, 32, user_id, 24);
 HOLDS(afd_batch, 64, trace_id, 48);
 HOLDS(afd_kv_layout, 96, v_scale, 92);

@@ -35,12 +35,12 @@ CASES = {
     "kv-window": ("afmoe-f32", "kv", 1e-4, "an fp8 KV cache of layers with and without a window"),
     "kv-scales": ("bf16-tied", "kv", 1e-4, "an fp8 KV cache with scales of its own in each layer: "
                   "under three names, in three dtypes, and one so small that K saturates"),
-    "inputs": ("fp8-f32", "activations", 1e-5, "e4m3 inputs, two groups of 128 a row"),
-    "inputs-ragged": ("fp8-ragged", "activations", 1e-5, "e4m3 inputs, short last groups"),
-    "inputs-some": ("fp8-some", "activations", 1e-5,
+    "inputs": ("fp8-f32", "activations", 1e-4, "e4m3 inputs, two groups of 128 a row"),
+    "inputs-ragged": ("fp8-ragged", "activations", 1e-4, "e4m3 inputs, short last groups"),
+    "inputs-some": ("fp8-some", "activations", 1e-4,
                     "e4m3 inputs only where the matrix is e4m3: not of k, o and one down"),
-    "inputs-moe": ("fp8-moe-ragged", "activations", 1e-5, "e4m3 inputs of experts"),
-    "inputs-afmoe": ("fp8-afmoe", "activations", 1e-5,
+    "inputs-moe": ("fp8-moe-ragged", "activations", 1e-4, "e4m3 inputs of experts"),
+    "inputs-afmoe": ("fp8-afmoe", "activations", 1e-4,
                      "e4m3 inputs of the attention gate, of shared and routed experts"),
 }
 # Of kv-scales: tensor -> dtype, bits, shape.
@@ -116,7 +116,7 @@ def make(name):
         with_scales(HERE / base, where)
     source = "." if name == "kv-scales" else f"../../{base}"
     config = json.loads((where / source / "config.json").read_text())
-    for seed in range(2000):
+    for seed in range(20000):
         rng = np.random.RandomState(seed)
         ids = rng.randint(0, config["vocab_size"], N_PROMPT + N_GENERATED).tolist()
         logits, nearest_tie = compute(where / source, kind, ids[:-1])

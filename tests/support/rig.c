@@ -93,7 +93,8 @@ static void open_ffns(struct rig *rig, const struct rig_params *p, const char *d
 	struct afd_ffn_params ffn = { .size = sizeof(ffn),
 		.device = p->compute ? "cpu" : device,
 		.compute = p->compute,
-		.compute_user = p->compute_user };
+		.compute_user = p->compute_user,
+		.quantize_activations = p->quantize_activations };
 	uint32_t i, n_tp = at_least_one(p->n_tp), n_ep = at_least_one(p->n_ep);
 
 	for (i = 0; i <= rig->n_others; i++) {
@@ -118,6 +119,7 @@ void rig_open(struct rig *rig, const struct rig_params *p)
 	open_ffns(rig, p, device);
 	attn.size = sizeof(attn);
 	attn.device = device;
+	attn.quantize_activations |= p->quantize_activations;
 	attn.kv_dtype = attn.kv_dtype ? attn.kv_dtype : AFD_DTYPE_F32;
 	if (!p->address) {
 		attn.ffn = rig->ffn;

@@ -26,6 +26,7 @@ struct rig_params {
 	int32_t gate;        /* enum afd_gate */
 	int32_t wire_dtype; /* both ways; 0: f32 */
 	int32_t weights;    /* enum afd_weights */
+	int32_t quantize_activations; /* of both stages */
 	struct afd_attn_params
 		attn; /* ffn, device and what a transport says are filled in; kv_dtype 0: f32 */
 	afd_ffn_compute compute; /* instead of the checkpoint's FFN; with an address */

@@ -63,6 +63,8 @@ static void params_out_of_range_are_refused_by_name(void **state)
 		{ { .kv_dtype = 9 }, -EINVAL, "kv_dtype is 9" },
 		{ { .to_ffn_dtype = AFD_DTYPE_FP8 }, -ENOTSUP, "to_ffn_dtype is fp8" },
 		{ { .to_attention_dtype = -1 }, -EINVAL, "to_attention_dtype is -1" },
+		{ { .quantize_activations = 2 }, -EINVAL, "quantize_activations is 2, limit 1" },
+		{ { .quantize_activations = -1 }, -EINVAL, "quantize_activations is -1" },
 		{ { .device = "abacus" }, -EINVAL, "abacus" },
 		{ { .kv_memory = (void *)8 }, -EINVAL,
 			"kv_memory is 0x8, must be aligned to 64 bytes" },

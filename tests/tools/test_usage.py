@@ -9,7 +9,8 @@ WIDE = GOLDEN / "wide"
 TOOLS = ["afd-inspect", "afd-serve-ffn", "afd-generate", "afd-bench"]
 GENERATE = ["--model", WIDE, "--ids", "1 2 3"]
 SERVE = ["--model", WIDE, "--listen", "shm:never"]
-STAGE_FLAGS = ["model", "device", "threads", "deadline-ms", "max-rows", "connect-timeout-ms", "key", "tls", "log"]
+STAGE_FLAGS = ["model", "device", "threads", "deadline-ms", "max-rows", "connect-timeout-ms", "key", "tls", "log",
+               "quantize-activations"]
 FLAGS = {
     "afd-inspect": ["model", "attention-tp", "ffn-tp", "ffn-ep", "gate", "json", "log"],
     "afd-serve-ffn": STAGE_FLAGS + ["listen", "ffn-tp", "ffn-ep", "metrics", "max-peers", "wire-dtype"],
