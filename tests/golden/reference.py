@@ -80,7 +80,7 @@ class Weights(dict):
     def entering(self, x, name):
         """What the product with a matrix gets for x."""
         quantizes = self.rounding and self.rounding.activations and name in self.in_e4m3
-        return self.rounding.quantized(x) if quantizes else x
+        return self.rounding.quantized(x, name) if quantizes else x
 
     def cached(self, kind, at, x):
         """What attention sees of k or v."""

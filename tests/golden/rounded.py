@@ -37,12 +37,16 @@ CASES = {
                   "under three names, in three dtypes, and one so small that K saturates"),
     "inputs": ("fp8-f32", "activations", 1e-4, "e4m3 inputs, two groups of 128 a row"),
     "inputs-ragged": ("fp8-ragged", "activations", 1e-4, "e4m3 inputs, short last groups"),
+    "inputs-tp2": ("fp8-ragged", "activations", 1e-4,
+                   "e4m3 inputs of two attention ranks: o_proj's are cut inside a group of 128"),
     "inputs-some": ("fp8-some", "activations", 1e-4,
                     "e4m3 inputs only where the matrix is e4m3: not of k, o and one down"),
     "inputs-moe": ("fp8-moe-ragged", "activations", 1e-4, "e4m3 inputs of experts"),
     "inputs-afmoe": ("fp8-afmoe", "activations", 1e-4,
                      "e4m3 inputs of the attention gate, of shared and routed experts"),
 }
+# Where ranks of an attention group cut the input of o_proj, inside a group.
+O_CUTS = {"inputs-tp2": 66}
 # Of kv-scales: tensor -> dtype, bits, shape.
 SCALES = {
     "model.layers.0.self_attn.k_proj.k_scale": ("F32", np.float32(0.02).tobytes(), [1]),
@@ -55,7 +59,8 @@ SCALES = {
 class Rounding:
     """e4m3: three bits of fraction, exponents from -6 on, ties to even, nothing above 448."""
 
-    def __init__(self, kind):
+    def __init__(self, kind, o_cut=None):
+        self.o_cut = o_cut
         self.kv, self.activations = kind == "kv", kind == "activations"
         self.nearest_tie = math.inf  # in steps
 
@@ -68,14 +73,18 @@ class Rounding:
             self.nearest_tie = min(self.nearest_tie, np.abs(parts[inside] - 0.5).min())
         return np.clip(np.rint(x / step) * step, -LARGEST, LARGEST)
 
-    def quantized(self, x):
+    def quantized(self, x, name):
         """Each row in groups of 128, each with the scale that makes its largest number 448."""
         out = np.empty_like(x)
-        for begin in range(0, x.shape[-1], GROUP):
-            part = x[..., begin:begin + GROUP]
+        bounds = {*range(0, x.shape[-1], GROUP), x.shape[-1]}
+        if self.o_cut and "o_proj" in name:
+            bounds.add(self.o_cut)
+        bounds = sorted(bounds)
+        for begin, end in zip(bounds, bounds[1:]):
+            part = x[..., begin:end]
             largest = np.maximum(np.abs(part).max(axis=-1, keepdims=True), 1e-10)
             scale = (largest.astype(np.float32) / np.float32(LARGEST)).astype(np.float64)
-            out[..., begin:begin + GROUP] = self.e4m3(part / scale) * scale
+            out[..., begin:end] = self.e4m3(part / scale) * scale
         return out
 
     def kept(self, x, scale):
@@ -101,10 +110,10 @@ def with_scales(base, where):
     (where / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + body)
 
 
-def compute(checkpoint, kind, ids):
+def compute(name, checkpoint, kind, ids):
     config = json.loads((checkpoint / "config.json").read_text())
     weights = reference.read_weights(checkpoint)
-    weights.rounding = Rounding(kind)
+    weights.rounding = Rounding(kind, O_CUTS.get(name))
     return reference.forward(config, weights, ids), weights.rounding.nearest_tie
 
 
@@ -119,7 +128,7 @@ def make(name):
     for seed in range(20000):
         rng = np.random.RandomState(seed)
         ids = rng.randint(0, config["vocab_size"], N_PROMPT + N_GENERATED).tolist()
-        logits, nearest_tie = compute(where / source, kind, ids[:-1])
+        logits, nearest_tie = compute(name, where / source, kind, ids[:-1])
         if nearest_tie >= clear:
             break
     else:
@@ -139,7 +148,7 @@ def check(name):
     where = ROUNDED / name
     golden = json.loads((where / "golden.json").read_text())
     ids = golden["prompt"] + golden["generated"]
-    got, _ = compute(where / golden["checkpoint"], golden["rounds"], ids[:-1])
+    got, _ = compute(name, where / golden["checkpoint"], golden["rounds"], ids[:-1])
     want = np.load(where / "logits.npy").astype(np.float64)
     nmse = ((got - want) ** 2).sum() / (want ** 2).sum()
     return f"NMSE {nmse:.1e}{'' if nmse <= 1e-12 else '  FAILED'}"

@@ -50,7 +50,8 @@ static void open_shard(struct ranks *ranks, const struct ranks_params *p,
 				       : (struct afd_shard){ .tp = i, .n_tp = p->n_shards } };
 	const struct afd_ffn_params ffn = { .size = sizeof(ffn),
 		.device = ranks->device,
-		.shard = net.shard };
+		.shard = net.shard,
+		.quantize_activations = p->attn.quantize_activations };
 
 	name_address(name, p->scheme, "ffn", i);
 	check(afd_transport_create(&ranks->ffn_nets[i], ranks->ctx, contract, &net), "FFN transport");
@@ -84,7 +85,9 @@ static void open_net(struct ranks *ranks, const struct ranks_params *p,
 static void open_rank(struct ranks *ranks, const struct ranks_params *p,
 	const struct afd_contract *contract, uint32_t rank)
 {
-	const struct afd_ffn_params ffn = { .size = sizeof(ffn), .device = ranks->device };
+	const struct afd_ffn_params ffn = { .size = sizeof(ffn),
+		.device = ranks->device,
+		.quantize_activations = p->attn.quantize_activations };
 	struct afd_attn_params attn = p->attn;
 
 	attn.size = sizeof(attn);
