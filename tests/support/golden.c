@@ -125,7 +125,7 @@ double nmse(const float *got, const float *wanted, uint64_t n)
 	return error / size;
 }
 
-/* ---- a checkpoint with one number changed ---- */
+/* ---- a checkpoint with one thing changed ---- */
 
 static void write_file(const char *path, const void *data, size_t bytes)
 {
@@ -136,13 +136,65 @@ static void write_file(const char *path, const void *data, size_t bytes)
 	assert_int_equal(fclose(file), 0);
 }
 
-static void copy_file(const char *from, const char *directory, const char *name)
+static void copy_config(const struct golden *golden, const struct golden_change *change,
+	const char *directory)
 {
-	char path[128];
+	char path[640], *text, *at;
 	size_t bytes;
-	void *data = read_file(from, &bytes);
+	FILE *file;
 
-	snprintf(path, sizeof(path), "%s/%s", directory, name);
+	snprintf(path, sizeof(path), "%s/config.json", golden->checkpoint);
+	text = read_file(path, &bytes);
+	at = change->find ? strstr(text, change->find) : text + bytes;
+	if (!at || (change->find && strstr(at + 1, change->find)))
+		fail_msg("%s does not hold %s just once", path, change->find);
+	snprintf(path, sizeof(path), "%s/config.json", directory);
+	file = fopen(path, "wb");
+	assert_non_null(file);
+	fwrite(text, 1, (size_t)(at - text), file);
+	if (change->find)
+		fprintf(file, "%s%s", change->replace, at + strlen(change->find));
+	assert_int_equal(fclose(file), 0);
+	free(text);
+}
+
+static void change_tensor(char *data, const struct golden_change *change)
+{
+	uint64_t header_bytes, n, i;
+	json_t *header, *entry, *offsets;
+	char *numbers;
+
+	memcpy(&header_bytes, data, sizeof(header_bytes));
+	header = json_loadb(data + 8, header_bytes, 0, NULL);
+	entry = json_object_get(header, change->tensor);
+	if (!entry)
+		fail_msg("there is no tensor %s", change->tensor);
+	assert_string_equal(json_string_value(json_object_get(entry, "dtype")), "F32");
+	offsets = json_object_get(entry, "data_offsets");
+	numbers = data + 8 + header_bytes + (size_t)json_integer_value(json_array_get(offsets, 0));
+	n = (uint64_t)(json_integer_value(json_array_get(offsets, 1)) -
+		       json_integer_value(json_array_get(offsets, 0))) /
+	    sizeof(float);
+	n = change->n_numbers ? change->index + change->n_numbers : n;
+	for (i = change->index; i < n; i++)
+		memcpy(numbers + i * sizeof(float), &change->value, sizeof(float));
+	json_decref(header);
+}
+
+void golden_change(
+	const struct golden *golden, const struct golden_change *change, char directory[64])
+{
+	char path[640], *data;
+	size_t bytes;
+
+	strcpy(directory, "/tmp/afd-test-XXXXXX");
+	assert_non_null(mkdtemp(directory));
+	copy_config(golden, change, directory);
+	snprintf(path, sizeof(path), "%s/model.safetensors", golden->checkpoint);
+	data = read_file(path, &bytes);
+	if (change->tensor)
+		change_tensor(data, change);
+	snprintf(path, sizeof(path), "%s/model.safetensors", directory);
 	write_file(path, data, bytes);
 	free(data);
 }
@@ -150,31 +202,11 @@ static void copy_file(const char *from, const char *directory, const char *name)
 void golden_patch(const struct golden *golden, const char *tensor, uint64_t index, float value,
 	char directory[64])
 {
-	char path[640];
-	uint64_t header_bytes;
-	size_t bytes;
-	json_t *header, *entry;
-	char *data;
-	json_int_t begin;
+	const struct golden_change change = {
+		.tensor = tensor, .index = index, .n_numbers = 1, .value = value
+	};
 
-	strcpy(directory, "/tmp/afd-test-XXXXXX");
-	assert_non_null(mkdtemp(directory));
-	snprintf(path, sizeof(path), "%s/config.json", golden->checkpoint);
-	copy_file(path, directory, "config.json");
-	snprintf(path, sizeof(path), "%s/model.safetensors", golden->checkpoint);
-	data = read_file(path, &bytes);
-	memcpy(&header_bytes, data, sizeof(header_bytes));
-	header = json_loadb(data + 8, header_bytes, 0, NULL);
-	entry = json_object_get(header, tensor);
-	assert_non_null(entry);
-	assert_string_equal(json_string_value(json_object_get(entry, "dtype")), "F32");
-	begin = json_integer_value(json_array_get(json_object_get(entry, "data_offsets"), 0));
-	memcpy(data + 8 + header_bytes + (size_t)begin + index * sizeof(value), &value,
-		sizeof(value));
-	snprintf(path, sizeof(path), "%s/model.safetensors", directory);
-	write_file(path, data, bytes);
-	json_decref(header);
-	free(data);
+	golden_change(golden, &change, directory);
 }
 
 void golden_patch_remove(const char *directory)

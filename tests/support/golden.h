@@ -30,8 +30,17 @@ double nmse(const float *got, const float *wanted, uint64_t n);
  */
 float *npy_read(const char *path, uint32_t shape[2]);
 
-/* Copies a case's checkpoint of one file to a fresh directory, with number `index` of a float32
- * tensor replaced. */
+/* What a copy of a checkpoint differs in. */
+struct golden_change {
+	const char *find, *replace; /* in config.json, where `find` stands once; NULL: nothing */
+	const char *tensor;         /* a float32 one; NULL: none */
+	uint64_t index, n_numbers;  /* that become `value`; n_numbers 0: all from index on */
+	float value;
+};
+/* Copies a case's checkpoint of one file to a fresh directory, with that change. */
+void golden_change(
+	const struct golden *golden, const struct golden_change *change, char directory[64]);
+/* The same with number `index` of a float32 tensor replaced. */
 void golden_patch(const struct golden *golden, const char *tensor, uint64_t index, float value,
 	char directory[64]);
 void golden_patch_remove(const char *directory);

@@ -185,6 +185,27 @@ static void a_norm_in_e4m3_is_refused(void **state)
 	assert_int_equal(afd__model_tensor(model, -1, AFD__TENSOR_FINAL_NORM, &t), -ENOTSUP);
 }
 
+static void an_embedding_and_a_head_in_e4m3_are_refused(void **state)
+{
+	static const struct {
+		const char *name;
+		int32_t kind;
+	} cases[] = { { "model.embed_tokens.weight", AFD__TENSOR_EMBED }, { "lm_head.weight", AFD__TENSOR_HEAD } };
+	struct afd__tensor t;
+
+	for (size_t i = 0; i < 2; i++) {
+		free_lent(&lent);
+		lend(&lent, AFD_DTYPE_FP8, 5, HIDDEN, 0, "%s", cases[i].name);
+		lend(&lent, AFD_DTYPE_F32, 1, BLOCKS, 0, "%s_scale_inv", cases[i].name);
+		open_model(MOE);
+		assert_int_equal(afd__model_tensor(model, -1, cases[i].kind, &t), -ENOTSUP);
+		assert_non_null(strstr(afd_last_error(), cases[i].name));
+		assert_non_null(strstr(afd_last_error(), "dtype F8_E4M3 is supported only for"));
+		afd_model_close(model);
+		model = NULL;
+	}
+}
+
 /* ---- scales of the cache ---- */
 
 static void the_cache_has_scales_of_1_without_any_in_the_checkpoint(void **state)
@@ -309,6 +330,7 @@ static const struct CMUnitTest single[] = {
 	T(scales_count_to_the_role_and_are_listed),
 	T(a_router_in_e4m3_is_refused),
 	T(a_norm_in_e4m3_is_refused),
+	T(an_embedding_and_a_head_in_e4m3_are_refused),
 	T(the_cache_has_scales_of_1_without_any_in_the_checkpoint),
 	T(the_cache_takes_the_scales_of_the_checkpoint),
 	T(a_scale_of_the_cache_in_bfloat16_is_widened),
