@@ -110,13 +110,87 @@ INLINE float vec_sum(vec v)
 	return (quarter[0] + quarter[2]) + (quarter[1] + quarter[3]);
 }
 
+#if LANES == 16
+INLINE vec add_halves(vec a, vec b)
+{
+	return _mm512_shuffle_f32x4(a, b, 0x44) + _mm512_shuffle_f32x4(a, b, 0xee);
+}
+
+INLINE vec add_quarters(vec a, vec b)
+{
+	return _mm512_shuffle_f32x4(a, b, 0x88) + _mm512_shuffle_f32x4(a, b, 0xdd);
+}
+
+/* Numbers two apart, within quarters. */
+INLINE vec add_pairs(vec a, vec b)
+{
+	__m512d low = _mm512_unpacklo_pd((__m512d)a, (__m512d)b),
+		high = _mm512_unpackhi_pd((__m512d)a, (__m512d)b);
+
+	return (vec)low + (vec)high;
+}
+
+INLINE vec add_neighbours(vec a, vec b)
+{
+	return _mm512_shuffle_ps(a, b, 0x88) + _mm512_shuffle_ps(a, b, 0xdd);
+}
+#elif LANES == 8
+INLINE vec add_halves(vec a, vec b)
+{
+	return _mm256_permute2f128_ps(a, b, 0x20) + _mm256_permute2f128_ps(a, b, 0x31);
+}
+
+INLINE vec add_pairs(vec a, vec b)
+{
+	__m256d low = _mm256_unpacklo_pd((__m256d)a, (__m256d)b),
+		high = _mm256_unpackhi_pd((__m256d)a, (__m256d)b);
+
+	return (vec)low + (vec)high;
+}
+
+INLINE vec add_neighbours(vec a, vec b)
+{
+	return _mm256_shuffle_ps(a, b, 0x88) + _mm256_shuffle_ps(a, b, 0xdd);
+}
+#endif
+
+/* Lane i is vec_sum(v[i]), bit for bit, at a third of the work. */
+INLINE vec vec_sums(const vec v[LANES])
+{
+#if LANES > 4
+	vec fours[4]; /* [i]: of v[i], v[4 + i], .., a quarter for each */
+
+	for (int i = 0; i < 4; i++) {
+#if LANES == 16
+		fours[i] = add_quarters(
+			add_halves(v[i], v[4 + i]), add_halves(v[8 + i], v[12 + i]));
+#else
+		fours[i] = add_halves(v[i], v[4 + i]);
+#endif
+	}
+	return add_neighbours(add_pairs(fours[0], fours[1]), add_pairs(fours[2], fours[3]));
+#else
+	return (vec){ vec_sum(v[0]), vec_sum(v[1]), vec_sum(v[2]), vec_sum(v[3]) };
+#endif
+}
+
+/* NaN only among its like: what vec_max made of a NaN at the beginning is NaN in every lane. */
 INLINE float vec_largest(vec v)
 {
-	float largest = v[0];
+#if LANES == 16
+	__m256 half = _mm256_max_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
+#elif LANES == 8
+	__m256 half = v;
+#endif
+#if LANES > 4
+	__m128 four = _mm_max_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+#else
+	vec four = v;
+#endif
+	float even = four[0] > four[2] ? four[0] : four[2],
+	      odd = four[1] > four[3] ? four[1] : four[3];
 
-	for (int i = 1; i < LANES; i++)
-		largest = v[i] > largest ? v[i] : largest;
-	return largest;
+	return even > odd ? even : odd;
 }
 
 /* ---- numbers of any dtype; `p` need not be aligned ---- */
@@ -149,6 +223,39 @@ INLINE uint16_t f16_of_float(float x)
 	return (uint16_t)(sign | (bits - 0x3f000000));
 }
 #endif
+
+/* Wider integers, a byte with its sign and a half without, and back without what is above: one
+ * instruction each, which compilers do not find. */
+INLINE vec_bits bits_of_half(vec_half h)
+{
+#if LANES == 16
+	return (vec_bits)_mm512_cvtepu16_epi32((__m256i)h);
+#elif LANES == 8
+	return (vec_bits)_mm256_cvtepu16_epi32((__m128i)h);
+#else
+	return __builtin_convertvector(h, vec_bits);
+#endif
+}
+
+#if LANES > 4
+INLINE vec_half half_of_byte(vec_byte b)
+{
+#if LANES == 16
+	return (vec_half)_mm256_cvtepi8_epi16((__m128i)b);
+#else
+	return (vec_half)_mm_cvtepi8_epi16(_mm_set_epi64x(0, (int64_t)b));
+#endif
+}
+#endif
+
+INLINE vec_half half_of_bits(vec_bits bits)
+{
+#if LANES == 16
+	return (vec_half)_mm512_cvtepi32_epi16((__m512i)bits);
+#else
+	return __builtin_convertvector(bits, vec_half);
+#endif
+}
 
 INLINE vec vec_of_f16(vec_half h)
 {
@@ -186,18 +293,23 @@ INLINE vec_half vec_to_bf16(vec v)
 		 quiet = bits | 0x400000;
 	vec_int is_nan = v != v;
 
-	return __builtin_convertvector(
-		(vec_bits)vec_select(is_nan, (vec)quiet, (vec)even) >> 16, vec_half);
+	return half_of_bits((vec_bits)vec_select(is_nan, (vec)quiet, (vec)even) >> 16);
 }
 
 /* The seven low bits stand as an f16 whose exponent is 8 too small, denormals included. */
 INLINE vec vec_of_fp8(vec_byte b)
 {
 #if LANES > 4
-	vec_half wide = __builtin_convertvector(b, vec_half),
-		 h = (wide << 7 & 0x3f80) | (wide << 8 & 0x8000);
+	vec_half h = half_of_byte(b) << 7 & 0xbf80;
+#if LANES == 16
+	const __m256i magnitude = _mm256_set1_epi16(0x3f80), all = _mm256_set1_epi16(0x7fff);
+	__m256i v = (__m256i)h;
+	__mmask16 nan = _mm256_cmpeq_epi16_mask(_mm256_and_si256(v, magnitude), magnitude);
 
+	h = (vec_half)_mm256_mask_mov_epi16(v, nan, _mm256_or_si256(v, all));
+#else
 	h |= (vec_half)((h & 0x3f80) == 0x3f80) & 0x7fff; /* NaN */
+#endif
 	return vec_of_f16(h) * 256.0f;
 #else
 	vec v;
@@ -248,7 +360,7 @@ INLINE vec vec_load_as(const void *p, const int dtype)
 	}
 	memcpy(&h, p, sizeof(h));
 	if (dtype == AFD_DTYPE_BF16)
-		return (vec)(__builtin_convertvector(h, vec_bits) << 16);
+		return (vec)(bits_of_half(h) << 16);
 	return vec_of_f16(h);
 }
 
