@@ -86,21 +86,24 @@ static void add_part(const struct afd__tensor w[3], const double *x, struct part
 	}
 }
 
-/* What a rank gives for a row; the router sees x as it is. */
+/* What a rank gives for a row; the router sees x as it is. Ends early once a number is near a tie:
+ * nobody looks at y then. */
 static void reference_rank(const struct afd_model *m, uint32_t layer, const struct afd_shard *s,
 	const float *row, double *y)
 {
 	const struct afd__layer *l = &m->arch.layers[layer];
 	uint32_t hidden = m->arch.hidden_size, width;
-	double x[MAX_HIDDEN], weights[REFERENCE_TOP_K];
+	double x[MAX_HIDDEN], as_it_is[MAX_HIDDEN], weights[REFERENCE_TOP_K];
 	int32_t ids[REFERENCE_TOP_K];
 	struct afd__tensor t[3];
 
 	for (uint32_t k = 0; k < hidden; k++)
-		x[k] = row[k];
-	if (l->ffn_kind == AFD_FFN_MOE)
-		reference_route(m, layer, x, ids, weights);
+		x[k] = as_it_is[k] = row[k];
 	quantize(x, hidden, 0);
+	if (nearest_tie <= CLEAR)
+		return;
+	if (l->ffn_kind == AFD_FFN_MOE)
+		reference_route(m, layer, as_it_is, ids, weights);
 	memset(y, 0, hidden * sizeof(*y));
 	if (l->ffn_kind == AFD_FFN_DENSE || l->shared_size) {
 		reference_tensors(m, layer, -1,
@@ -108,7 +111,7 @@ static void reference_rank(const struct afd_model *m, uint32_t layer, const stru
 		width = (uint32_t)t[0].shape[0];
 		add_part(t, x, part_of(width, s->ep * s->n_tp + s->tp, s->n_tp * s->n_ep), 1, y);
 	}
-	for (uint32_t i = 0; l->ffn_kind == AFD_FFN_MOE && i < l->top_k; i++) {
+	for (uint32_t i = 0; l->ffn_kind == AFD_FFN_MOE && i < l->top_k && nearest_tie > CLEAR; i++) {
 		struct part experts = part_of(l->n_experts, s->ep, s->n_ep);
 
 		if ((uint32_t)ids[i] < experts.begin || (uint32_t)ids[i] >= experts.end)
@@ -143,7 +146,7 @@ static void draw_clear(const struct routed_model *m, uint32_t layer, const struc
 	for (uint32_t seed = 1; seed < 500; seed++) {
 		draw_rows(x, N_ROWS * hidden, seed);
 		nearest_tie = 1;
-		for (int row = 0; row < N_ROWS; row++)
+		for (int row = 0; row < N_ROWS && nearest_tie > CLEAR; row++)
 			reference_rank(m->model, layer, s, x + row * hidden,
 				expected + row * hidden);
 		if (nearest_tie > CLEAR)
