@@ -44,7 +44,10 @@ SAFE_GAP = 5e-4  # scores of a router, likewise: the same experts everywhere
 TRAINED = {  # folder under models/ -> prompt
     "tiny-qwen3": "And it shall come to pass in that day, that",
     "tiny-qwen3-moe": "And when he had opened",
-    "tiny-afmoe": "And it shall come to pass in that day, that",
+    # Longer than its window with what is generated.
+    "tiny-afmoe": "And he shall sprinkle of the blood of the sin offering upon the side of the altar; and "
+                  "the rest of the blood shall be wrung out at the bottom of the altar: it is a sin "
+                  "offering.",
 }
 
 
