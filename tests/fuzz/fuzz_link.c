@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Any sequence of frames from a joined peer, to the FFN side ('s') or to the attention side ('a',
- * with a step open and a frame out). The input is a list of (slot, bytes low, bytes high, what lies
- * in the slot). Whatever comes, the link is joined or has failed with a text, parts that are taken
- * lie inside their slots, and every part can be answered.
+ * Any sequence of frames from a joined peer: to the FFN side ('s'), to the attention side ('a', with
+ * a step open and a frame out), or to a rank of an attention group of two ('g' the first, 'h' the
+ * second, with a sum and a gather under way). The input is a list of (slot, bytes low, bytes high,
+ * what lies in the slot). Whatever comes, the link is joined or has failed with a text, parts that
+ * are taken lie inside their slots, every part can be answered, and an operation of a group that is
+ * complete has drained each row of each rank once.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -31,7 +33,7 @@ static void expect(int holds)
 static struct {
 	const uint8_t *data;
 	size_t n_bytes;
-	int held[N_SLOTS], shut;
+	int held[N_SLOTS], sent[N_SLOTS], shut;
 	uint8_t send[N_SLOTS][SLOT_BYTES];
 	uint8_t receive[N_SLOTS][SLOT_BYTES];
 } peer;
@@ -48,6 +50,7 @@ static const void *fuzz_receive_slot(struct afd__wire *wire, uint32_t slot)
 static int fuzz_post_send(struct afd__wire *wire, uint32_t slot, uint32_t bytes)
 {
 	expect(slot < N_SLOTS && bytes <= SLOT_BYTES);
+	peer.sent[slot] = 1;
 	return 0;
 }
 
@@ -64,6 +67,13 @@ static int fuzz_poll(struct afd__wire *wire, struct afd__completion *out, int ma
 	size_t capacity, bytes;
 	uint32_t slot;
 
+	for (slot = 0; slot < N_SLOTS && !peer.shut; slot++) {
+		if (!peer.sent[slot])
+			continue;
+		peer.sent[slot] = 0;
+		*out = (struct afd__completion){ .kind = AFD__SENT, .slot = slot };
+		return 1;
+	}
 	if (peer.shut || peer.n_bytes < 3)
 		return 0;
 	slot = peer.data[0] % N_SLOTS;
@@ -130,7 +140,7 @@ static afd_transport *create(afd_context *ctx, int attention)
 
 static void join(afd_transport *net)
 {
-	struct afd__link *link = net->attention ? net->links[0] : afd__link_create(net, NULL);
+	struct afd__link *link = net->links[0] ? net->links[0] : afd__link_create(net, NULL);
 
 	net->links[0] = link;
 	link->index = 0;
@@ -140,8 +150,12 @@ static void join(afd_transport *net)
 	link->max_rows = MAX_ROWS;
 	link->to_ffn_dtype = link->to_attention_dtype = AFD_DTYPE_F32;
 	link->gate = AFD_GATE_ATTENTION;
-	if (net->attention)
+	if (net->params.group_size > 1) {
+		link->kind = AFD__LINK_IN_GROUP;
+		link->rank = 1 - net->params.group_index;
+	} else if (net->attention) {
 		net->targets[0] = link;
+	}
 	afd__link_joined(link, afd__now_ns());
 }
 
@@ -222,6 +236,97 @@ static void fuzz_attention(afd_context *ctx)
 	afd_transport_destroy(net);
 }
 
+/* ---- a rank of a group: lane 0 has a sum of 20 rows out, lane 1 gathers 5 ---- */
+
+static const uint32_t group_rows[LANES] = { 20, 5 };
+static uint32_t drained_rows[LANES][2]; /* by rank */
+
+static int group_fill(void *user, uint32_t lane, uint32_t row0, uint32_t n_rows, float *slot)
+{
+	expect(n_rows && n_rows <= MAX_ROWS && row0 + n_rows <= group_rows[lane]);
+	memset(slot, 1, n_rows * HIDDEN * sizeof(float));
+	return 1;
+}
+
+static int group_drain(void *user, uint32_t lane, uint32_t rank, uint32_t row0, uint32_t n_rows,
+	const float *slot)
+{
+	const afd_transport *net = user;
+	uint32_t *rows = drained_rows[lane];
+	float copy[MAX_ROWS * HIDDEN];
+	int own = rank == net->params.group_index;
+
+	expect(rank < 2 && n_rows && n_rows <= MAX_ROWS && row0 + n_rows <= group_rows[lane]);
+	expect(own == !slot);
+	if (slot) {
+		const uint8_t *begin = (const uint8_t *)slot;
+
+		expect(begin >= peer.receive[AFD__N_CONTROL]);
+		expect(begin + n_rows * HIDDEN * sizeof(float) <=
+			peer.receive[N_SLOTS - 1] + SLOT_BYTES);
+		memcpy(copy, slot, n_rows * HIDDEN * sizeof(float));
+	}
+	/* A sum takes each range of rows of rank 0 first, then of rank 1. */
+	if (lane == 0)
+		expect(row0 == rows[rank] && rows[0] == row0 + (rank ? n_rows : 0));
+	rows[rank] += n_rows;
+	return 1;
+}
+
+static int group_did(void *user, uint32_t lane)
+{
+	return 1;
+}
+
+static void check_operations(afd_transport *net)
+{
+	for (uint32_t lane = 0; lane < LANES; lane++) {
+		int rc = afd__group_done(net, lane);
+		const uint32_t *rows = drained_rows[lane];
+
+		expect(rc >= 0 || afd_last_error()[0]);
+		if (rc != 1)
+			continue;
+		if (lane == 0)
+			expect(rows[0] == group_rows[0] && rows[1] == group_rows[0]);
+		else
+			expect(rows[1 - net->params.group_index] ==
+				group_rows[1] / 2 + !net->params.group_index);
+	}
+}
+
+static void fuzz_group(afd_context *ctx, uint32_t index)
+{
+	struct afd_contract contract = {
+		.size = sizeof(contract), .hidden_size = HIDDEN, .n_layers = 3
+	};
+	struct afd_transport_params params = { .size = sizeof(params),
+		.max_rows = MAX_ROWS,
+		.lanes = LANES,
+		.group = "loop:fuzz",
+		.group_index = index,
+		.group_size = 2 };
+	struct afd_step_params step = { .size = sizeof(step), .n_rows = { 20, 5 } };
+	struct afd__group_io io = { .fill = group_fill,
+		.filled = group_did,
+		.drain = group_drain,
+		.drained = group_did };
+	int rc = 0;
+
+	memset(drained_rows, 0, sizeof(drained_rows));
+	expect(!afd_transport_create((afd_transport **)&io.user, ctx, &contract, &params));
+	join(io.user);
+	expect(!afd__exchange_begin(io.user, &step));
+	expect(!afd__group_reduce(io.user, 0, 1, group_rows[0], &io) &&
+		!afd__group_gather(io.user, 1, 2, group_rows[1], &io));
+	for (int round = 0; round < 64 && rc >= 0 && peer.n_bytes; round++)
+		rc = afd__exchange_progress(io.user);
+	expect(rc >= 0 || afd_last_error()[0]);
+	check_operations(io.user);
+	check_end(io.user);
+	afd_transport_destroy(io.user);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n_bytes)
 {
 	afd_context *ctx;
@@ -234,6 +339,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n_bytes)
 	expect(!afd_context_create(&ctx, NULL));
 	if (data[0] == 'a')
 		fuzz_attention(ctx);
+	else if (data[0] == 'g' || data[0] == 'h')
+		fuzz_group(ctx, data[0] == 'h');
 	else
 		fuzz_ffn(ctx);
 	afd_context_destroy(ctx);
