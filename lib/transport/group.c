@@ -181,6 +181,7 @@ int afd__group_take(struct afd__link *link, uint32_t slot, const struct afd__hea
 {
 	uint32_t row_slot = slot - AFD__N_CONTROL, lane = row_slot / AFD__SLOTS_PER_LANE;
 	struct afd__slot_in *in = &link->in[row_slot];
+	int rc;
 
 	if (h->kind != AFD__FRAME_COLLECTIVE)
 		return afd__error(-EPROTO, "frame: kind %u is not for a group", h->kind);
@@ -193,11 +194,14 @@ int afd__group_take(struct afd__link *link, uint32_t slot, const struct afd__hea
 	if (h->dtype != AFD_DTYPE_F32)
 		return afd__error(-EPROTO, "collective: dtype is %s, must be f32",
 			afd_dtype_name(h->dtype));
+	rc = afd__wire_check_rows(h, bytes, link->net->contract.hidden_size, link->max_rows);
+	if (rc)
+		return rc;
 	link->turn_came[lane] ^= 1;
 	in->header = *h;
 	in->arrived_ns = now;
 	in->state = AFD__PART_ARRIVED;
-	return afd__wire_check_rows(h, bytes, link->net->contract.hidden_size, link->max_rows);
+	return 0;
 }
 
 int afd__group_control(
@@ -410,10 +414,8 @@ static void drained(afd_transport *net, uint32_t lane, int rc)
 		return;
 	}
 	op->read[rank]++;
-	if (op->type != AFD__REDUCE || ++op->rank < net->params.group_size)
-		return;
-	op->rank = 0;
-	op->part++;
+	if (op->type == AFD__REDUCE && ++op->rank == net->params.group_size)
+		op->rank = 0;
 }
 
 /* 1: the stage reads; 0: nothing to read yet. */
@@ -550,6 +552,17 @@ int afd__group_round(afd_transport *net)
 
 /* ---- time ---- */
 
+/* The last operation of a step gathers what the FFN made of the last layer. */
+static bool is_over(const afd_transport *net, uint32_t lane)
+{
+	const struct afd__group_op *op = &net->groups[lane];
+
+	return op->step == net->step && op->type == AFD__GATHER && !op->active &&
+	       op->layer + 1 == net->contract.n_layers;
+}
+
+/* Between operations, too: a rank whose rows all go to the FFN is waited for by those that have
+ * none, and hears nothing of them. */
 bool afd__group_owes(const struct afd__link *link)
 {
 	const afd_transport *net = link->net;
@@ -557,12 +570,7 @@ bool afd__group_owes(const struct afd__link *link)
 	if (!net->step_open)
 		return false;
 	for (uint32_t lane = 0; lane < net->params.lanes; lane++) {
-		if (net->groups[lane].active)
-			return true;
-	}
-	for (uint32_t i = 0; i < AFD__N_ROW_SLOTS; i++) {
-		if (link->in[i].state == AFD__PART_ARRIVED &&
-			link->in[i].header.step == (uint32_t)net->step)
+		if (link->step_open.n_rows[lane] && !is_over(net, lane))
 			return true;
 	}
 	return false;
@@ -617,8 +625,8 @@ static int start(afd_transport *net, uint8_t type, uint32_t lane, uint32_t layer
 	if (rc)
 		return rc;
 	op = &net->groups[lane];
-	*op = (struct afd__group_op){ .type = type, .layer = layer, .n_rows = n_rows, .io = *io,
-		.filling = AFD__NOBODY, .draining = AFD__NOBODY };
+	*op = (struct afd__group_op){ .type = type, .step = net->step, .layer = layer,
+		.n_rows = n_rows, .io = *io, .filling = AFD__NOBODY, .draining = AFD__NOBODY };
 	if (!n_rows || net->params.group_size == 1)
 		return 0;
 	op->active = true;

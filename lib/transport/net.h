@@ -192,11 +192,11 @@ struct afd__group_op {
 	uint8_t type; /* enum afd__collective_type */
 	int error;
 	char error_text[512];
+	uint64_t step;
 	uint32_t layer, n_rows;
 	struct afd__group_io io;
 	uint32_t filling, draining; /* ranks whose slot the stage writes, reads; AFD__NOBODY */
-	uint32_t rank;              /* reduce: whose turn it is to be drained, */
-	uint16_t part;              /* and of which part */
+	uint32_t rank;              /* reduce: whose turn it is to be drained */
 	uint16_t sent[AFD__GROUP_MAX], read[AFD__GROUP_MAX]; /* parts, by rank */
 	bool waits[AFD__GROUP_MAX];                          /* counted in the link's n_owed */
 };

@@ -513,6 +513,49 @@ static void a_rank_that_computes_may_take_longer_than_the_deadline(void **state)
 	end_group(2);
 }
 
+/* Rank 1 has the only row: while it is at the FFN nothing crosses between the ranks. */
+static void a_rank_at_the_ffn_is_heard_by_those_that_have_no_rows(void **state)
+{
+	uint64_t until;
+
+	make_group(2, 200);
+	begin_all(2, 1);
+	for (uint32_t r = 0; r < 2; r++)
+		assert_int_equal(start(&ranks[r], AFD__REDUCE, 0, LAYERS - 1, 1), 0);
+	finish_all(2, 0, 0);
+	assert_int_equal(start(&ranks[0], AFD__GATHER, 0, LAYERS - 1, 1), 0);
+	for (until = now_ms() + 700; now_ms() < until; sleep_ms(5)) {
+		for (uint32_t r = 0; r < 2; r++)
+			assert_true(afd__exchange_progress(ranks[r].net) >= 0);
+	}
+	assert_int_equal(start(&ranks[1], AFD__GATHER, 0, LAYERS - 1, 1), 0);
+	finish_all(2, 0, 0);
+	end_group(2);
+}
+
+/* ---- a rank that lies ---- */
+
+static void a_part_that_is_cut_short_is_refused_and_never_read(void **state)
+{
+	enum { SLOT = AFD__N_CONTROL, N_ROWS = 2, SHORT = HIDDEN * sizeof(float) };
+	struct afd__header h = { .header_bytes = AFD__HEADER_BYTES, .kind = AFD__FRAME_COLLECTIVE,
+		.type = AFD__REDUCE, .dtype = AFD_DTYPE_F32, .step = 1, .n_rows = N_ROWS,
+		.n_parts = 1 };
+	struct afd__link *link;
+
+	make_group(2, 0);
+	begin_all(2, N_ROWS);
+	assert_int_equal(start(&ranks[0], AFD__REDUCE, 0, 0, N_ROWS), 0);
+	assert_true(afd__exchange_progress(ranks[0].net) >= 0);
+	link = ranks[1].net->links[0];
+	h.sequence = link->sequence_out + 1;
+	afd__wire_encode(link->wire.ops->send_slot(&link->wire, SLOT), &h);
+	assert_int_equal(
+		link->wire.ops->post_send(&link->wire, SLOT, AFD__HEADER_BYTES + SHORT), 0);
+	expect_error(finish(&ranks[0], 0, 2000), -EPROTO, "bytes follow the header, 2 rows of");
+	end_group(2);
+}
+
 /* ---- meeting ---- */
 
 static void a_rank_that_does_not_come_is_named_after_the_timeout(void **state)
@@ -668,6 +711,8 @@ int main(int argc, char **argv)
 		RIG_TEST(a_rank_that_leaves_in_the_middle_is_named),
 		RIG_TEST(a_silent_rank_is_named_after_the_deadline),
 		RIG_TEST(a_rank_that_computes_may_take_longer_than_the_deadline),
+		RIG_TEST(a_rank_at_the_ffn_is_heard_by_those_that_have_no_rows),
+		RIG_TEST(a_part_that_is_cut_short_is_refused_and_never_read),
 		RIG_TEST(a_rank_that_does_not_come_is_named_after_the_timeout),
 		RIG_TEST(ranks_that_do_not_fit_are_refused_by_field),
 		RIG_TEST(groups_and_ffn_peers_do_not_mix),
