@@ -26,18 +26,7 @@ void afd__attn_group_share(const struct afd_attn *attn, struct afd__lane *lane)
 static int copy_rows(
 	struct afd_attn *attn, struct afd__lane *lane, const float *src, float *dst, uint32_t n_rows)
 {
-	size_t row_bytes = attn->arch->hidden_size * sizeof(float);
-	const struct afd__convert_args convert = {
-		.src = src,
-		.dst = dst,
-		.src_stride = row_bytes,
-		.dst_stride = row_bytes,
-		.n_rows = n_rows,
-		.width = attn->arch->hidden_size,
-		.src_dtype = AFD_DTYPE_F32,
-		.dst_dtype = AFD_DTYPE_F32,
-	};
-	int rc = afd__convert(&attn->queue, &convert);
+	int rc = afd__attn_convert_rows(attn, src, AFD_DTYPE_F32, dst, AFD_DTYPE_F32, n_rows);
 
 	return rc ? rc : afd__attn_slot_enqueued(attn, lane);
 }

@@ -11,6 +11,7 @@
 #include <assert.h>
 #include <string.h>
 
+#include "../ffn/choice.h"
 #include "attn.h"
 
 bool afd__attn_routes(const struct afd_attn *attn, uint32_t layer)
@@ -84,65 +85,21 @@ void afd__attn_route_destroy(struct afd_attn *attn)
 
 /* ---- the choice ---- */
 
-/* x becomes what the FFN peers will see of it. */
-static int round_rows(struct afd_attn *attn, const struct afd__lane *lane)
-{
-	uint32_t hidden = attn->arch->hidden_size;
-	int32_t dtype = attn->params.to_ffn_dtype;
-	struct afd__convert_args convert = {
-		.src = afd__attn_rows(attn, attn->memory.x, lane->own_row0),
-		.dst = attn->memory.wire,
-		.src_stride = hidden * sizeof(float),
-		.dst_stride = hidden * afd_dtype_bytes(dtype),
-		.n_rows = lane->n_own_rows,
-		.width = hidden,
-		.src_dtype = AFD_DTYPE_F32,
-		.dst_dtype = dtype,
-	};
-	int rc;
-
-	if (dtype == AFD_DTYPE_F32)
-		return 0;
-	rc = afd__convert(&attn->queue, &convert);
-	convert.dst = (void *)convert.src;
-	convert.src = attn->memory.wire;
-	convert.src_stride = convert.dst_stride;
-	convert.dst_stride = hidden * sizeof(float);
-	convert.src_dtype = dtype;
-	convert.dst_dtype = AFD_DTYPE_F32;
-	return rc ? rc : afd__convert(&attn->queue, &convert);
-}
-
 static int choose(struct afd_attn *attn, const struct afd__lane *lane)
 {
 	const struct afd__attn_layer *layer = &attn->weights.layers[lane->layer];
-	const struct afd__router *router = &layer->arch->router;
-	const struct afd__product_args product = {
-		.x = afd__attn_rows(attn, attn->memory.x, lane->own_row0),
-		.x_stride = attn->arch->hidden_size,
-		.w = layer->router,
-		.y = attn->memory.router_logits,
-		.y_stride = layer->arch->n_experts,
-		.n_rows = lane->n_own_rows,
-	};
-	const struct afd__route_args route = {
-		.logits = attn->memory.router_logits,
+	const struct afd__choice choice = {
+		.arch = layer->arch,
+		.router = layer->router,
 		.bias = layer->router_bias,
+		.x = afd__attn_rows(attn, attn->memory.x, lane->own_row0),
+		.logits = attn->memory.router_logits,
 		.ids = attn->memory.expert_ids,
 		.weights = attn->memory.expert_weights,
 		.n_rows = lane->n_own_rows,
-		.n_experts = layer->arch->n_experts,
-		.top_k = layer->arch->top_k,
-		.n_groups = router->n_groups,
-		.top_groups = router->top_groups,
-		.score = router->score,
-		.normalize = router->normalize,
-		.epsilon = router->epsilon,
-		.scale = router->scale,
 	};
-	int rc = afd__product(&attn->queue, &product);
 
-	return rc ? rc : afd__route(&attn->queue, &route);
+	return afd__choose_experts(&attn->queue, &choice);
 }
 
 int afd__attn_enqueue_route(struct afd_attn *attn, const struct afd__lane *lane)
@@ -150,7 +107,7 @@ int afd__attn_enqueue_route(struct afd_attn *attn, const struct afd__lane *lane)
 	struct afd__attn_route *r = &attn->route;
 	size_t at = (size_t)lane->own_row0 * r->top_k;
 	size_t bytes = (size_t)lane->n_own_rows * r->top_k * sizeof(*r->ids);
-	int rc = round_rows(attn, lane);
+	int rc = afd__attn_round_rows(attn, lane);
 
 	rc = rc ? rc : choose(attn, lane);
 	rc = rc ? rc

@@ -5,41 +5,26 @@
  * rest, so that a row with nothing here is +0.0 exactly.
  *
  * Ids and weights are the peer's, or are found here; both have the same bits, since the router
- * reads x as it crossed the wire, and with one kernel. Called by layer.c.
+ * reads x as it crossed the wire, by the same operations (choice.c). Called by layer.c.
  */
+#include "choice.h"
 #include "stage.h"
 
-static int enqueue_route(
-	struct afd_ffn *ffn, struct afd__queue *q, const struct afd__ffn_call *call)
+static int choose(struct afd_ffn *ffn, struct afd__queue *q, const struct afd__ffn_call *call)
 {
 	const struct afd__ffn_layer *layer = &ffn->weights.layers[call->layer - ffn->first_layer];
-	const struct afd__router *router = &layer->arch->router;
-	struct afd__product_args product = {
-		.x = call->x,
-		.x_stride = ffn->hidden,
-		.w = layer->router,
-		.y = ffn->logits,
-		.y_stride = layer->arch->n_experts,
-		.n_rows = call->n_rows,
-	};
-	struct afd__route_args route = {
-		.logits = ffn->logits,
+	const struct afd__choice choice = {
+		.arch = layer->arch,
+		.router = layer->router,
 		.bias = layer->router_bias,
+		.x = call->x,
+		.logits = ffn->logits,
 		.ids = ffn->ids,
 		.weights = ffn->expert_weights,
 		.n_rows = call->n_rows,
-		.n_experts = layer->arch->n_experts,
-		.top_k = layer->arch->top_k,
-		.n_groups = router->n_groups,
-		.top_groups = router->top_groups,
-		.score = router->score,
-		.normalize = router->normalize,
-		.epsilon = router->epsilon,
-		.scale = router->scale,
 	};
-	int rc = afd__product(q, &product);
 
-	return rc ? rc : afd__route(q, &route);
+	return afd__choose_experts(q, &choice);
 }
 
 static int enqueue_experts(struct afd_ffn *ffn, struct afd__queue *q,
@@ -91,7 +76,7 @@ int afd__ffn_routed(struct afd_ffn *ffn, struct afd__queue *q, const struct afd_
 	int rc = 0;
 
 	if (!c.ids) {
-		rc = enqueue_route(ffn, q, call);
+		rc = choose(ffn, q, call);
 		c.ids = ffn->ids;
 		c.weights = ffn->expert_weights;
 	}
