@@ -15,7 +15,7 @@
 #
 #   --threads N     of each process (default: cores divided by processes, at least 1)
 #   --max-peers, --gather-us, --metrics and the flags that both tools have go to the FFN processes
-#   --via shm       the transport; others are not in this version
+#   --via shm       the transport: shm, or where the build has them tcp[:HOST] and verbs[:HOST] (default HOST: 127.0.0.1)
 #   --tools DIR     where afd-generate and afd-serve-ffn are (default: the build beside this script, or PATH)
 #   {} in the FILE of --logits and --trace stands for the number of the attention group, in --metrics for that of the
 #   FFN process; where there are several of them it must be there. --logits takes one sequence of each group.
@@ -76,6 +76,7 @@ kinds() {
 		KIND[${BASH_REMATCH[1]}]=alone
 		if [ -n "${BASH_REMATCH[2]}" ] && [ -z "${BASH_REMATCH[3]}" ]; then KIND[${BASH_REMATCH[1]}]=value; fi
 	done < <("$TOOLS/$1" --help)
+	[ -n "${KIND[model]-}" ] || refuse "$TOOLS/$1: cannot be run" 1
 }
 
 # take FLAG VALUE WORD...: gives the words of one flag to the tools that have it.
@@ -84,7 +85,10 @@ take() {
 	shift 2
 	case $name in
 	ffn | ffn-tp | ffn-ep | listen | attention-tp | attention-group) refuse "--$name: the layout says it" ;;
-	via) [ "$value" = shm ] || refuse "--via $value: not in this version, limit shm" ;;
+	via)
+		[[ $value =~ ^(shm|(tcp|verbs)(:.+)?)$ ]] || refuse "--via: value '$value', limit shm, tcp[:HOST] or verbs[:HOST]"
+		VIA=$value
+		;;
 	tools) [ -n "$value" ] || refuse "--tools: the value is empty" ;;
 	help) print_help ;;
 	version) exec "$TOOLS/afd-generate" --version ;;
@@ -197,7 +201,7 @@ divide_input() {
 # ---- processes ----
 
 PIDS=() NAMES=() STATES=() ERRORS=() PARTIAL=() # of every process, in the order of starting
-SCRATCH="" TICK="" INTERRUPTED=0
+SCRATCH="" TICK="" INTERRUPTED=0 VIA=shm
 
 # start NAME OUT COMMAND...: the process dies with this script even when nobody can tell it to.
 start() {
@@ -229,9 +233,10 @@ look() {
 		kill -0 "${PIDS[i]}" 2>/dev/null || STATES[i]=ended
 		forward_errors "$i"
 		[ "${STATES[i]}" = ended ] || continue
-		wait "${PIDS[i]}"
+		wait "${PIDS[i]}" 2>/dev/null # bash has its own words for a killed one
 		status=$?
 		if [ $status -gt 128 ]; then refuse "${NAMES[i]}: killed by signal $((status - 128))" 1; fi
+		[ $status -le 2 ] || refuse "${NAMES[i]}: exit status $status" 1
 		[ $status = 0 ] || exit $status
 		[ "$STAGE" != serving ] || [[ ${NAMES[i]} != afd-serve-ffn* ]] || refuse "${NAMES[i]}: ended while it was needed" 1
 	done
@@ -266,7 +271,7 @@ end() {
 		read -r -t 0.02 -u "$TICK"
 	done
 	signal_running KILL
-	wait
+	wait 2>/dev/null
 	[ -z "$SCRATCH" ] || rm -rf "$SCRATCH"
 }
 
@@ -281,14 +286,31 @@ prepare() {
 	exec {TICK}<>"$SCRATCH/tick"
 	DIE_WITH_US=()
 	path=$(command -v setpriv) && "$path" --pdeathsig TERM true 2>/dev/null && DIE_WITH_US=("$path" --pdeathsig TERM --)
-	ADDRESS=shm:launch.$$.${SCRATCH##*.}
+	[[ $VIA == *:* || $VIA == shm ]] || VIA+=:127.0.0.1
+	NAME=launch.$$.${SCRATCH##*.}
+}
+
+# address WHO: sets ADDRESS to one where that process can listen. Of a port, servers tell which one they got; an attention
+# group must know it before, so it gets one that is free now.
+address() {
+	local port=0
+	if [ "$VIA" = shm ]; then
+		ADDRESS=shm:$NAME.$1
+		return
+	fi
+	if [[ $1 == a* ]]; then
+		port=$(python3 -c 'import socket, sys; s = socket.create_server((sys.argv[1], 0)); print(s.getsockname()[1])' "${VIA#*:}") ||
+			refuse "--via $VIA: no free port" 1
+	fi
+	ADDRESS=$VIA:$port
 }
 
 start_servers() {
 	local i shard args ready=() line
 	for ((i = 0; i < N_FFN; i++)); do
 		shard=$((i % (FFN_TP * FFN_EP)))
-		args=(--listen "$ADDRESS.f$i" --ffn-tp "$((shard % FFN_TP))/$FFN_TP" --ffn-ep "$((shard / FFN_TP))/$FFN_EP")
+		address "f$i"
+		args=(--listen "$ADDRESS" --ffn-tp "$((shard % FFN_TP))/$FFN_TP" --ffn-ep "$((shard / FFN_TP))/$FFN_EP")
 		[ -z "${FILES[metrics]+1}" ] || args+=(--metrics "${FILES[metrics]//"{}"/$i}")
 		start "afd-serve-ffn $i" "$SCRATCH/ready.$i" "$TOOLS/afd-serve-ffn" "${SERVE[@]}" "${args[@]}"
 	done
@@ -306,9 +328,10 @@ start_groups() {
 		args=("${GENERATE[@]}" "${FFN_FLAGS[@]}")
 		[ -z "${INPUT[group]+1}" ] || args+=(--batch "${INPUT[group]}" --seed "${SEED[group]}")
 		[ -z "${FILES[logits]+1}" ] || args+=(--logits "${FILES[logits]//"{}"/$group}")
+		[ "$ATTENTION_TP" = 1 ] || address "a$group"
 		[ -z "${FILES[trace]+1}" ] || args+=(--trace "${FILES[trace]//"{}"/$group}")
 		for ((rank = 0; rank < ATTENTION_TP; rank++)); do
-			[ "$ATTENTION_TP" = 1 ] || args+=(--attention-tp "$rank/$ATTENTION_TP" --attention-group "$ADDRESS.a$group")
+			[ "$ATTENTION_TP" = 1 ] || args+=(--attention-tp "$rank/$ATTENTION_TP" --attention-group "$ADDRESS")
 			start "afd-generate $group" "$SCRATCH/out.$group.$rank" "$TOOLS/afd-generate" "${args[@]}"
 		done
 	done

@@ -5,11 +5,13 @@
 # memory, prints what they wrote, how fast, and whether a single process writes the same. Leaves no process behind.
 #
 #   examples/quickstart.sh [MODEL_DIR]      a checkpoint directory of Hugging Face; default models/tiny-qwen3
+#
+# models/ has others to try; examples/launch.sh runs any layout of them.
 set -eu
 CALLED_FROM=$PWD
 cd "$(dirname "$0")/.."
 case ${1-} in
--h | --help) sed -n '4,7s/^# \{0,1\}//p' "$0" && exit 0 ;;
+-h | --help) sed -n '4,9s/^# \{0,1\}//p' "$0" && exit 0 ;;
 /*) MODEL=$1 ;;
 "") MODEL=models/tiny-qwen3 ;;
 *) MODEL=$CALLED_FROM/$1 ;;

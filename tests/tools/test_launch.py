@@ -122,10 +122,16 @@ class Refusals(Case):
                             (["--lanes", "9"], ["--lanes", "9"]), (["--lanes"], ["--lanes", "missing"]),
                             (["--json=yes"], ["--json"]), (["--ffn", "shm:x"], ["--ffn", "layout"]), (["more"], ["more"]),
                             (["--attention-tp", "0/2"], ["--attention-tp", "layout"]), (["--max-peers", "0"], ["--max-peers", "0"]),
-                            (["--via", "tcp"], ["--via tcp", "shm"]), (["--via", "verbs"], ["--via verbs", "shm"]),
+                            (["--via", "rdma"], ["--via", "rdma", "shm, tcp"]), (["--via", ""], ["--via", "shm, tcp"]),
                             (["--tools", "/"], ["--tools /"])):
             self.refuse("1A:1F", "--ids", "1", *args, words=words)
         self.refuse("1A:1F", words=["--ids", "--batch"])
+
+    def test_a_transport_that_the_build_lacks_is_named(self):
+        have = run("afd-serve-ffn", "--model", WIDE, "--listen", "nothing:x").stderr
+        for name in ("tcp", "verbs"):
+            if f"{name}:" not in have:
+                self.refuse("1A:1F", "--ids", "1", "--via", name, words=["afd-serve-ffn", f"{name}: is not part of this build"])
 
     def test_a_missing_model_and_a_missing_layout_are_named(self):
         done = subprocess.run([LAUNCH, "1A:1F", "--tools", tool(""), "--ids", "1"], text=True, capture_output=True, timeout=60)
@@ -153,6 +159,15 @@ class Refusals(Case):
     def test_a_model_that_cannot_be_opened_gives_the_error_of_the_tool(self):
         self.refuse("1A:1F", "--ids", "1", model=self.scratch / "none", status=1, words=["afd-serve-ffn", "none"])
 
+    def test_tools_that_cannot_be_run_are_named(self):
+        for name in ("afd-generate", "afd-serve-ffn"):
+            (self.scratch / name).write_text("#!/bin/sh\necho no >&2\nexit 127\n")
+            (self.scratch / name).chmod(0o755)
+        command = [LAUNCH, "1A:1F", "--tools", self.scratch, "--model", WIDE, "--ids", "1"]
+        done = subprocess.run(command, text=True, capture_output=True, timeout=60)
+        self.assertEqual((done.returncode, done.stdout), (1, ""))
+        self.assertEqual(done.stderr, f"no\nlaunch.sh: {self.scratch}/afd-generate: cannot be run\n")
+
     def test_more_shards_than_there_are_experts_give_the_error_of_the_tool(self):
         process = self.launch("1A:9F(ep9)", MOE, "--ids", "1", "--gate", "ffn")
         out, err = process.communicate(timeout=60)
@@ -173,7 +188,7 @@ class Ends(Case):
                              "--logits", self.place / "{}.npy", "--metrics", self.place / "m.{}", TMPDIR=str(self.place / "tmp"))
         metrics = self.place / "m.1"
         self.until("rows cross", lambda: metrics.exists() and self.metric(metrics, "afd_ffn_rows_total") > 100
-                   and self.metric(metrics, "afd_ffn_peers") == 2)
+                   and self.metric(metrics, "afd_ffn_peers") == int(layout[0]))
         return launch, children(launch.pid)
 
     def expect_nothing_left(self, pids):
@@ -227,13 +242,14 @@ class Ends(Case):
         self.assertEqual(segments(), self.segments)
 
     def test_a_killed_process_of_either_kind_ends_the_layout_with_an_error(self):
-        for kind in ("afd-serve-ffn", "afd-generate"):
-            with self.subTest(kind):
-                launch, pids = self.begin()
+        for layout, kind in (("2A:2F(tp2)", "afd-serve-ffn"), ("2A:2F(tp2)", "afd-generate")):
+            with self.subTest(f"{layout} {kind}"):
+                launch, pids = self.begin(layout)
                 os.kill(next(pid for pid, words in pids.items() if words[0].endswith(kind)), signal.SIGKILL)
                 out, err = launch.communicate(timeout=10)
                 self.assertEqual((launch.returncode, out), (1, ""))
-                self.assertRegex(err, "killed by signal 9|link shm:launch")
+                self.assertRegex(err, "killed by signal 9|link shm:launch|attention group")
+                self.assertNotIn("launch.sh: line", err)
                 self.expect_nothing_left(pids)  # but for the unfinished file of a generator that was killed
 
     def test_a_server_that_is_ended_from_outside_is_an_error(self):
