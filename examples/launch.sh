@@ -162,9 +162,16 @@ split_batch() { # FILE GROUPS SEED
 	python3 - "$1" "$2" "$3" "$SCRATCH" <<-'PY'
 	import json, sys
 	path, n, seed, scratch = sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4]
+
+	def refuse(text):
+	    raise ValueError(text)
+
+	def unique(pairs):
+	    return dict(pairs) if len(dict(pairs)) == len(pairs) else refuse("a key stands twice")
+
 	try:
 	    with open(path, encoding="utf-8") as file:
-	        entries = json.load(file)
+	        entries = json.load(file, parse_constant=refuse, object_pairs_hook=unique)
 	except (OSError, ValueError, RecursionError):
 	    sys.exit(0)
 	if not isinstance(entries, list) or not entries or not (seed.isascii() and seed.isdigit()):

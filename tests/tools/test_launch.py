@@ -148,7 +148,8 @@ class Refusals(Case):
         self.refuse("2A:1F", "--batch", batch, "--logits", "{}.npy", words=["--logits", "2 sequences", "group 1"])
 
     def test_an_unreadable_batch_gives_the_error_of_the_tool(self):
-        for text in ("[", "{}", "[]", '[{"ids": 3}]'):
+        for text in ("[", "{}", "[]", '[{"ids": 3}]', '[{"ids": [1], "ids": [2]}, {"ids": [3]}]', '[{"ids": [1], "seed": NaN}]',
+                     "[" * 9999):
             path = self.scratch / "bad.json"
             path.write_text(text)
             process = self.launch("2A:1F", WIDE, "--batch", path, "--log", "error")
