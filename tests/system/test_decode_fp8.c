@@ -235,9 +235,10 @@ static void note_progress(void *user, uint64_t done, uint64_t total)
 	seen[1] = total;
 }
 
-static void progress_counts_the_scales(void **state)
+static void scales_count_as_loaded(void **state)
 {
 	struct afd_role_info role = { .size = sizeof(role) };
+	struct afd_attn_stats stats = { .size = sizeof(stats) };
 	uint64_t seen[2] = { 0 };
 	struct rig_params params = { .attn = { .progress = note_progress, .progress_user = seen } };
 	struct golden golden;
@@ -249,6 +250,8 @@ static void progress_counts_the_scales(void **state)
 	assert_int_equal(afd_model_role(rig.model, AFD_ROLE_ATTENTION, &role), 0);
 	assert_int_equal(seen[0], role.bytes);
 	assert_int_equal(seen[1], role.bytes);
+	assert_int_equal(afd_attn_stats(rig.attn, &stats), 0);
+	assert_int_equal(stats.stored_bytes, role.bytes);
 	rig_close(&rig);
 	golden_close(&golden);
 }
@@ -263,7 +266,7 @@ int main(void)
 		cmocka_unit_test(each_layer_tells_the_scales_of_the_checkpoint),
 		cmocka_unit_test(caches_without_scales_or_of_another_dtype_say_1),
 		cmocka_unit_test(a_scale_that_is_no_positive_number_is_refused_by_name),
-		cmocka_unit_test(progress_counts_the_scales),
+		cmocka_unit_test(scales_count_as_loaded),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
