@@ -2,7 +2,8 @@
 /*
  * afd-generate: continues sequences of token ids. With --ffn the FFN is done by that peer; without,
  * by a stage in this process, with rows rounded as on a wire: the ids and the logits are the same
- * either way.
+ * either way. Of an attention group rank 0 prints and writes; the others compute the same and are
+ * silent.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -28,9 +29,10 @@
 
 struct flags {
 	struct tool_stage stage;
-	const char *ids, *batch, *logits, *trace;
+	const char *ids, *batch, *logits, *trace, *group;
 	struct tool_list ffn, eos;
 	uint32_t max_tokens, lanes, gate, kv_pages, page_size, prefill_chunk, top_k;
+	uint32_t rank[2]; /* index and number in the attention group */
 	int32_t wire_dtypes[2], kv_dtype;
 	double temperature, top_p;
 	uint64_t seed;
@@ -87,7 +89,26 @@ static int check_flags(const struct flags *flags)
 	if (!flags->ids == !flags->batch)
 		return tool_fail(TOOL_USAGE, "--ids, --batch: %s given, limit one of them",
 			flags->ids ? "both" : "none");
+	if (flags->rank[1] > 1 && !flags->group)
+		return tool_fail(TOOL_USAGE,
+			"--attention-tp %" PRIu32 "/%" PRIu32 ": --attention-group is not given, "
+			"limit 0/1 without it",
+			flags->rank[0], flags->rank[1]);
+	if (flags->group && flags->rank[1] < 2)
+		return tool_fail(TOOL_USAGE,
+			"--attention-group %s: --attention-tp is 0/1, limit 2 ranks or more",
+			flags->group);
 	return TOOL_DONE;
+}
+
+/* Rank 0 prints and writes for its group; of the others errors are seen. */
+static void hush(struct flags *f)
+{
+	if (!f->rank[0])
+		return;
+	f->logits = f->trace = NULL;
+	if (!f->stage.log)
+		f->stage.log = AFD_LOG_ERROR;
 }
 
 static int read_eos(struct program *program)
@@ -167,6 +188,9 @@ static int create_transport(struct program *program)
 		.connect_timeout_ms = flags->stage.connect_timeout_ms,
 		.to_ffn_dtype = flags->wire_dtypes[0],
 		.to_attention_dtype = flags->wire_dtypes[1],
+		.group = flags->group,
+		.group_index = flags->rank[0],
+		.group_size = flags->rank[1],
 	};
 	int rc;
 
@@ -242,7 +266,7 @@ static int create_attention(struct program *program)
 		.page_size = flags->page_size,
 		.kv_dtype = flags->kv_dtype,
 		.quantize_activations = flags->stage.quantize,
-		.progress = tool_progress_show,
+		.progress = flags->rank[0] ? NULL : tool_progress_show,
 		.progress_user = &progress,
 	};
 
@@ -256,7 +280,7 @@ static int create_attention(struct program *program)
 		return tool_fail(
 			TOOL_FAILED, "kv: %" PRIu64 " pages, limit %" PRIu32, n_pages, UINT32_MAX);
 	snprintf(what, sizeof what, "loading %s", flags->stage.model);
-	if (program->ffn) {
+	if (!program->net) {
 		params.to_ffn_dtype = flags->wire_dtypes[0];
 		params.to_attention_dtype = flags->wire_dtypes[1];
 		params.lanes = choose_lanes(program);
@@ -293,8 +317,10 @@ static int create(struct program *program)
 			.top_k = flags->top_k },
 	};
 	status = check_ids(program);
-	if (!status)
-		status = flags->ffn.n_items ? create_transport(program) : create_ffn(program);
+	if (!status && (flags->ffn.n_items || flags->group))
+		status = create_transport(program);
+	if (!status && !flags->ffn.n_items)
+		status = create_ffn(program);
 	return status ? status : create_attention(program);
 }
 
@@ -317,11 +343,14 @@ static json_t *peers_json(const struct program *program)
 	struct afd_peer_info peer = { .size = sizeof peer };
 	json_t *list = json_array();
 
-	for (uint32_t i = 0; program->net && !afd_transport_peer(program->net, i, &peer); i++)
+	for (uint32_t i = 0; program->net && !afd_transport_peer(program->net, i, &peer); i++) {
+		if (peer.role == AFD_ROLE_ATTENTION)
+			continue;
 		json_array_append_new(
 			list, json_pack("{s:s, s:I, s:I, s:I}", "address", peer.address, "parts",
 				      (json_int_t)peer.n_parts, "rows", (json_int_t)peer.n_rows,
 				      "resent_rows", (json_int_t)peer.n_resent_rows));
+	}
 	return list;
 }
 
@@ -393,7 +422,7 @@ static int generate(const struct flags *flags)
 		rc = trace_write(&program.trace); /* of a failed run too: it shows where */
 		status = status ? status : rc;
 	}
-	if (!status)
+	if (!status && !flags->rank[0])
 		status = flags->json ? print_json(&program) : print_ids(&program.input);
 	destroy(&program);
 	return status;
@@ -401,7 +430,9 @@ static int generate(const struct flags *flags)
 
 /* ---- flags ---- */
 
-static struct flags flags = { .max_tokens = 16, .lanes = 1, .page_size = 16, .top_p = 1 };
+static struct flags flags = {
+	.max_tokens = 16, .lanes = 1, .page_size = 16, .top_p = 1, .rank = { 0, 1 }
+};
 
 static const struct tool_option options[] = {
 	TOOL_OPTIONS_STAGE(flags.stage),
@@ -434,10 +465,11 @@ static const struct tool_option options[] = {
 		tool_set_u32, &flags.prefill_chunk, 0, MAX_STEP_ROWS },
 	{ "gate", "attention|ffn", "attention", "which side routes rows to experts", set_gate,
 		&flags.gate, 0, 0 },
-	{ "attention-tp", "i/n", "0/1", "attention rank; other values are not in this version",
-		tool_set_whole, NULL, 0, 0 },
-	{ "attention-group", "ADDR", NULL, "where attention ranks meet; not in this version",
-		tool_set_later, NULL, 0, 0 },
+	{ "attention-tp", "i/n", "0/1", "attention rank i of n, 2 to 64 of them: part of the heads",
+		tool_set_shard, flags.rank, 0, 0 },
+	{ "attention-group", "ADDR", NULL,
+		"where rank 0 listens and the other attention ranks connect, shm:NAME",
+		tool_set_text, &flags.group, 0, 0 },
 	{ "temperature", "T", "0: greedy", "sampling temperature, 0 to 100", tool_set_real,
 		&flags.temperature, 0, 100 },
 	{ "top-k", "K", "0: off", "sample from the K largest logits", tool_set_u32, &flags.top_k, 0,
@@ -468,6 +500,7 @@ int main(int argc, char **argv)
 	sigaction(SIGINT, &action, NULL);
 	sigaction(SIGTERM, &action, NULL);
 	status = check_flags(&flags);
+	hush(&flags);
 	if (!status)
 		status = generate(&flags);
 	free(flags.ffn.items);

@@ -206,11 +206,6 @@ int tool_set_shard(const struct tool_option *option, const char *value)
 	return TOOL_DONE;
 }
 
-int tool_set_whole(const struct tool_option *option, const char *value)
-{
-	return set_only(option, value, "0/1");
-}
-
 int tool_set_one(const struct tool_option *option, const char *value)
 {
 	return set_only(option, value, "1");

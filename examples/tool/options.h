@@ -51,10 +51,8 @@ int tool_set_dtypes(
 int tool_set_device(const struct tool_option *option, const char *value); /* const char * */
 int tool_set_shard(
 	const struct tool_option *option, const char *value); /* uint32_t [2]: i/n, i below n */
-int tool_set_whole(const struct tool_option *option,
-	const char *value); /* takes "0/1" only: shards are later work */
 int tool_set_one(
-	const struct tool_option *option, const char *value); /* takes "1" only, likewise */
+	const struct tool_option *option, const char *value); /* takes "1" only: more is later work */
 int tool_set_zero(
 	const struct tool_option *option, const char *value); /* takes "0" only, likewise */
 int tool_set_later(const struct tool_option *option, const char *value); /* takes nothing */
