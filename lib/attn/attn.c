@@ -249,7 +249,7 @@ static void tear_down(struct afd_attn *attn)
 	/* In a child of fork nobody runs what the step has enqueued, and peers are not to hear of
 	 * it. */
 	if (attn->step.state != AFD__STEP_NONE && attn->ctx->pid == getpid())
-		afd__attn_step_abandon(attn);
+		afd__attn_step_abandon(attn, NULL);
 	if (attn->device)
 		afd__queue_close(&attn->queue);
 	afd__attn_metrics_destroy(attn);

@@ -244,8 +244,9 @@ int afd__attn_group_gather(struct afd_attn *attn, uint32_t lane);
 int afd__attn_group_done(struct afd_attn *attn, uint32_t lane);
 
 /* ---- step.c ---- */
-/* Ends what is under way as if it had not begun. */
-void afd__attn_step_abandon(struct afd_attn *attn);
+/* Ends what is under way as if it had not begun; cause: why, for the other ranks of the group (NULL:
+ * it is given up). */
+void afd__attn_step_abandon(struct afd_attn *attn, const char *cause);
 /* The device owes us something. */
 bool afd__attn_waits_for_device(const struct afd_attn *attn);
 

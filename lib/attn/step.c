@@ -92,11 +92,11 @@ static void settle_device(struct afd_attn *attn)
 			"the operations of a step that ends");
 }
 
-void afd__attn_step_abandon(struct afd_attn *attn)
+void afd__attn_step_abandon(struct afd_attn *attn, const char *cause)
 {
 	settle_device(attn);
 	if (attn->step.opened)
-		afd_transport_cancel(attn->net);
+		afd__exchange_cancel(attn->net, cause);
 	afd__batch_restore(&attn->batch);
 	attn->step.state = AFD__STEP_NONE;
 }
@@ -107,7 +107,7 @@ static int fail(struct afd_attn *attn, int rc)
 	char text[512];
 
 	afd__error_save(text, sizeof(text));
-	afd__attn_step_abandon(attn);
+	afd__attn_step_abandon(attn, text);
 	return afd__error(rc, "%s", text);
 }
 
@@ -131,7 +131,7 @@ int afd_attn_cancel(afd_attn *attn)
 	int rc = afd__context_check(attn ? attn->ctx : NULL, "attn");
 
 	if (!rc && attn->step.state != AFD__STEP_NONE)
-		afd__attn_step_abandon(attn);
+		afd__attn_step_abandon(attn, NULL);
 	return rc;
 }
 

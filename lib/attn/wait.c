@@ -114,7 +114,7 @@ int afd_attn_step(afd_attn *attn, const struct afd_batch *batch, int32_t timeout
 	rc = rc ? rc : afd_attn_wait(attn, timeout_ms);
 	if (rc < 0 && attn && afd_attn_busy(attn) > 0) {
 		afd__error_save(text, sizeof(text));
-		afd__attn_step_abandon(attn);
+		afd__attn_step_abandon(attn, text);
 		return afd__error(rc, "%s", text);
 	}
 	return rc;

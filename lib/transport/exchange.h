@@ -106,9 +106,10 @@ struct afd__frame_io {
 };
 
 /* The step is opened as by afd_transport_begin. Cancel ends all frames without a word to their
- * callers; fills and drains that are under way are still asked for, until they are done. */
+ * callers; fills and drains that are under way are still asked for, until they are done. The other
+ * ranks of a group are told the cause (NULL: the step is given up). */
 int afd__exchange_begin(afd_transport *net, const struct afd_step_params *params);
-int afd__exchange_cancel(afd_transport *net);
+int afd__exchange_cancel(afd_transport *net, const char *cause);
 /*
  * Starts a frame; slots are asked for in _progress, part by part, two at a time for each target.
  * n_rows[t] rows go to target t; one with 0 gets nothing and owes nothing. At least one has rows.

@@ -139,6 +139,31 @@ static bool is_settled(
 	       op->read[link->rank] + n_here >= parts_of(net, op, link->rank);
 }
 
+/* What a rank said when it gave a step up tells more than that it left afterwards. */
+int afd__group_error(const struct afd__link *link)
+{
+	const struct afd__step_close *closed = &link->peer_closed;
+	unsigned long long step = closed->step;
+
+	if (closed->step < link->net->step || (link->error && !closed->text[0]))
+		return afd__link_error(link);
+	if (!closed->text[0])
+		return afd__error(-ECANCELED, "group: rank %u cancelled step %llu", link->rank, step);
+	return afd__error(-ECANCELED, "group: rank %u failed in step %llu: %s", link->rank, step,
+		closed->text);
+}
+
+const char *afd__group_cause(const afd_transport *net, const char *cause)
+{
+	for (uint32_t i = net->n_addresses; cause && i < net->max_links; i++) {
+		const struct afd__link *link = net->links[i];
+
+		if (link && link->peer_closed.step == net->step && link->peer_closed.text[0])
+			return link->peer_closed.text;
+	}
+	return cause;
+}
+
 void afd__group_lost(struct afd__link *link)
 {
 	afd_transport *net = link->net;
@@ -147,7 +172,7 @@ void afd__group_lost(struct afd__link *link)
 		struct afd__group_op *op = &net->groups[lane];
 
 		if (op->active && !is_settled(net, op, link, lane))
-			end_op(net, lane, afd__link_error(link));
+			end_op(net, lane, afd__group_error(link));
 	}
 	link->n_owed = 0;
 }
@@ -214,7 +239,7 @@ int afd__group_control(
 		return afd__wire_decode_open(&link->peer_open, payload, bytes);
 	rc = afd__wire_decode_close(&close, payload, bytes);
 	if (!rc && close.reason == AFD__CLOSE_CANCELLED)
-		link->peer_closed = close.step;
+		link->peer_closed = close;
 	return rc;
 }
 
@@ -270,11 +295,9 @@ static int check_peer(const afd_transport *net, const struct afd__group_op *op,
 {
 	const struct afd__step_open *theirs = &link->peer_open, *ours = &link->step_open;
 
-	if (link->error && !is_settled(net, op, link, lane))
-		return afd__link_error(link);
-	if (link->peer_closed >= net->step && !is_settled(net, op, link, lane))
-		return afd__error(-ECANCELED, "group: rank %u cancelled step %llu", link->rank,
-			(unsigned long long)net->step);
+	if ((link->error || link->peer_closed.step >= net->step) &&
+		!is_settled(net, op, link, lane))
+		return afd__group_error(link);
 	if (theirs->step == net->step && theirs->n_rows[lane] != ours->n_rows[lane])
 		return afd__error(-EPROTO,
 			"group: in step %llu lane %u has %u rows at rank %u, %u at rank %u",
@@ -613,22 +636,35 @@ static int check_start(const afd_transport *net, uint32_t lane, uint32_t layer, 
 	return 0;
 }
 
+/* A rank that has all it needs of us may leave before we read what it sent. */
+static int check_ranks(const afd_transport *net, const struct afd__group_op *op, uint32_t lane)
+{
+	if (net->error)
+		return afd__error(net->error, "%s", net->error_text);
+	for (uint32_t rank = 0; rank < net->params.group_size; rank++) {
+		struct afd__link *link = rank == own_rank(net) ? NULL : link_of(net, rank);
+
+		if (link && link->error && !is_settled(net, op, link, lane))
+			return afd__group_error(link);
+	}
+	return 0;
+}
+
 static int start(afd_transport *net, uint8_t type, uint32_t lane, uint32_t layer, uint32_t n_rows,
 	const struct afd__group_io *io)
 {
 	struct afd__group_op *op;
 	uint64_t now = afd__now_ns();
-	int rc = afd__steps_check_links(net);
+	int rc = check_start(net, lane, layer, n_rows);
 
-	if (!rc)
-		rc = check_start(net, lane, layer, n_rows);
 	if (rc)
 		return rc;
 	op = &net->groups[lane];
 	*op = (struct afd__group_op){ .type = type, .step = net->step, .layer = layer,
 		.n_rows = n_rows, .io = *io, .filling = AFD__NOBODY, .draining = AFD__NOBODY };
-	if (!n_rows || net->params.group_size == 1)
-		return 0;
+	rc = check_ranks(net, op, lane);
+	if (rc || !n_rows || net->params.group_size == 1)
+		return rc;
 	op->active = true;
 	for (uint32_t rank = 0; rank < net->params.group_size; rank++) {
 		struct afd__link *link = rank == own_rank(net) ? NULL : link_of(net, rank);

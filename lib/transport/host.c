@@ -274,7 +274,7 @@ int afd_transport_cancel(afd_transport *net)
 {
 	int rc = afd__net_check(net);
 
-	return rc ? rc : afd__exchange_cancel(net);
+	return rc ? rc : afd__exchange_cancel(net, NULL);
 }
 
 int afd_transport_dispatch(afd_transport *net, const struct afd_frame *given)

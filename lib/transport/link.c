@@ -226,10 +226,6 @@ static int take_goodbye(struct afd__link *link, const void *payload, size_t byte
 
 	if (rc)
 		return rc;
-	for (char *c = text; *c; c++) {
-		if (*c < ' ' || *c > '~')
-			*c = '?';
-	}
 	if (reason == AFD__GOODBYE_DRAIN && link->kind == AFD__LINK_TO_FFN &&
 		owes_or_has_replied(link))
 		link->leaving = true;
@@ -388,12 +384,13 @@ static int silence(struct afd__link *link, uint64_t now)
 
 static int send_due(struct afd__link *link)
 {
-	uint8_t payload[AFD__STEP_OPEN_BYTES];
+	uint8_t payload[AFD__STEP_CLOSE_BYTES + AFD__TEXT_MAX];
 	int moved = 0;
 
 	if (link->close_due) {
-		afd__wire_encode_close(payload, &link->step_close);
-		if (afd__link_control(link, AFD__STEP_CLOSE, payload, AFD__STEP_CLOSE_BYTES) != 1)
+		size_t bytes = afd__wire_encode_close(payload, &link->step_close);
+
+		if (afd__link_control(link, AFD__STEP_CLOSE, payload, bytes) != 1)
 			return 0;
 		link->close_due = false;
 		moved = 1;

@@ -158,7 +158,7 @@ struct afd__link {
 	/* In a group: `out` sends, `in` receives. */
 	uint8_t turn_in[AFD_MAX_LANES], turn_came[AFD_MAX_LANES]; /* to be read, to come next */
 	struct afd__step_open peer_open;                          /* the last that it began */
-	uint64_t peer_closed;                                     /* the last that it cancelled */
+	struct afd__step_close peer_closed;                       /* the last that it cancelled */
 	uint64_t beat_ns;                                         /* when beats were last thought of */
 
 	struct afd_peer_info counts;
@@ -318,6 +318,10 @@ int afd__group_take(struct afd__link *link, uint32_t slot, const struct afd__hea
 int afd__group_control(
 	struct afd__link *link, const struct afd__header *h, const void *payload, size_t bytes);
 void afd__group_lost(struct afd__link *link);
+/* Why a rank brings nothing more; the link has an error, or the rank has ended our step. */
+int afd__group_error(const struct afd__link *link);
+/* What to say of the end of our step: the first cause, when another rank has said it. */
+const char *afd__group_cause(const afd_transport *net, const char *cause);
 void afd__group_cancel(afd_transport *net);
 void afd__group_disown(afd_transport *net);
 /* The peer may be waiting for us. */

@@ -5,6 +5,7 @@
  * attention stage and, for a host's own, by host.c.
  */
 #include <assert.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "net.h"
@@ -18,7 +19,7 @@ int afd__steps_check_links(const afd_transport *net)
 		return afd__error(net->error, "%s", net->error_text);
 	for (uint32_t i = net->n_addresses; i < net->max_links; i++) {
 		if (net->links[i] && net->links[i]->error)
-			return afd__link_error(net->links[i]);
+			return afd__group_error(net->links[i]);
 	}
 	if (net->n_joined < net->n_links_wanted)
 		return afd__error(-EAGAIN, "transport: %u of %u peers have joined", net->n_joined,
@@ -80,7 +81,24 @@ static int begin(afd_transport *net, const struct afd_step_params *params)
 	return net->error ? afd__error(net->error, "%s", net->error_text) : 0;
 }
 
-int afd__exchange_cancel(afd_transport *net)
+/* A rank of our group may wait for what will not come, whether it has heard of the step or not. */
+static void close_step(struct afd__link *link, const char *cause)
+{
+	bool in_group = link->kind == AFD__LINK_IN_GROUP;
+
+	if ((in_group || !link->open_due) && afd__link_is_joined(link)) {
+		link->step_close = (struct afd__step_close){ .step = link->net->step,
+			.reason = AFD__CLOSE_CANCELLED };
+		if (in_group && cause)
+			snprintf(link->step_close.text, sizeof(link->step_close.text), "%s", cause);
+		link->close_due = true;
+	}
+	link->open_due = false;
+	if (link->close_due)
+		afd__link_timers(link, afd__now_ns());
+}
+
+int afd__exchange_cancel(afd_transport *net, const char *cause)
 {
 	if (!net->attention)
 		return afd__error(
@@ -90,19 +108,10 @@ int afd__exchange_cancel(afd_transport *net)
 		net->frames[lane].error = 0;
 	}
 	afd__group_cancel(net);
+	cause = afd__group_cause(net, cause);
 	for (uint32_t i = 0; net->step_open && i < net->max_links; i++) {
-		struct afd__link *link = net->links[i];
-
-		if (!link)
-			continue;
-		/* A step that the peer has not heard of need not be closed. */
-		if (!link->open_due && afd__link_is_joined(link)) {
-			link->step_close = (struct afd__step_close){ .step = net->step,
-				.reason = AFD__CLOSE_CANCELLED };
-			link->close_due = true;
-			afd__link_timers(link, afd__now_ns());
-		}
-		link->open_due = false;
+		if (net->links[i])
+			close_step(net->links[i], cause);
 	}
 	net->step_open = false;
 	return 0;

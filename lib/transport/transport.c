@@ -402,14 +402,20 @@ int afd_transport_create(afd_transport **out, afd_context *ctx, const struct afd
 	return 0;
 }
 
+/* Ranks of our group may wait for us because of a link that they do not wait for yet. */
 static void say_goodbye(struct afd__link *link)
 {
-	if (afd__link_goodbye(link, AFD__GOODBYE_LEAVE, "") == 1 || !afd__link_is_joined(link))
+	const afd_transport *net = link->net;
+	bool failed = link->kind == AFD__LINK_IN_GROUP && net->error;
+	uint32_t reason = failed ? AFD__GOODBYE_ERROR : AFD__GOODBYE_LEAVE;
+	const char *text = failed ? net->error_text : "";
+
+	if (afd__link_goodbye(link, reason, text) == 1 || !afd__link_is_joined(link))
 		return;
 	/* No control slot was free. Once more, else the peer sees the end of the socket instead. */
 	afd__link_poll(link, afd__now_ns());
 	if (afd__link_is_joined(link))
-		afd__link_goodbye(link, AFD__GOODBYE_LEAVE, "");
+		afd__link_goodbye(link, reason, text);
 }
 
 /* In a child of fork the peers and the metrics are the parent's. */

@@ -243,13 +243,41 @@ int afd__wire_decode_open(struct afd__step_open *open, const void *payload, size
 	return 0;
 }
 
-void afd__wire_encode_close(void *payload, const struct afd__step_close *close)
+/* Text that ends a payload: u32 bytes of it at `at` - 4, then the text. */
+static size_t put_text(uint8_t *at, const char *text)
+{
+	size_t text_bytes = strnlen(text, AFD__TEXT_MAX - 1);
+
+	afd__put32(at - 4, (uint32_t)text_bytes);
+	memcpy(at, text, text_bytes);
+	return text_bytes;
+}
+
+static int take_text(
+	char text[AFD__TEXT_MAX], const uint8_t *at, size_t n_bytes, const char *what)
+{
+	uint32_t text_bytes = afd__take32(at - 4);
+
+	if (text_bytes >= AFD__TEXT_MAX || text_bytes > n_bytes)
+		return afd__error(-EPROTO, "%s: text has %u bytes, %zu came, limit %d", what,
+			text_bytes, n_bytes, AFD__TEXT_MAX - 1);
+	memcpy(text, at, text_bytes);
+	text[text_bytes] = '\0';
+	/* It goes into logs. */
+	for (char *c = text; *c; c++) {
+		if (*c < ' ' || *c > '~')
+			*c = '?';
+	}
+	return 0;
+}
+
+size_t afd__wire_encode_close(void *payload, const struct afd__step_close *close)
 {
 	uint8_t *b = payload;
 
 	afd__put64(b, close->step);
 	afd__put32(b + 8, close->reason);
-	afd__put32(b + 12, 0);
+	return AFD__STEP_CLOSE_BYTES + put_text(b + AFD__STEP_CLOSE_BYTES, close->text);
 }
 
 int afd__wire_decode_close(struct afd__step_close *close, const void *payload, size_t n_bytes)
@@ -261,35 +289,26 @@ int afd__wire_decode_close(struct afd__step_close *close, const void *payload, s
 			AFD__STEP_CLOSE_BYTES);
 	close->step = afd__take64(b);
 	close->reason = afd__take32(b + 8);
-	return 0;
+	return take_text(close->text, b + AFD__STEP_CLOSE_BYTES, n_bytes - AFD__STEP_CLOSE_BYTES,
+		"step close");
 }
 
 size_t afd__wire_encode_goodbye(void *payload, uint32_t reason, const char *text)
 {
-	size_t text_bytes = strnlen(text, AFD__TEXT_MAX - 1);
 	uint8_t *b = payload;
 
 	afd__put32(b, reason);
-	afd__put32(b + 4, (uint32_t)text_bytes);
-	memcpy(b + AFD__GOODBYE_BYTES, text, text_bytes);
-	return AFD__GOODBYE_BYTES + text_bytes;
+	return AFD__GOODBYE_BYTES + put_text(b + AFD__GOODBYE_BYTES, text);
 }
 
 int afd__wire_decode_goodbye(
 	uint32_t *reason, char text[AFD__TEXT_MAX], const void *payload, size_t n_bytes)
 {
 	const uint8_t *b = payload;
-	uint32_t text_bytes;
 
 	if (n_bytes < AFD__GOODBYE_BYTES)
 		return afd__error(-EPROTO, "goodbye: %zu bytes came, it has at least %d", n_bytes,
 			AFD__GOODBYE_BYTES);
-	text_bytes = afd__take32(b + 4);
-	if (text_bytes >= AFD__TEXT_MAX || text_bytes > n_bytes - AFD__GOODBYE_BYTES)
-		return afd__error(-EPROTO, "goodbye: text has %u bytes, %zu came, limit %d",
-			text_bytes, n_bytes - AFD__GOODBYE_BYTES, AFD__TEXT_MAX - 1);
 	*reason = afd__take32(b);
-	memcpy(text, b + AFD__GOODBYE_BYTES, text_bytes);
-	text[text_bytes] = '\0';
-	return 0;
+	return take_text(text, b + AFD__GOODBYE_BYTES, n_bytes - AFD__GOODBYE_BYTES, "goodbye");
 }

@@ -79,17 +79,18 @@ void afd__wire_encode_open(void *payload, const struct afd__step_open *open);
 int afd__wire_decode_open(struct afd__step_open *open, const void *payload, size_t n_bytes);
 
 enum afd__close_reason { AFD__CLOSE_DONE = 0, AFD__CLOSE_CANCELLED = 1 };
+#define AFD__TEXT_MAX 256
 struct afd__step_close {
 	uint64_t step;
 	uint32_t reason;
+	char text[AFD__TEXT_MAX]; /* why it was cancelled, between ranks of a group; else empty */
 };
-#define AFD__STEP_CLOSE_BYTES 16
-void afd__wire_encode_close(void *payload, const struct afd__step_close *close);
+#define AFD__STEP_CLOSE_BYTES 16 /* and the text */
+size_t afd__wire_encode_close(void *payload, const struct afd__step_close *close);
 int afd__wire_decode_close(struct afd__step_close *close, const void *payload, size_t n_bytes);
 
 enum afd__goodbye_reason { AFD__GOODBYE_LEAVE = 0, AFD__GOODBYE_DRAIN = 1, AFD__GOODBYE_ERROR = 2 };
 #define AFD__GOODBYE_BYTES 8 /* reason, bytes of text; then text */
-#define AFD__TEXT_MAX      256
 size_t afd__wire_encode_goodbye(void *payload, uint32_t reason, const char *text);
 int afd__wire_decode_goodbye(
 	uint32_t *reason, char text[AFD__TEXT_MAX], const void *payload, size_t n_bytes);

@@ -64,7 +64,7 @@ static void fuzz_header(const uint8_t *data, size_t n_bytes)
 
 static void fuzz_control(const uint8_t *data, size_t n_bytes)
 {
-	uint8_t back[AFD__GOODBYE_BYTES + AFD__TEXT_MAX];
+	uint8_t back[AFD__STEP_CLOSE_BYTES + AFD__TEXT_MAX];
 	struct afd__step_close close;
 	struct afd__step_open open;
 	char text[AFD__TEXT_MAX];
@@ -76,8 +76,9 @@ static void fuzz_control(const uint8_t *data, size_t n_bytes)
 		expect(!memcmp(back, data, 28) && !memcmp(back + 32, data + 32, 16));
 	}
 	if (!afd__wire_decode_close(&close, data, n_bytes)) {
-		afd__wire_encode_close(back, &close);
-		expect(!memcmp(back, data, 12));
+		size_t bytes = afd__wire_encode_close(back, &close);
+
+		expect(bytes <= n_bytes && !memcmp(back, data, 12));
 	}
 	if (!afd__wire_decode_goodbye(&reason, text, data, n_bytes)) {
 		expect(strlen(text) < sizeof(text));

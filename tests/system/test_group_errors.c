@@ -243,6 +243,24 @@ static void a_step_that_one_rank_cancels_can_be_repeated(void **state)
 	}
 }
 
+static void a_rank_says_why_its_step_failed(void **state)
+{
+	struct afd_entry entry;
+	struct afd_batch batch = batch_of(&entry, 5);
+	struct ranks ranks;
+	char text[512] = "";
+	int rc[2] = { 0, 0 };
+
+	open_pair(&ranks);
+	join(&ranks);
+	assert_int_equal(afd_attn_begin(ranks.attns[1], &batch), 0);
+	assert_int_equal(afd_attn_step(ranks.attns[0], &batch, 20), -ETIMEDOUT);
+	run_to_end(&ranks, rc, text);
+	assert_int_equal(rc[1], -ECANCELED);
+	assert_non_null(strstr(text, "rank 0 failed in step 1: attn: step 1 not done in 20 ms"));
+	expect_good_step(&ranks);
+}
+
 static void a_lost_rank_is_named_and_the_ffn_goes_on(void **state)
 {
 	struct afd_peer_info peer = { .size = sizeof(peer) };
@@ -289,6 +307,7 @@ int main(void)
 		cmocka_unit_test(kv_bytes_of_a_rank_that_cannot_be_are_refused),
 		cmocka_unit_test(batches_that_differ_fail_on_both_ranks),
 		cmocka_unit_test(a_step_that_one_rank_cancels_can_be_repeated),
+		cmocka_unit_test(a_rank_says_why_its_step_failed),
 		cmocka_unit_test(a_lost_rank_is_named_and_the_ffn_goes_on),
 		cmocka_unit_test(a_wait_that_is_too_short_names_the_group),
 	};

@@ -222,14 +222,22 @@ static void a_step_open_is_decoded_as_it_was_encoded(void **state)
 
 static void a_step_close_is_decoded_as_it_was_encoded(void **state)
 {
-	struct afd__step_close close = { .step = 77, .reason = AFD__CLOSE_CANCELLED }, back;
-	uint8_t payload[AFD__STEP_CLOSE_BYTES];
+	struct afd__step_close close = {
+		.step = 77, .reason = AFD__CLOSE_CANCELLED, .text = "rank 2 is gone"
+	}, back;
+	uint8_t payload[AFD__STEP_CLOSE_BYTES + AFD__TEXT_MAX];
+	size_t bytes = afd__wire_encode_close(payload, &close);
 
-	afd__wire_encode_close(payload, &close);
-	assert_int_equal(afd__wire_decode_close(&back, payload, sizeof(payload)), 0);
+	assert_int_equal(bytes, AFD__STEP_CLOSE_BYTES + strlen(close.text));
+	assert_int_equal(afd__wire_decode_close(&back, payload, bytes), 0);
 	assert_int_equal(back.step, 77);
 	assert_int_equal(back.reason, AFD__CLOSE_CANCELLED);
-	assert_int_equal(afd__wire_decode_close(&back, payload, sizeof(payload) - 1), -EPROTO);
+	assert_string_equal(back.text, close.text);
+	assert_int_equal(afd__wire_decode_close(&back, payload, bytes - 1), -EPROTO);
+	assert_string_equal(
+		afd_last_error(), "step close: text has 14 bytes, 13 came, limit 255");
+	assert_int_equal(
+		afd__wire_decode_close(&back, payload, AFD__STEP_CLOSE_BYTES - 1), -EPROTO);
 }
 
 static void a_goodbye_brings_its_text(void **state)
