@@ -153,17 +153,6 @@ int afd__group_error(const struct afd__link *link)
 		closed->text);
 }
 
-const char *afd__group_cause(const afd_transport *net, const char *cause)
-{
-	for (uint32_t i = net->n_addresses; cause && i < net->max_links; i++) {
-		const struct afd__link *link = net->links[i];
-
-		if (link && link->peer_closed.step == net->step && link->peer_closed.text[0])
-			return link->peer_closed.text;
-	}
-	return cause;
-}
-
 void afd__group_lost(struct afd__link *link)
 {
 	afd_transport *net = link->net;

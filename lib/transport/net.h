@@ -320,8 +320,6 @@ int afd__group_control(
 void afd__group_lost(struct afd__link *link);
 /* Why a rank brings nothing more; the link has an error, or the rank has ended our step. */
 int afd__group_error(const struct afd__link *link);
-/* What to say of the end of our step: the first cause, when another rank has said it. */
-const char *afd__group_cause(const afd_transport *net, const char *cause);
 void afd__group_cancel(afd_transport *net);
 void afd__group_disown(afd_transport *net);
 /* The peer may be waiting for us. */

@@ -98,6 +98,18 @@ static void close_step(struct afd__link *link, const char *cause)
 		afd__link_timers(link, afd__now_ns());
 }
 
+/* The first cause, when another rank has said it. */
+static const char *first_cause(const afd_transport *net, const char *cause)
+{
+	for (uint32_t i = net->n_addresses; cause && i < net->max_links; i++) {
+		const struct afd__link *link = net->links[i];
+
+		if (link && link->peer_closed.step == net->step && link->peer_closed.text[0])
+			return link->peer_closed.text;
+	}
+	return cause;
+}
+
 int afd__exchange_cancel(afd_transport *net, const char *cause)
 {
 	if (!net->attention)
@@ -108,7 +120,7 @@ int afd__exchange_cancel(afd_transport *net, const char *cause)
 		net->frames[lane].error = 0;
 	}
 	afd__group_cancel(net);
-	cause = afd__group_cause(net, cause);
+	cause = first_cause(net, cause);
 	for (uint32_t i = 0; net->step_open && i < net->max_links; i++) {
 		if (net->links[i])
 			close_step(net->links[i], cause);
