@@ -39,6 +39,13 @@ class Held(Case):
                     out = self.json(self.launch("1A:2F(ep2)", model, "--ids", "1", "--max-tokens", 1, "--gate", gate, "--json"))
                     self.assertEqual(out["weight_bytes"], {"attention": foretold(model, "attention", 1, 1, gate)[0], "ffn": 0})
 
+    def test_an_attention_rank_holds_what_afd_inspect_foretells(self):
+        """Rank 0, which alone prints; the others' share is in tests/system/test_group.c."""
+        for model, n in ((model, n) for model in MODELS + [GOLDEN / "afmoe-two-shared"] for n in (2, 4)):
+            with self.subTest(f"{model.name}, {n} ranks"):
+                out = self.json(self.launch(f"{n}A(tp{n}):2F(ep2)", model, "--ids", "1 2", "--max-tokens", 1, "--json"))
+                self.assertEqual(out["weight_bytes"]["attention"], foretold(model, "attention", n, 1)[0])
+
     def test_one_process_holds_both_roles_and_no_router_twice(self):
         for model in MODELS + RANDOM:
             with self.subTest(model.name):

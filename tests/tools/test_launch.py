@@ -51,6 +51,14 @@ class Results(Case):
             with self.subTest(layout):
                 self.assertEqual(self.result(self.launch(layout, MOE, "--batch", batch, "--gate", "ffn", *SAMPLE)), want)
 
+    def test_ranks_of_an_attention_group_get_the_same_part_and_one_prints(self):
+        batch = self.write_batch(ENTRIES)
+        want = self.result(self.launch("2A(tp2):1F", MOE, "--batch", batch, *SAMPLE))
+        self.assertEqual(len(want.splitlines()), len(ENTRIES))
+        for layout in ("4A(tp2):1F", "6A(tp2):1F"):
+            with self.subTest(layout):
+                self.assertEqual(self.result(self.launch(layout, MOE, "--batch", batch, *SAMPLE)), want)
+
     def test_the_shard_of_every_process_is_in_the_metrics_of_its_number(self):
         out = self.launch("1A:4F(tp2,ep2)", MOE, "--ids", "1 2 3", "--gate", "ffn", "--metrics", self.scratch / "m.{}")
         self.result(out)
@@ -243,7 +251,7 @@ class Ends(Case):
         self.assertEqual(segments(), self.segments)
 
     def test_a_killed_process_of_either_kind_ends_the_layout_with_an_error(self):
-        for layout, kind in (("2A:2F(tp2)", "afd-serve-ffn"), ("2A:2F(tp2)", "afd-generate")):
+        for layout, kind in (("2A:2F(tp2)", "afd-serve-ffn"), ("2A:2F(tp2)", "afd-generate"), ("4A(tp2):2F(tp2)", "afd-generate")):
             with self.subTest(f"{layout} {kind}"):
                 launch, pids = self.begin(layout)
                 os.kill(next(pid for pid, words in pids.items() if words[0].endswith(kind)), signal.SIGKILL)

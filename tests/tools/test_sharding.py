@@ -24,6 +24,8 @@ SHARDED = [
     {"1A:2F(tp2)": 1, "2A:2F(tp2)": 2},
     {"1A:2F(ep2)": 1, "2A:2F(ep2)": 2},
     {"1A:4F(tp2,ep2)": 1, "2A:4F(tp2,ep2)": 2},
+    {"2A(tp2):1F": 1, "4A(tp2):1F": 2},
+    {"2A(tp2):2F(ep2)": 1, "4A(tp2):2F(ep2)": 2},
 ]
 
 
@@ -90,8 +92,8 @@ class Sharding(Case):
         """A limit that equal bits would pass says nothing about the order of partial results."""
         for model in MODELS:
             files = {tuple(open(path, "rb").read() for path in self.layout(model, layout, 1, "ffn", 1, DEVICE))
-                     for layout in ("1A:1F", "1A:2F(tp2)", "1A:4F(tp2,ep2)")}
-            self.assertEqual(len(files), 3, model.name)
+                     for layout in ("1A:1F", "1A:2F(tp2)", "1A:4F(tp2,ep2)", "2A(tp2):1F")}
+            self.assertEqual(len(files), 4, model.name)
 
     def tokens(self, model, layout, *flags):
         """Of six sequences, so that lanes have rows of their own; rounded as the checkpoint says. None: one process."""
@@ -100,8 +102,9 @@ class Sharding(Case):
         return self.result(self.launch(layout, model, *args) if layout else self.generate(model, *args))
 
     def test_batches_have_the_same_tokens_in_all_layouts_of_the_same_shards(self):
-        for model, shards in itertools.product(MODELS, ("1F", "2F(tp2)", "2F(ep2)", "4F(tp2,ep2)")):
-            want = self.tokens(model, None if shards == "1F" else f"1A:{shards}")
-            for groups, *flags in ((1, "--lanes", 4), (2, "--lanes", 2, "--gate", "ffn"), (3,)):
-                with self.subTest(f"{model.name} {groups}A:{shards} {flags}"):
-                    self.assertEqual(self.tokens(model, f"{groups}A:{shards}", *flags), want)
+        for model, (ranks, shards) in itertools.product(MODELS, ((1, "1F"), (1, "2F(tp2)"), (1, "4F(tp2,ep2)"), (2, "2F(ep2)"))):
+            layouts = [f"{groups * ranks}A{f'(tp{ranks})' if ranks > 1 else ''}:{shards}" for groups in (1, 2, 3)]
+            want = self.tokens(model, None if (ranks, shards) == (1, "1F") else layouts[0])
+            for layout, *flags in zip(layouts, ("--lanes", "--lanes", "--gate"), (4, 2, "ffn")):
+                with self.subTest(f"{model.name} {layout} {flags}"):
+                    self.assertEqual(self.tokens(model, layout, *flags), want)
