@@ -7,6 +7,10 @@
 #include "../unit/routed_model.h"
 #include "serving.h"
 
+#include <math.h>
+
+#include "../../lib/transport/exchange.h"
+
 enum { N_ROWS = 9, HIDDEN = 96, TOP_K = 3, MAX_SERVERS = 4 };
 
 static const struct routed_sizes sizes = { HIDDEN, 3, 64, 48, TOP_K, 8 };
@@ -325,6 +329,113 @@ static void a_compute_function_gets_ids_and_weights_where_attention_routes(void 
 
 /* ---- what is refused ---- */
 
+/* ---- a peer that writes what it likes ---- */
+
+static const int32_t wild_ids[N_ROWS * TOP_K] = { -1, -1, -1, INT32_MIN, INT32_MAX, 8, 0, 0, 0, 7,
+	-7, 7, 1 << 30, 1, 2, 3, 4000, 3, 5, 6, 5, 2, 1, 0, 99, 98, 97 };
+
+struct liar {
+	const float *x;
+	float y[N_ROWS * HIDDEN];
+	int32_t *ids; /* of the slot */
+};
+
+static int liar_fill(void *user, uint32_t lane, uint32_t target, uint32_t row0, uint32_t n_rows,
+	const struct afd__slot_rows *slot)
+{
+	struct liar *liar = user;
+
+	memcpy(slot->rows, liar->x, n_rows * HIDDEN * sizeof(float));
+	memcpy(slot->ids, wild_ids, sizeof(wild_ids));
+	for (uint32_t i = 0; i < n_rows * TOP_K; i++)
+		slot->weights[i] = i / TOP_K == 2 ? NAN : 0.5f;
+	liar->ids = slot->ids;
+	return 1;
+}
+
+static int liar_drain(void *user, uint32_t lane, uint32_t target, uint32_t row0, uint32_t n_rows,
+	const void *slot)
+{
+	memcpy(((struct liar *)user)->y, slot, n_rows * HIDDEN * sizeof(float));
+	return 1;
+}
+
+static void send_lies(afd_transport *net, struct liar *liar)
+{
+	const struct afd__frame_io io = {
+		.fill = liar_fill, .drain = liar_drain, .user = liar, .in_order = true
+	};
+	const uint32_t n_rows = N_ROWS;
+
+	assert_int_equal(peer_begin(net, 1, N_ROWS), 0);
+	if (afd__exchange_send(net, 0, 1, &n_rows, &io) || afd__exchange_progress(net) < 0)
+		fail_msg("%s", afd_last_error());
+}
+
+/* Ids that change while they are used: a slot of shm: is the peer's memory. */
+static void scribble(const struct liar *liar, uint32_t seed)
+{
+	for (uint32_t i = 0; i < N_ROWS * TOP_K; i++)
+		((volatile int32_t *)liar->ids)[i] = wild_ids[(i + seed) % (N_ROWS * TOP_K)];
+}
+
+static bool is_all(const float *y, float value)
+{
+	uint32_t i = 0;
+
+	while (i < HIDDEN && (value == 0 ? y[i] == 0 && !signbit(y[i]) : isnan(y[i])))
+		i++;
+	return i == HIDDEN;
+}
+
+/* Both have rows at the layer; the liar's ids change until it is answered when `changes` is set. */
+static void exchange_beside(const struct layout *l, afd_transport *honest, afd_transport *lying,
+	struct liar *liar, bool changes, float *y)
+{
+	struct afd_frame frame = routed_frame(l, 1, AFD_GATE_ATTENTION, y);
+	int rc;
+
+	send_lies(lying, liar);
+	assert_int_equal(peer_begin(honest, 1, N_ROWS), 0);
+	assert_int_equal(afd_transport_dispatch(honest, &frame), 0);
+	while (!(rc = afd__exchange_done(lying, 0))) {
+		if (changes)
+			scribble(liar, (uint32_t)rand());
+		assert_true(afd__exchange_progress(lying) >= 0);
+	}
+	assert_int_equal(rc, 1);
+	while (!(rc = afd_transport_collect(honest, 0)))
+		afd__transport_sleep(honest, -1, -1);
+	assert_int_equal(rc, 1);
+}
+
+static void wild_ids_and_weights_are_the_matter_of_their_own_rows(void **state)
+{
+	struct afd_ffn_params params = { .gather_us = 20000 };
+	float whole[N_ROWS * HIDDEN], y[N_ROWS * HIDDEN];
+	afd_transport *honest, *lying;
+	struct layout l;
+	struct liar liar = { .x = l.x };
+
+	layout_create(&l, qwen3_moe);
+	add_server(&l, "shm", params);
+	forward_whole(&l, 1, whole);
+	honest = join(&l, AFD_GATE_ATTENTION, 0);
+	lying = join(&l, AFD_GATE_ATTENTION, 0);
+	exchange_beside(&l, honest, lying, &liar, false, y);
+	assert_true(is_all(liar.y, 0) && is_all(liar.y + HIDDEN, 0));
+	assert_true(is_all(liar.y + 2 * HIDDEN, NAN));
+	assert_false(is_all(liar.y + 3 * HIDDEN, 0) || is_all(liar.y + 3 * HIDDEN, NAN));
+	for (uint32_t round = 0; round < 40; round++) {
+		assert_memory_equal(y, whole, sizeof(y));
+		exchange_beside(&l, honest, lying, &liar, true, y);
+	}
+	assert_memory_equal(y, whole, sizeof(y));
+	afd_transport_destroy(lying);
+	afd_transport_destroy(honest);
+	layout_destroy(&l);
+}
+
 static void a_shard_that_net_was_not_made_with_is_refused(void **state)
 {
 	const char *listen[1] = { "loop:other-shard" };
@@ -356,6 +467,7 @@ int main(void)
 		cmocka_unit_test(shards_answer_with_their_parts_whichever_side_routes),
 		cmocka_unit_test(a_rank_gets_only_rows_that_have_an_expert_there),
 		cmocka_unit_test(a_compute_function_gets_ids_and_weights_where_attention_routes),
+		cmocka_unit_test(wild_ids_and_weights_are_the_matter_of_their_own_rows),
 		cmocka_unit_test(a_shard_that_net_was_not_made_with_is_refused),
 	};
 
