@@ -9,6 +9,7 @@
 #include <stddef.h>
 #include <cmocka.h>
 
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -417,9 +418,84 @@ static void an_ffn_sees_each_row_once(void **state)
 	golden_close(&golden);
 }
 
+/* ---- waiting ---- */
+
+/* A handle is polled when its descriptor or its timeout says so, and not else. Returns how many
+ * waited in vain. */
+static uint32_t turn_of_loop(struct ranks *ranks, int rc[RANKS_MAX])
+{
+	struct pollfd fds[RANKS_MAX + RANKS_SHARDS_MAX];
+	int32_t timeouts[RANKS_MAX + RANKS_SHARDS_MAX], soonest_ms = 10000;
+	uint32_t i, n = ranks->n_ranks + ranks->n_shards, k;
+	int n_ready;
+
+	for (i = 0; i < n; i++) {
+		k = i - ranks->n_ranks;
+		fds[i] = (struct pollfd){ i < ranks->n_ranks ? afd_attn_fd(ranks->attns[i])
+							     : afd_ffn_fd(ranks->ffns[k]),
+			POLLIN, 0 };
+		timeouts[i] = i < ranks->n_ranks ? afd_attn_timeout_ms(ranks->attns[i])
+						 : afd_ffn_timeout_ms(ranks->ffns[k]);
+		if (timeouts[i] >= 0 && timeouts[i] < soonest_ms)
+			soonest_ms = timeouts[i];
+	}
+	n_ready = poll(fds, n, soonest_ms);
+	for (i = 0; i < n; i++) {
+		if (!fds[i].revents && timeouts[i] != soonest_ms)
+			continue;
+		if (i >= ranks->n_ranks)
+			assert_true(afd_ffn_poll(ranks->ffns[i - ranks->n_ranks]) >= 0);
+		else if (afd_attn_busy(ranks->attns[i]))
+			rc[i] = afd_attn_poll(ranks->attns[i]);
+		else
+			assert_true(afd_attn_poll(ranks->attns[i]) >= 0);
+	}
+	return !n_ready && soonest_ms;
+}
+
+static void an_event_loop_needs_only_the_descriptors_of_a_group(void **state)
+{
+	struct ranks_params p = { .n_ranks = 3, .n_shards = 2, .by_experts = true, .lanes = 2,
+		.gate = AFD_GATE_ATTENTION, .max_part_rows = 2 };
+	struct afd_entry entries[2] = { { .sequence = 1 }, { .sequence = 2 } };
+	const struct afd_batch batch = { .size = sizeof(batch),
+		.entries = entries,
+		.n_entries = 2,
+		.entry_bytes = sizeof(*entries) };
+	uint32_t step, i, n_vain = 0, n_turns = 0;
+	struct golden golden;
+	struct ranks ranks;
+	int rc[RANKS_MAX];
+
+	golden_open(&golden, "moe-f32");
+	p.checkpoint = golden.checkpoint;
+	ranks_open(&ranks, &p);
+	ranks_add(&ranks, 1);
+	ranks_add(&ranks, 2);
+	for (step = 0; step < 12; step++) {
+		for (i = 0; i < 2; i++) {
+			entries[i].ids = golden.ids + i;
+			entries[i].n_ids = 1 + (step + i) % 4;
+		}
+		memset(rc, 0, sizeof(rc));
+		for (i = 0; i < 3; i++)
+			assert_int_equal(afd_attn_begin(ranks.attns[i], &batch), 0);
+		while (!rc[0] || !rc[1] || !rc[2]) {
+			n_vain += turn_of_loop(&ranks, rc);
+			n_turns++;
+		}
+		for (i = 0; i < 3; i++)
+			assert_int_equal(rc[i], 1);
+	}
+	/* A signal that got lost makes each of its waits a vain one. */
+	assert_true(n_vain * 10 < n_turns);
+	ranks_close(&ranks);
+	golden_close(&golden);
+}
+
 int main(void)
 {
-	enum { N_AGREEMENTS = sizeof(AGREEMENTS) / sizeof(*AGREEMENTS), N_TESTS = 11 };
+	enum { N_AGREEMENTS = sizeof(AGREEMENTS) / sizeof(*AGREEMENTS), N_TESTS = 12 };
 	struct CMUnitTest tests[N_AGREEMENTS + N_TESTS] = {
 		cmocka_unit_test(chunks_parts_and_pages_do_not_change_bits_of_a_group),
 		cmocka_unit_test(transports_do_not_change_bits_of_a_group),
@@ -432,6 +508,7 @@ int main(void)
 		cmocka_unit_test(a_rank_holds_a_hundredth_more_or_less_than_foretold),
 		cmocka_unit_test(a_rank_caches_its_own_heads),
 		cmocka_unit_test(an_ffn_sees_each_row_once),
+		cmocka_unit_test(an_event_loop_needs_only_the_descriptors_of_a_group),
 	};
 	char names[N_AGREEMENTS][128];
 	uint32_t i;
