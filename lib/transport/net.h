@@ -311,7 +311,7 @@ static inline bool afd__link_is_joined(const struct afd__link *link)
 	return link && link->phase == AFD__LINK_JOINED;
 }
 
-/* ---- group.c ---- */
+/* ---- group.c, ranks.c ---- */
 int afd__group_round(afd_transport *net);
 int afd__group_take(struct afd__link *link, uint32_t slot, const struct afd__header *h,
 	size_t bytes, uint64_t now);
