@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * afd-generate: continues sequences of token ids. With --ffn the FFN is done by that peer; without,
- * by a stage in this process, with rows rounded as on a wire: the ids and the logits are the same
- * either way. Of an attention group rank 0 prints and writes; the others compute the same and are
+ * afd-generate: continues sequences of token ids. With --ffn the FFN is done by peers, each with
+ * a shard; without, by a stage in this process, with rows rounded as on a wire: where one peer holds
+ * everything the ids and the logits are the same either way. Of an attention group rank 0 prints and writes; the others compute the same and are
  * silent.
  */
 #include <errno.h>
@@ -445,7 +445,7 @@ static const struct tool_option options[] = {
 	{ "eos", "ID", "none", "an id that ends a sequence; may be repeated", tool_set_list,
 		&flags.eos, 0, 0 },
 	{ "ffn", "ADDR", "in this process",
-		"the FFN peer, shm:NAME; more than one is not in this version", tool_set_list,
+		"an FFN peer, shm:NAME; repeated for the shards, in any order", tool_set_list,
 		&flags.ffn, 0, 0 },
 	{ "lanes", "1..4|auto", "1",
 		"micro-batches that overlap; auto: 2 from 8 sequences on when --ffn is given, else "

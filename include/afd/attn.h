@@ -178,8 +178,8 @@ AFD_API int afd_attn_begin(afd_attn *attn, const struct afd_batch *batch);
 /*
  * Makes progress; never waits, and computes at most one layer of one lane (or one chunk of outputs)
  * on the cpu device. 1: the step is done, outputs are written, sequences have grown; 0: not yet.
- * With no step under way it drives the transport: 1 when all FFN peers have joined (or there is no
- * transport), 0 not yet. After any error the step has ended and sequences are as before it.
+ * With no step under way it drives the transport: 1 when all FFN peers and ranks of the group have
+ * joined (or there is no transport), 0 not yet. After any error the step has ended and sequences are as before it.
  *
  *   -ECONNRESET, -ETIMEDOUT, -EPROTO   the FFN peer or rank that is named in the text was lost
  *   -EPROTO     also: another rank of the group has another batch
@@ -193,7 +193,7 @@ AFD_API int afd_attn_poll(afd_attn *attn);
 /*
  * _poll until it returns 1 (then 0) or an error. timeout_ms 0: no limit of its own, those of
  * transport and device hold. -ETIMEDOUT with the step still under way when the timeout passes
- * (afd_attn_busy tells). Without a step: waits for the FFN peers to join.
+ * (afd_attn_busy tells). Without a step: waits for the FFN peers and ranks to join.
  */
 AFD_API int afd_attn_wait(afd_attn *attn, int32_t timeout_ms);
 

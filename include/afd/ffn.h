@@ -83,7 +83,8 @@ struct afd_ffn_params {
  *             contract or for attention, there is no such shard, or net was made with another one
  *   -ENOENT   a tensor or its file is missing: named
  *   -EBADMSG  a tensor has another shape than the config says
- *   -ENOTSUP  gate and up of an expert have two dtypes
+ *   -ENOTSUP  gate and up of an expert have two dtypes; or, with quantize_activations, one of gate
+ *             and down is e4m3 and the other is not
  *   -ENOSYS, -ENODEV  the device
  *   -E2BIG, -ENOMEM
  */
