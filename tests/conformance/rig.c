@@ -224,18 +224,24 @@ static double round_to(double x, int bits, int low)
  * beyond it. */
 static uint8_t encode_fp8(double x)
 {
-	double size = fabs(x);
-	uint8_t best = 0;
+	double size = fabs(x), below, above;
+	uint8_t low = 0, high = 0x7e; /* patterns ascend with their numbers */
 
 	if (isnan(x))
 		return signbit(x) ? 0xff : 0x7f;
-	for (uint8_t b = 1; b < 0x7f; b++) {
-		double before = fabs(size - decode_fp8(best)), now = fabs(size - decode_fp8(b));
+	while (high - low > 1) {
+		uint8_t middle = (uint8_t)((low + high) / 2);
 
-		if (now < before || (now == before && !(b & 1)))
-			best = b;
+		if (decode_fp8(middle) <= size)
+			low = middle;
+		else
+			high = middle;
 	}
-	return signbit(x) ? best | 0x80 : best;
+	below = size - decode_fp8(low);
+	above = decode_fp8(high) - size;
+	if (above < below || (above == below && low % 2))
+		low = high;
+	return signbit(x) ? low | 0x80 : low;
 }
 
 void rig_encode(void *numbers, size_t i, int32_t dtype, double x)
