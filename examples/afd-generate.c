@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * afd-generate: continues sequences of token ids. With --ffn the FFN is done by peers, each with
- * a shard; without, by a stage in this process, with rows rounded as on a wire: where one peer holds
- * everything the ids and the logits are the same either way. Of an attention group rank 0 prints and writes; the others compute the same and are
- * silent.
+ * afd-generate: continues sequences of token ids. With --ffn the FFN is done by peers, each with a
+ * shard; without, by a stage in this process, with rows rounded as on a wire: where one peer holds
+ * everything the ids and the logits are the same either way. Of an attention group rank 0 prints
+ * and writes; the others compute the same and are silent.
  */
 #include <errno.h>
 #include <inttypes.h>
