@@ -200,7 +200,7 @@ fi
 wanted plain && say "plain suites" && suites plain plain 1
 wanted tools && say "tools" && sentences tools tests/tools/test_*.py
 wanted deferred && say "tools on the deferred device" &&
-	AFD_TEST_DEVICE=deferred sentences deferred tests/tools/test_{layouts,gate,golden,output,kills}.py
+	AFD_TEST_DEVICE=deferred sentences deferred tests/tools/test_{layouts,gate,groups,golden,output,kills}.py
 wanted abi && say "abi" && sentences abi tests/abi/check.py
 wanted style && say "style" && sentences style tests/tools/style.py
 wanted docs && say "docs" && sentences docs tests/tools/docs.py

@@ -3,7 +3,7 @@
  * The steady state allocates nothing: every call of the library's objects to malloc and its kin,
  * and to mmap, is counted (the linker puts __wrap_ in front of them) over fifty steps of both
  * stages, after ten to get warm; of a model with experts over two ranks, with the gate on the
- * attention side.
+ * attention side; and of an attention group.
  */
 #include <stdarg.h>
 #include <setjmp.h>
@@ -18,7 +18,7 @@
 #include <unistd.h>
 
 #include "../../lib/context/core.h"
-#include "../support/rig.h"
+#include "../support/ranks.h"
 
 static atomic_int n_calls;
 
@@ -132,6 +132,54 @@ static void expect_no_allocation(const char *name, const char *address)
 	golden_close(&golden);
 }
 
+/* The same ids whatever comes out, so that all ranks have the same batch. */
+static void run_group_steps(struct ranks *ranks, int n_steps, float *const *logits)
+{
+	static const int32_t ids[N_SEQUENCES] = { 1, 2, 3, 4 };
+	struct afd_entry entries[N_SEQUENCES] = { 0 };
+	const struct afd_batch batch = { .size = sizeof(batch),
+		.entries = entries,
+		.n_entries = N_SEQUENCES,
+		.entry_bytes = sizeof(*entries),
+		.logits_rows = N_SEQUENCES };
+	int i;
+
+	for (i = 0; i < N_SEQUENCES; i++)
+		entries[i] =
+			(struct afd_entry){ .sequence = (uint64_t)i, .ids = &ids[i], .n_ids = 1 };
+	while (n_steps-- > 0)
+		ranks_step(ranks, &batch, logits);
+}
+
+static void fifty_steps_of_a_group_allocate_nothing_on_any_rank(void **state)
+{
+	struct ranks_params params = { .n_ranks = 2,
+		.n_shards = 2,
+		.lanes = 2,
+		.gate = AFD_GATE_ATTENTION,
+		.attn.page_size = 4 };
+	struct golden golden;
+	struct ranks ranks;
+	float *logits[2];
+	uint64_t s;
+	int before;
+
+	golden_open(&golden, ROUTED);
+	params.checkpoint = golden.checkpoint;
+	ranks_open(&ranks, &params);
+	logits[0] = calloc(2 * N_SEQUENCES * (size_t)ranks.vocab, sizeof(float));
+	logits[1] = logits[0] + N_SEQUENCES * (size_t)ranks.vocab;
+	for (s = 0; s < N_SEQUENCES; s++)
+		ranks_add(&ranks, s);
+	run_group_steps(&ranks, WARM_STEPS, logits);
+	before = n_calls;
+	run_group_steps(&ranks, STEADY_STEPS, logits);
+	assert_int_equal(n_calls - before, 0);
+	ranks_close(&ranks);
+	free(logits[0]);
+	golden_close(&golden);
+}
+
 static void fifty_steps_in_one_process_allocate_nothing(void **state)
 {
 	expect_no_allocation(DENSE, NULL);
@@ -157,6 +205,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(fifty_steps_in_one_process_allocate_nothing),
+		cmocka_unit_test(fifty_steps_of_a_group_allocate_nothing_on_any_rank),
 		cmocka_unit_test(fifty_steps_over_loop_allocate_nothing_on_either_side),
 		cmocka_unit_test(fifty_steps_over_shm_allocate_nothing_on_either_side),
 	};
