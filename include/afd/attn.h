@@ -14,9 +14,10 @@
  * With a transport of an attention group the stage is one rank of it: it holds some of the heads and
  * caches K and V of these. All ranks make the same calls with the same batches, and each has all
  * outputs, with the same bits. A rank that begins a step later than another by deadline_ms is lost
- * to that one. A step that fails or is cancelled on one rank ends on those that still need it, as if
- * it had not begun there; on one that needed nothing more it succeeds, so a host that goes on
- * compares what its ranks say, and truncates.
+ * to that one, also when it refuses the batch; so ranks are made with the same capacities. A step
+ * that fails or is cancelled on one rank ends on those that still need it, as if it had not begun
+ * there; on one that needed nothing more it succeeds, so a host that goes on compares what its ranks
+ * say, and truncates.
  *
  * A step is a resumable object: _begin, then _poll until it returns 1; or _step, which does both
  * and waits. A step that fails or is cancelled leaves KV and sequences as they were before it, and
