@@ -431,7 +431,8 @@ struct afd_plan_report_params {
 					      stage has any */
 	size_t n_times;
 	uint32_t time_bytes;         /* sizeof(struct afd_plan_time) */
-	uint32_t _pad;
+	uint32_t group_max;          /* devices that may share an FFN in colocation; 0: all, 1: data
+					parallel alone */
 };
 
 struct afd_plan_report {

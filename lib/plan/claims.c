@@ -53,7 +53,7 @@ static int correct(double s, struct afd_plan_report *out)
 	struct afd_plan_device device = { .size = sizeof(device) };
 	struct afd_plan_model model = { .size = sizeof(model) };
 	struct afd_plan_report_params p = { .size = sizeof(p), .model = &model,
-		.attention_device = &device, .n_attention = 1, .n_ffn = 1, .context = s };
+		.attention_device = &device, .n_attention = 1, .n_ffn = 1, .context = s, .group_max = 1 };
 	int rc = afd_plan_find_device("H20-3e", &device);
 
 	rc = rc ? rc : afd_plan_find_model("Qwen3-32B", &model);

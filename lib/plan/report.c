@@ -100,6 +100,7 @@ static int read_numbers(struct afd_plan_report_params *p)
 	rc = rc ? rc : afd__plan_real_or("row_bytes_down", &p->row_bytes_down, 2, 0.1, 8);
 	rc = rc ? rc : afd__plan_real_or("memory_share", &p->memory_share, 0.9, 0.01, 1);
 	rc = rc ? rc : afd__plan_real("latency_us", p->latency_us, 0, 1e9);
+	rc = rc ? rc : afd__plan_whole("group_max", p->group_max, 0, MAX_DEVICES);
 	return rc ? rc : read_times(p);
 }
 
@@ -276,11 +277,12 @@ static void colocate_group(const struct report *r, const struct afd_plan_device 
 static struct colocated colocate(const struct report *r, const struct afd_plan_device *d, uint32_t n,
 				 bool coarse)
 {
+	uint32_t most = r->p.group_max && r->p.group_max < n ? r->p.group_max : n;
 	struct colocated best = { 0 };
 
-	for (uint32_t group = 1; group <= n; group *= 2)
+	for (uint32_t group = 1; group <= most; group *= 2)
 		colocate_group(r, d, group, coarse, &best);
-	if (n & (n - 1))
+	if (most == n && n & (n - 1))
 		colocate_group(r, d, n, coarse, &best);
 	return best;
 }

@@ -40,7 +40,8 @@ static void set_up(struct setup *s)
 	s->device.scale_up_bytes_per_s = s->device.scale_out_bytes_per_s;
 	s->model.vocab_size = 0;
 	s->p = (struct afd_plan_report_params){ .size = sizeof(s->p), .model = &s->model,
-		.attention_device = &s->device, .n_attention = 1, .n_ffn = 1, .context = 2048 };
+		.attention_device = &s->device, .n_attention = 1, .n_ffn = 1, .context = 2048,
+		.group_max = 1 };
 }
 
 static struct afd_plan_report report(const struct setup *s)
@@ -353,6 +354,21 @@ static void measured_times_replace_the_data_sheet_and_are_linear_between(void **
 	near(report(&s).t_f_ms, 196 * 64 * 1e-3, 1e-9);
 }
 
+static void colocation_may_share_an_ffn_too(void **state)
+{
+	double alone;
+	struct setup s;
+
+	set_up(&s);
+	s.p.context = 16384;
+	s.p.n_attention = 5;
+	alone = report(&s).colocated_per_device;
+	s.p.group_max = 0;
+	assert_true(report(&s).colocated_per_device > alone * 1.01);
+	assert_true(report(&s).colocated_group > 1);
+	assert_int_equal(report(&s).use, 0); /* what beats data parallel loses to that */
+}
+
 static void bad_fields_are_named(void **state)
 {
 	struct afd_plan_report out = { .size = sizeof(out) };
@@ -394,6 +410,7 @@ int main(void)
 		cmocka_unit_test(spread_contexts_open_the_bracket),
 		cmocka_unit_test(unlike_devices_are_held_against_each_kind_alone),
 		cmocka_unit_test(measured_times_replace_the_data_sheet_and_are_linear_between),
+		cmocka_unit_test(colocation_may_share_an_ffn_too),
 		cmocka_unit_test(bad_fields_are_named),
 	};
 
