@@ -354,9 +354,9 @@ static void run_seeds(struct simulation *sim, struct afd_plan_simulation *out)
 		square += before * (throughput - out->throughput);
 		out->tau += window.tau / n;
 		out->theta += window.load / n;
-		out->idle_a += (1 - window.busy_a) / n;
-		out->idle_f += (1 - window.busy_f) / n;
-		out->idle_c += (1 - window.busy_c) / n;
+		out->idle_a += fmax(0, 1 - window.busy_a) / n;
+		out->idle_f += fmax(0, 1 - window.busy_f) / n;
+		out->idle_c += fmax(0, 1 - window.busy_c) / n;
 		if (!i)
 			out->n_spans = n_spans;
 		sim->s.spans = NULL; /* the first seed's only */

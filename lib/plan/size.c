@@ -208,6 +208,7 @@ static uint32_t best_whole(struct search s, uint32_t r_min, double limit)
 	return (uint32_t)s.r;
 }
 
+/* One more FFN must earn half a per cent: a bundle is harder to run than its share of a ratio. */
 static void best_bundle(struct search s, double limit, struct afd_plan_sizing *out)
 {
 	double best = -1;
@@ -218,7 +219,7 @@ static void best_bundle(struct search s, double limit, struct afd_plan_sizing *o
 
 			if (x > 1 && x > out->r_continuous * y + 2)
 				break;
-			if (value <= best * (1 + 1e-9))
+			if (value <= best * 1.005)
 				continue;
 			best = value;
 			out->x = (uint32_t)x;
