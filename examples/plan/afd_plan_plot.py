@@ -20,7 +20,7 @@ except ImportError:
 BLACK, ORANGE, BLUE, GREEN, RED, GREY = "#000000", "#E69F00", "#0072B2", "#009E73", "#D55E00", "#999999"
 matplotlib.rcParams.update({
     "figure.figsize": (8, 4.8), "figure.dpi": 110, "font.size": 11, "axes.spines.top": False, "axes.spines.right": False,
-    "axes.grid": True, "grid.color": "#dddddd", "svg.hashsalt": "afd-plan", "legend.frameon": False})
+    "axes.grid": True, "grid.color": "#dddddd", "axes.axisbelow": True, "svg.hashsalt": "afd-plan", "legend.frameon": False})
 
 
 def column(rows, key):
@@ -100,8 +100,8 @@ def draw_timeline(figure, result):
                            for i, lane in enumerate(lanes)], loc="outside upper center", ncols=6)
 
 
-REGIONS = {"scale_up": ("scale-up bound", "#ffffff", ""), "stable_intensity": ("stable intensity", "#e8e8e8", "///"),
-           "scale_out": ("scale-out bound", "#d0d0d0", "..."), "max_intensity": ("maximum intensity", "#b4b4b4", "xx")}
+REGIONS = {"scale_up": ("scale-up bound", "#ffffff", ""), "stable_intensity": ("stable intensity", "#f0f0f0", ""),
+           "scale_out": ("scale-out bound", "#e0e0e0", ""), "max_intensity": ("maximum intensity", "#cdcdcd", "")}
 
 
 def shade_regions(axes, rows):
@@ -127,7 +127,8 @@ def draw_roofline(figure, result):
     nodes = column(rows, "ffn_nodes")
     patches = shade_regions(axes, rows)
     axes.plot(nodes, column(rows, "hfu"), color=BLUE, marker="o", markersize=4, label="HFU")
-    axes.plot(nodes, column(rows, "ofu"), color=ORANGE, linestyle="--", label="OFU: operators while they run")
+    axes.plot(nodes, column(rows, "ofu"), color=ORANGE, linestyle="--", marker="s", markersize=3, linewidth=2,
+              label="OFU: operators while they run")
     axes.plot(nodes, column(rows, "temporal_sparsity"), color=RED, linestyle="-.", label="share of the budget in which they run")
     axes.axhline(result["ep_hfu"], color=GREEN, linestyle=":", linewidth=2, label="HFU of large-scale EP")
     if result["dead_zone_from"]:
@@ -157,10 +158,11 @@ def draw_stages(figure, rows, name, value, unit):
 
 def draw_report(figure, result):
     axes = draw_stages(figure, result["stages"], "stage", "ms", "ms of a step, one lane")
+    axes.set_xlim(right=1.2 * max([result["cycle_ms"], *column(result["stages"], "ms")]))
     axes.axvline(result["cycle_ms"], color=RED, linestyle="--", label=f"cycle {result['cycle_ms']:.3g} ms")
     figure.suptitle(f"{result['model']}: {result['verdict']} ({result['speedup_per_device']:.2f}x per device), "
                     f"bound by {result['bottleneck']}", fontsize=11)
-    axes.legend(loc="lower right")
+    axes.legend(loc="center right")
 
 
 def draw_published(figure, result):

@@ -490,8 +490,8 @@ struct afd_plan_line {
 	double residual_p95;  /* of |y - fit|, in the unit of y */
 	double residual_max;
 };
-/* A slope or an intercept below 0 is refused with -EDOM when it is more than noise (and set to 0
- * otherwise: the other one is then fitted alone). */
+/* -EDOM: a slope below 0 by more than noise; within it, it is set to 0. With an intercept below 0 the
+ * line is fitted through 0; r2 and residuals are those of the line that is given. */
 AFD_API int afd_plan_fit(const double *x, const double *y, size_t n, struct afd_plan_line *out);
 
 /*

@@ -1,8 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * A line through measured times: ordinary least squares, with what it does not explain. A negative
- * slope or intercept has no meaning for a time; when it is within the noise of the points the line is
- * fitted again without that term, else refused. Called by hosts and by afd-plan calibrate.
+ * slope has no meaning for a time: it is refused when it is more than the noise of the points. Called by hosts and by afd-plan calibrate.
  */
 #include <math.h>
 
@@ -72,32 +71,29 @@ static double squares(const struct afd_plan_line *line, const double *x, const d
 	return sum;
 }
 
-/* Twice the standard error of slope and intercept is noise. */
+/* Twice the standard error of a slope is noise. An intercept below 0 says that the points bend; the
+ * line through 0 is then the best that means something, and its residuals tell. */
 static int drop_negative(struct afd_plan_line *line, const struct sums *mean, const double *x,
 			 const double *y, size_t n)
 {
 	double variance = n > 2 ? squares(line, x, y, n) / (double)(n - 2) : HUGE_VAL;
-	double slope_noise = 2 * sqrt(variance / mean->xx), all = 0, product = 0;
-	double start_noise = 2 * sqrt(variance * (1.0 / (double)n + mean->x * mean->x / mean->xx));
+	double noise = 2 * sqrt(variance / mean->xx), all = 0, product = 0;
 
+	if (line->alpha < -noise)
+		return afd__error(-EDOM, "plan: the fitted alpha is %g, limit 0 .. (noise %g)",
+				  line->alpha, noise);
 	if (line->alpha < 0) {
-		if (line->alpha < -slope_noise)
-			return afd__error(-EDOM, "plan: the fitted alpha is %g, limit 0 .. (noise %g)",
-					  line->alpha, slope_noise);
 		line->alpha = 0;
 		line->beta = mean->y;
 	}
 	if (line->beta >= 0)
 		return 0;
-	if (line->beta < -start_noise)
-		return afd__error(-EDOM, "plan: the fitted beta is %g, limit 0 .. (noise %g)",
-				  line->beta, start_noise);
 	for (size_t i = 0; i < n; i++) {
 		all += x[i] * x[i];
 		product += x[i] * y[i];
 	}
 	line->beta = 0;
-	line->alpha = fmax(0, product / all);
+	line->alpha = all > 0 ? fmax(0, product / all) : 0;
 	return 0;
 }
 
