@@ -204,6 +204,16 @@ static int run(struct report *r)
 	return plan_output_show(&r->output, result_json(r, &answer), "stages", "report");
 }
 
+/* A device by its numbers, beside or instead of a preset. */
+#define OPTIONS_DEVICE(r) \
+		{ "flops", "N", NULL, "operations per second, instead of the preset's", tool_set_real, &(r).flops, \
+			1, 1e20 }, \
+		{ "hbm", "N", NULL, "bytes per second of its memory", tool_set_real, &(r).hbm, 1, 1e18 }, \
+		{ "memory", "N", NULL, "bytes of its memory", tool_set_real, &(r).memory, 1, 1e18 }, \
+		{ "scale-up", "N", NULL, "bytes per second inside a node", tool_set_real, &(r).scale_up, 1, 1e18 }, \
+		{ "scale-out", "N", NULL, "bytes per second between nodes, per device", tool_set_real, \
+			&(r).scale_out, 1, 1e18 }
+
 int plan_report(int argc, char **argv)
 {
 	struct report r = { .p = { .size = sizeof r.p, .latency_us = 10 }, .model.size = sizeof r.model,
@@ -218,13 +228,7 @@ int plan_report(int argc, char **argv)
 			0 },
 		{ "ffn-device", "NAME", "the same", "a preset for the FFN side", tool_set_text,
 			&r.ffn_device_name, 0, 0 },
-		{ "flops", "N", NULL, "operations per second, instead of the preset's", tool_set_real, &r.flops,
-			1, 1e20 },
-		{ "hbm", "N", NULL, "bytes per second of its memory", tool_set_real, &r.hbm, 1, 1e18 },
-		{ "memory", "N", NULL, "bytes of its memory", tool_set_real, &r.memory, 1, 1e18 },
-		{ "scale-up", "N", NULL, "bytes per second inside a node", tool_set_real, &r.scale_up, 1, 1e18 },
-		{ "scale-out", "N", NULL, "bytes per second between nodes, per device", tool_set_real,
-			&r.scale_out, 1, 1e18 },
+		OPTIONS_DEVICE(r),
 		{ "attention", "N", NULL, "attention devices; required", tool_set_u32, &r.p.n_attention, 1,
 			4096 },
 		{ "ffn", "N", NULL, "devices that share the FFN; required", tool_set_u32, &r.p.n_ffn, 1, 4096 },

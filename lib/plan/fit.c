@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * A line through measured times: ordinary least squares, with what it does not explain. A negative
- * slope has no meaning for a time: it is refused when it is more than the noise of the points. Called by hosts and by afd-plan calibrate.
+ * slope has no meaning for a time: it is refused when it is more than the noise of the points. Called
+ * by hosts and by afd-plan calibrate.
  */
 #include <math.h>
 

@@ -208,6 +208,12 @@ class Plan(Case):
         self.refuse(2, ["--metrics", "limit 3"], "calibrate", "--metrics", trace)
         self.refuse(1, ["afd_ffn_rows_total"], "calibrate", "--metrics", trace, "--metrics", trace, "--metrics", trace)
 
+    def test_the_converter_names_the_package_that_it_needs(self):
+        done = subprocess.run([sys.executable, "-S", ROOT / "examples/plan/aiconfigurator_times.py", "--system", "h200_sxm", "--config",
+                               MODEL / "config.json"], text=True, capture_output=True)  # -S: without installed packages
+        self.assertEqual((done.returncode, done.stdout), (1, ""))
+        self.assertIn("pip install aiconfigurator-core", done.stderr)
+
     # -- calibration --
 
     def test_a_calibration_of_this_machine_is_read_by_the_other_commands(self):
