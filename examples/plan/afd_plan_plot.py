@@ -23,6 +23,10 @@ matplotlib.rcParams.update({
     "axes.grid": True, "grid.color": "#dddddd", "axes.axisbelow": True, "svg.hashsalt": "afd-plan", "legend.frameon": False})
 
 
+def legend_above(axes, handles, columns):
+    axes.legend(handles=handles, loc="lower center", bbox_to_anchor=(0.5, 1.02), ncol=columns)
+
+
 def column(rows, key):
     return [float("nan") if row[key] is None else row[key] for row in rows]
 
@@ -58,18 +62,17 @@ def draw_size(figure, result):
               markevery=2, linewidth=1, label="FFN idle (right)")
     idle.set_ylim(0, 1)
     idle.set_ylabel("share of the cycle")
-    lines = axes.get_lines()[:2] + idle.get_lines()
-    figure.legend(lines, [line.get_label() for line in lines], loc="outside upper center", ncols=2)
+    legend_above(axes, axes.get_lines()[:2] + idle.get_lines(), 2)
 
 
 def draw_simulate(figure, result):
     axes = figure.subplots()
     rows = result["curve"]
     draw_bracket(axes, rows)
-    axes.errorbar(column(rows, "r"), column(rows, "throughput"), yerr=column(rows, "ci95"), color=BLACK, marker="o",
+    points = axes.errorbar(column(rows, "r"), column(rows, "throughput"), yerr=column(rows, "ci95"), color=BLACK, marker="o",
                   markersize=4, linestyle="none", capsize=2, label="simulation, 95 % interval")
     mark_best(axes, result["r"], f"best r = {result['r']}, closed form {result['closed_form']['r']}")
-    figure.legend(loc="outside upper center", ncols=2)
+    legend_above(axes, [*axes.get_lines()[:2], points], 2)
 
 
 def draw_timeline(figure, result):
@@ -96,8 +99,8 @@ def draw_timeline(figure, result):
     axes.set_xlabel("time")
     axes.set_xlim(0, max(span["end"] for span in spans))
     axes.grid(axis="y", visible=False)
-    figure.legend(handles=[Patch(facecolor=shades[i % 6], hatch=hatches[i % 6], edgecolor=BLACK, label=f"lane {lane}")
-                           for i, lane in enumerate(lanes)], loc="outside upper center", ncols=6)
+    legend_above(axes, [Patch(facecolor=shades[i % 6], hatch=hatches[i % 6], edgecolor=BLACK, label=f"lane {lane}")
+                        for i, lane in enumerate(lanes)], 6)
 
 
 REGIONS = {"scale_up": ("scale-up bound", "#ffffff", ""), "stable_intensity": ("stable intensity", "#f0f0f0", ""),
@@ -141,7 +144,7 @@ def draw_roofline(figure, result):
     axes.grid(False)
     axes.set_xlabel("N_F: nodes of the FFN side")
     axes.set_ylabel("share of the peak")
-    figure.legend(handles=axes.get_lines()[:4] + patches, loc="outside upper center", ncols=2)
+    legend_above(axes, axes.get_lines()[:4] + patches, 2)
 
 
 def draw_stages(figure, rows, name, value, unit):
@@ -150,7 +153,8 @@ def draw_stages(figure, rows, name, value, unit):
     bars = axes.barh([row[name] for row in rows], column(rows, value), color=BLUE, edgecolor=BLACK, alpha=0.8)
     for i, bar in enumerate(bars):
         bar.set_hatch(hatches[i % 5])
-    axes.bar_label(bars, fmt="%.3g", padding=3)
+    for bar, row in zip(bars, rows):  # beside the picture, where no line crosses them
+        axes.text(1.01, bar.get_y() + bar.get_height() / 2, f"{row[value]:.3g}", va="center", transform=axes.get_yaxis_transform())
     axes.invert_yaxis()
     axes.set_xlabel(unit)
     return axes
@@ -158,11 +162,11 @@ def draw_stages(figure, rows, name, value, unit):
 
 def draw_report(figure, result):
     axes = draw_stages(figure, result["stages"], "stage", "ms", "ms of a step, one lane")
-    axes.set_xlim(right=1.2 * max([result["cycle_ms"], *column(result["stages"], "ms")]))
-    axes.axvline(result["cycle_ms"], color=RED, linestyle="--", label=f"cycle {result['cycle_ms']:.3g} ms")
+    axes.set_xlim(right=1.05 * max([result["cycle_ms"], *column(result["stages"], "ms")]))
+    cycle = axes.axvline(result["cycle_ms"], color=RED, linestyle="--", label=f"cycle {result['cycle_ms']:.3g} ms")
     figure.suptitle(f"{result['model']}: {result['verdict']} ({result['speedup_per_device']:.2f}x per device), "
                     f"bound by {result['bottleneck']}", fontsize=11)
-    axes.legend(loc="center right")
+    legend_above(axes, [cycle], 1)
 
 
 def draw_published(figure, result):

@@ -181,6 +181,9 @@ static json_t *result_json(const struct report *r, const struct afd_plan_report 
 		(json_int_t)a->colocated_slots, "devices_of_a_group", (json_int_t)a->colocated_group,
 		"what_would_have_to_change", changes_json(r, a), "stages", stages_json(a));
 
+	json_object_set_new(result, "sources", json_pack("{s:s, s:s}", "model",
+		r->model.source ? r->model.source : "given", "device",
+		r->device.source ? r->device.source : "given"));
 	json_object_update(result, more);
 	json_decref(more);
 	return result;

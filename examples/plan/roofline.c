@@ -18,6 +18,7 @@ struct roofline {
 	struct plan_output output;
 	struct afd_plan_roofline_params p;
 	const char *model, *device, *attention_device;
+	const char *model_source, *device_source;
 	double imbalance;
 };
 
@@ -48,6 +49,7 @@ static int use_model(struct roofline *r)
 
 	if (status || !r->model)
 		return status;
+	r->model_source = m.source;
 	fill_u32(&r->p.hidden_size, m.hidden_size);
 	fill_u32(&r->p.expert_size, m.expert_size ? m.expert_size : m.intermediate_size);
 	fill_u32(&r->p.n_experts, m.n_experts ? m.n_experts : 1);
@@ -64,6 +66,7 @@ static int use_device(struct roofline *r)
 		return plan_fail();
 	if (r->attention_device && afd_plan_find_device(r->attention_device, &a))
 		return plan_fail();
+	r->device_source = d.source;
 	fill_real(&r->p.flops, d.flops);
 	fill_real(&r->p.hbm_bytes_per_s, d.hbm_bytes_per_s);
 	fill_real(&r->p.scale_up_bytes_per_s, d.scale_up_bytes_per_s);
@@ -154,6 +157,9 @@ static int show(const struct roofline *r, const struct afd_plan_imbalance *b)
 		at.dead_zone_from > 0 ? json_real(at.dead_zone_from) : json_null(), "ceiling", at.ceiling,
 		"floor", at.floor, "ep_hfu", at.ep_hfu, "t_b_ms", at.t_b_ms, "least_sparsity",
 		plan_number(least_sparsity(&r->p)), "sparsity", (double)r->p.top_k / r->p.n_experts);
+	json_object_set_new(result, "sources", json_pack("{s:s, s:s}", "model",
+		r->model_source ? r->model_source : "given", "device",
+		r->device_source ? r->device_source : "given"));
 	json_object_set_new(result, "sweep", sweep_json(&r->p));
 	if (b)
 		json_object_set_new(result, "imbalance", imbalance_json(b));

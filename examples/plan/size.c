@@ -39,13 +39,28 @@ static json_t *curve_json(const struct plan_system *s, const struct afd_plan_loa
 	return curve;
 }
 
+/* MegaScale-Infer's condition at the ratio that was chosen; null where a stage takes no time. */
+static json_t *min_lanes_json(const struct plan_system *s, const struct afd_plan_load *load, uint32_t r)
+{
+	struct afd_plan_point at = { .size = sizeof at };
+	struct afd_plan_pipeline_params p = { .size = sizeof p, .lanes = 1, .n_layers = 1 };
+	struct afd_plan_pipeline out = { .size = sizeof out };
+
+	if (!r || afd_plan_evaluate(&s->params, load, r, &at))
+		return json_null();
+	p.t_a = at.t_a;
+	p.t_f = at.t_f;
+	p.t_c = at.t_c;
+	return afd_plan_pipeline(&p, &out) ? json_null() : json_integer(out.min_lanes);
+}
+
 static json_t *result_json(const struct plan_system *s, const struct afd_plan_load *load,
 	const struct afd_plan_sizing *z)
 {
 	char layout[32];
 
 	snprintf(layout, sizeof layout, "%uA:%uF", z->x, z->y);
-	return json_pack("{s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:s, s:s, s:o, s:o, s:o, s:o, s:b, s:b, s:o}",
+	return json_pack("{s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:s, s:s, s:o, s:o, s:o, s:o, s:b, s:b, s:o, s:o}",
 		"theta", plan_number(load->theta), "nu2", plan_number(load->nu2), "r",
 		z->r ? json_integer(z->r) : json_null(), "r_gaussian",
 		z->r_gaussian ? json_integer(z->r_gaussian) : json_null(), "r_continuous",
@@ -54,7 +69,8 @@ static json_t *result_json(const struct plan_system *s, const struct afd_plan_lo
 		plan_constraint_name(z->constraint), "r_limit", plan_number(z->r_limit), "batch_limit",
 		z->batch_limit > 0 ? plan_number(z->batch_limit) : json_null(), "r_attention",
 		plan_number(z->r_attention), "r_peak", plan_number(z->r_peak), "ffn_limited",
-		(int)z->ffn_limited, "heavy_tail", (int)z->heavy_tail, "curve", curve_json(s, load));
+		(int)z->ffn_limited, "heavy_tail", (int)z->heavy_tail, "min_lanes",
+		min_lanes_json(s, load, z->r), "curve", curve_json(s, load));
 }
 
 int plan_size(int argc, char **argv)
