@@ -213,6 +213,7 @@ static int read_calibration(struct plan_system *s)
 	size_t n_bytes = 0, n_times = 0;
 	char *text = plan_read_file(s->calibration, &n_bytes);
 	struct afd_plan_params *p = &s->params;
+	double batch = p->batch;
 	json_t *root;
 	int status = TOOL_DONE;
 
@@ -223,8 +224,7 @@ static int read_calibration(struct plan_system *s)
 		return fail_in(s->calibration);
 	}
 	root = json_loadb(text, n_bytes, JSON_REJECT_DUPLICATES, &error);
-	if (!(p->batch > 0))
-		p->batch = json_number_value(json_object_get(root, "batch"));
+	p->batch = batch > 0 ? batch : p->batch;
 	if (json_is_array(json_object_get(root, "times"))) {
 		struct afd_plan_time *times = plan_read_times(s->calibration, &n_times);
 		double layers = json_number_value(json_object_get(root, "model_layers"));

@@ -63,7 +63,7 @@ static int read_devices(struct report *r)
 		return tool_fail(TOOL_USAGE, "--device is missing (or --flops, --hbm, --memory, --scale-out)");
 	replace(&r->device.scale_up_bytes_per_s,
 		r->device.scale_up_bytes_per_s > 0 ? 0 : r->device.scale_out_bytes_per_s);
-	r->device.name = r->device.name ? r->device.name : "given";
+	r->device.name = r->device.name ? r->device.name : "this machine"; /* as calibrate names it */
 	return TOOL_DONE;
 }
 

@@ -9,7 +9,7 @@
 
 static json_t *point_json(const struct afd_plan_point *p, const struct afd_plan_params *params)
 {
-	return json_pack("{s:f, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:s}", "r", p->r,
+	return json_pack("{s:I, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:s}", "r", (json_int_t)p->r,
 		"tau_mean_field", plan_number(p->tau_mean_field), "tau_gaussian",
 		plan_number(p->tau_gaussian), "throughput_mean_field",
 		plan_number(p->throughput_mean_field), "throughput_gaussian",

@@ -507,8 +507,8 @@ AFD_API int afd_plan_parse_trace(const char *text, size_t n_bytes, struct afd_pl
  * objects with these keys, or an object with such a list under "times". Results as above. */
 AFD_API int afd_plan_parse_times(const char *text, size_t n_bytes, struct afd_plan_time *times,
 				 size_t room, size_t *n_times);
-/* A calibration's JSON: sets alpha_a .. beta_c, and layers, batch, lanes, comm_scope, devices when
- * it has them. */
+/* A calibration's JSON: sets alpha_a, which it must have, and of alpha_f .. beta_c, ffn_floor, batch,
+ * lanes, layers and devices those that it has. */
 AFD_API int afd_plan_parse_calibration(const char *text, size_t n_bytes,
 				       struct afd_plan_params *params);
 

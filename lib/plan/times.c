@@ -240,6 +240,8 @@ int afd_plan_parse_calibration(const char *text, size_t n_bytes, struct afd_plan
 	p.alpha_c = afd__json_number(&j, "alpha_c", 0, 1e15, p.alpha_c);
 	p.beta_c = afd__json_number(&j, "beta_c", 0, 1e15, p.beta_c);
 	p.ffn_floor = afd__json_number(&j, "ffn_floor", 0, 1e15, p.ffn_floor);
+	p.batch = afd__json_number(&j, "batch", 1e-9, 1e7, p.batch);
+	p.lanes = (uint32_t)afd__json_integer(&j, "lanes", 0, 64, p.lanes);
 	p.layers = (uint32_t)afd__json_integer(&j, "layers", 1, 1024, p.layers);
 	p.devices = (uint32_t)afd__json_integer(&j, "devices", 0, 65536, p.devices);
 	json_decref(root);

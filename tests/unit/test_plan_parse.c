@@ -145,7 +145,7 @@ static void bad_times_are_refused_with_their_place(void **state)
 static void a_calibration_fills_the_coefficients_and_leaves_the_rest(void **state)
 {
 	static const char text[] = "{\"alpha_a\": 0.5, \"beta_a\": 3, \"alpha_f\": 0.25, \"beta_f\": 4,"
-				   " \"alpha_c\": 0.125, \"beta_c\": 5, \"layers\": 2, \"devices\": 2, \"x\": {}}";
+				   " \"alpha_c\": 0.125, \"beta_c\": 5, \"layers\": 2, \"devices\": 2, \"batch\": 16, \"x\": {}}";
 	static const char *const bad[] = { "[]", "{}", "{\"alpha_a\": -1}", "{\"alpha_a\": \"1\"}",
 		"{\"alpha_a\": 1, \"layers\": 0}", "{\"alpha_a\": 1, \"alpha_a\": 2}", "{\"alpha_a\": 1" };
 	struct afd_plan_params p = { .size = sizeof(p), .batch = 9, .lanes = 3 };
@@ -155,7 +155,7 @@ static void a_calibration_fills_the_coefficients_and_leaves_the_rest(void **stat
 	assert_int_equal(p.layers, 2);
 	assert_int_equal(p.devices, 2);
 	assert_int_equal(p.lanes, 3);
-	near(p.batch, 9, 0);
+	near(p.batch, 16, 0);
 	for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
 		assert_int_equal(afd_plan_parse_calibration(bad[i], strlen(bad[i]), &p), -EBADMSG);
 		near(p.alpha_a, 0.5, 0);
