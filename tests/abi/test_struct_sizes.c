@@ -53,7 +53,6 @@ HOLDS(afd_kv_layer, 32, v_scale, 28);
 HOLDS(afd_sample_params, 32, seed, 24);
 HOLDS(afd_attn_stats, 80, _pad, 76);
 
-
 HOLDS(afd_plan_law, 24, shape, 16);
 HOLDS(afd_plan_request, 8, output_tokens, 4);
 HOLDS(afd_plan_workload, 96, _pad, 92);
