@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * afd-plan: how many attention workers per FFN, what the network allows, and when not to split. Each
- * command reads its own flags and says with --help what they mean; the numbers come from plan.h.
+ * afd-plan: how many attention workers per FFN, what the network allows, and when not to split.
+ * Each command reads its own flags and says with --help what they mean; the numbers come from
+ * plan.h.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -20,7 +21,8 @@ static const struct {
 	{ "simulate", plan_simulate, "every slot of every worker, for a range of ratios" },
 	{ "roofline", plan_roofline, "what the network lets an FFN compute; imbalance" },
 	{ "report", plan_report, "a model, a device and a layout against colocation, per device" },
-	{ "calibrate", plan_calibrate, "measures this machine's stages, and fits the coefficients" },
+	{ "calibrate", plan_calibrate,
+		"measures this machine's stages, and fits the coefficients" },
 };
 #define N_COMMANDS (sizeof commands / sizeof commands[0])
 

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * The command `calibrate`: measures stages and exchange through the library and fits the
- * coefficients, each with R2 and residuals; or fits those of the FFN and the exchange from snapshots
- * of a running deployment's metrics. The points stand in the file beside the lines, so that whoever
- * reads it may judge them, and so that a plan can use the points themselves.
+ * coefficients, each with R2 and residuals; or fits those of the FFN and the exchange from
+ * snapshots of a running deployment's metrics. The points stand in the file beside the lines, so
+ * that whoever reads it may judge them, and so that a plan can use the points themselves.
  */
 #include <errno.h>
 #include <math.h>
@@ -83,7 +83,8 @@ static int measure_attention_points(struct calibrate *c, uint32_t all)
 	for (int pass = 0; pass < 2; pass++) {
 		uint32_t batch = pass ? (c->batch > 1 ? 1 : 2) : c->batch;
 
-		for (uint32_t at = most / 8 ? most / 8 : 1; at <= most; at += most / 8 ? most / 8 : 1) {
+		for (uint32_t at = most / 8 ? most / 8 : 1; at <= most;
+			at += most / 8 ? most / 8 : 1) {
 			double us;
 
 			if (pass && at != most && at != most / 8)
@@ -98,13 +99,16 @@ static int measure_attention_points(struct calibrate *c, uint32_t all)
 	return TOOL_DONE;
 }
 
-/* Rows from 1 on; the line is that of a batch and more, where an FFN of several workers operates. */
+/* Rows from 1 on; the line is that of a batch and more, where an FFN of several workers operates.
+ */
 static int measure_row_points(struct calibrate *c, struct series *s,
 	double (*measure)(struct measure *, uint32_t), uint32_t all)
 {
 	uint32_t most = c->rows;
 
-	for (uint32_t rows = 1; rows <= most; rows = rows == most ? most + 1 : 2 * rows < most ? 2 * rows : most) {
+	for (uint32_t rows = 1; rows <= most; rows = rows == most      ? most + 1
+						     : 2 * rows < most ? 2 * rows
+								       : most) {
 		double us;
 
 		show_progress(c, s->stage, all);
@@ -139,7 +143,8 @@ static double metric(const char *text, const char *name)
 	double sum = 0;
 	int found = 0;
 
-	for (const char *line = text; line; line = strchr(line, '\n') ? strchr(line, '\n') + 1 : NULL) {
+	for (const char *line = text; line;
+		line = strchr(line, '\n') ? strchr(line, '\n') + 1 : NULL) {
 		const char *at = line + n;
 
 		if (strncmp(line, name, n) || (*at != ' ' && *at != '{'))
@@ -153,7 +158,7 @@ static double metric(const char *text, const char *name)
 }
 
 struct snapshot {
-	double rows, passes, seconds;           /* of the FFN */
+	double rows, passes, seconds; /* of the FFN */
 	double wire_rows, wire_parts, wire_seconds;
 };
 
@@ -164,13 +169,16 @@ static int read_snapshot(const char *path, struct snapshot *s)
 
 	if (!text)
 		return TOOL_FAILED;
-	*s = (struct snapshot){ metric(text, "afd_ffn_rows_total"), metric(text, "afd_ffn_passes_total"),
-		metric(text, "afd_ffn_compute_seconds_sum"), metric(text, "afd_transport_rows_total"),
-		metric(text, "afd_transport_parts_total"), metric(text, "afd_transport_wire_seconds_sum") };
+	*s = (struct snapshot){ metric(text, "afd_ffn_rows_total"),
+		metric(text, "afd_ffn_passes_total"), metric(text, "afd_ffn_compute_seconds_sum"),
+		metric(text, "afd_transport_rows_total"), metric(text, "afd_transport_parts_total"),
+		metric(text, "afd_transport_wire_seconds_sum") };
 	free(text);
 	if (isnan(s->rows) && isnan(s->wire_seconds))
-		return tool_fail(TOOL_FAILED, "%s: neither afd_ffn_rows_total nor "
-			"afd_transport_wire_seconds stands in it", path);
+		return tool_fail(TOOL_FAILED,
+			"%s: neither afd_ffn_rows_total nor "
+			"afd_transport_wire_seconds stands in it",
+			path);
 	return TOOL_DONE;
 }
 
@@ -189,7 +197,8 @@ static int read_metrics(struct calibrate *c)
 		passes = now.passes - before.passes;
 		parts = now.wire_parts - before.wire_parts;
 		if (passes > 0)
-			add(&c->ffn, (now.rows - before.rows) / passes, (now.rows - before.rows) / passes, 0,
+			add(&c->ffn, (now.rows - before.rows) / passes,
+				(now.rows - before.rows) / passes, 0,
 				(now.seconds - before.seconds) / passes * 1e6, 1);
 		if (parts > 0 && now.wire_seconds > before.wire_seconds)
 			add(&c->exchange, (now.wire_rows - before.wire_rows) / parts,
@@ -197,8 +206,10 @@ static int read_metrics(struct calibrate *c)
 				(now.wire_seconds - before.wire_seconds) / parts * 1e6 / 2, 1);
 	}
 	if (!status && c->ffn.n < 2 && c->exchange.n < 2)
-		return tool_fail(TOOL_FAILED, "--metrics: %zu intervals with passes, limit 2; give snapshots "
-			"in the order of time", c->ffn.n);
+		return tool_fail(TOOL_FAILED,
+			"--metrics: %zu intervals with passes, limit 2; give snapshots "
+			"in the order of time",
+			c->ffn.n);
 	return status;
 }
 
@@ -214,12 +225,13 @@ static json_t *times_json(const struct calibrate *c)
 		for (size_t i = 0; i < all[s]->n; i++) {
 			double fitted = all[s]->line.alpha * all[s]->x[i] + all[s]->line.beta;
 
-			json_array_append_new(times, json_pack("{s:s, s:s, s:s, s:f, s:f, s:f, s:f, s:b}",
-				"stage", all[s]->stage, "device", "this machine", "dtype",
-				c->m.info.dtype ? afd_dtype_name(c->m.info.dtype) : "", "rows",
-				all[s]->rows[i], "context", all[s]->context[i], "us",
-				all[s]->us[i] / layers, "fit_us", fitted / layers, "fitted",
-				all[s]->fitted[i]));
+			json_array_append_new(times,
+				json_pack("{s:s, s:s, s:s, s:f, s:f, s:f, s:f, s:b}", "stage",
+					all[s]->stage, "device", "this machine", "dtype",
+					c->m.info.dtype ? afd_dtype_name(c->m.info.dtype) : "",
+					"rows", all[s]->rows[i], "context", all[s]->context[i],
+					"us", all[s]->us[i] / layers, "fit_us", fitted / layers,
+					"fitted", all[s]->fitted[i]));
 		}
 	}
 	return times;
@@ -233,8 +245,8 @@ static void set_line(json_t *result, json_t *r2, json_t *residuals, const struct
 	json_object_set_new(result, alpha, json_real(s->line.alpha));
 	json_object_set_new(result, beta, json_real(s->line.beta));
 	json_object_set_new(r2, s->stage, json_real(s->line.r2));
-	json_object_set_new(residuals, s->stage, json_pack("{s:f, s:f}", "p95", s->line.residual_p95, "max",
-		s->line.residual_max));
+	json_object_set_new(residuals, s->stage,
+		json_pack("{s:f, s:f}", "p95", s->line.residual_p95, "max", s->line.residual_max));
 }
 
 static json_t *machine_json(const struct calibrate *c)
@@ -246,7 +258,8 @@ static json_t *machine_json(const struct calibrate *c)
 		const char *colon = strchr(line, ':');
 
 		if (!strncmp(line, "model name", 10) && colon) {
-			snprintf(name, sizeof name, "%.*s", (int)strcspn(colon + 2, "\n"), colon + 2);
+			snprintf(name, sizeof name, "%.*s", (int)strcspn(colon + 2, "\n"),
+				colon + 2);
 			break;
 		}
 	}
@@ -287,8 +300,10 @@ static int write_file(const struct calibrate *c, const json_t *result)
 	int n = snprintf(part, sizeof part, "%s.part", c->out);
 
 	if (n < 0 || n >= (int)sizeof part)
-		return tool_fail(TOOL_FAILED, "--out: a path of %d bytes, limit %zu", n, sizeof part - 1);
-	if (json_dump_file(result, part, JSON_INDENT(1) | JSON_REAL_PRECISION(9)) || rename(part, c->out)) {
+		return tool_fail(
+			TOOL_FAILED, "--out: a path of %d bytes, limit %zu", n, sizeof part - 1);
+	if (json_dump_file(result, part, JSON_INDENT(1) | JSON_REAL_PRECISION(9)) ||
+		rename(part, c->out)) {
 		remove(part);
 		return tool_fail(TOOL_FAILED, "%s: cannot be written: %s", c->out, strerror(errno));
 	}
@@ -325,27 +340,33 @@ int plan_calibrate(int argc, char **argv)
 	static struct calibrate c;
 	int status;
 
-	c = (struct calibrate){ .m.stage = { .device = "cpu", .threads = 1 }, .seconds = 20, .batch = 8,
-		.context = 128, .attention.stage = "attention", .ffn.stage = "ffn",
+	c = (struct calibrate){ .m.stage = { .device = "cpu", .threads = 1 },
+		.seconds = 20,
+		.batch = 8,
+		.context = 128,
+		.attention.stage = "attention",
+		.ffn.stage = "ffn",
 		.exchange.stage = "exchange" };
 	const struct tool_option options[] = {
 		TOOL_OPTION_MODEL(c.m.stage),
-		{ "out", "FILE", NULL, "the calibration, which size and simulate read", tool_set_text, &c.out,
-			0, 0 },
-		{ "batch", "B", "8", "slots per worker and lane that the plan is for", tool_set_u32, &c.batch,
-			1, 4096 },
-		{ "context", "C", "128", "the longest context that is measured", tool_set_u32, &c.context, 16,
-			1048576 },
-		{ "rows", "N", "16 times the batch", "the most rows of the FFN", tool_set_u32, &c.rows, 2,
-			65536 },
-		{ "device", "cpu|deferred", "cpu", "where the stages run", tool_set_device, &c.m.stage.device,
-			0, 0 },
-		{ "threads", "N", "1", "compute threads of a stage", tool_set_u32, &c.m.stage.threads, 1,
-			1024 },
-		{ "seconds", "S", "20 s", "for all measurements together", tool_set_real, &c.seconds, 0.1,
-			3600 },
-		{ "metrics", "FILE", NULL, "instead of a model: snapshots of a deployment's metrics, in the "
-			"order of time; repeat it", tool_set_list, &c.metrics, 0, 0 },
+		{ "out", "FILE", NULL, "the calibration, which size and simulate read",
+			tool_set_text, &c.out, 0, 0 },
+		{ "batch", "B", "8", "slots per worker and lane that the plan is for", tool_set_u32,
+			&c.batch, 1, 4096 },
+		{ "context", "C", "128", "the longest context that is measured", tool_set_u32,
+			&c.context, 16, 1048576 },
+		{ "rows", "N", "16 times the batch", "the most rows of the FFN", tool_set_u32,
+			&c.rows, 2, 65536 },
+		{ "device", "cpu|deferred", "cpu", "where the stages run", tool_set_device,
+			&c.m.stage.device, 0, 0 },
+		{ "threads", "N", "1", "compute threads of a stage", tool_set_u32,
+			&c.m.stage.threads, 1, 1024 },
+		{ "seconds", "S", "20 s", "for all measurements together", tool_set_real,
+			&c.seconds, 0.1, 3600 },
+		{ "metrics", "FILE", NULL,
+			"instead of a model: snapshots of a deployment's metrics, in the "
+			"order of time; repeat it",
+			tool_set_list, &c.metrics, 0, 0 },
 		TOOL_OPTION_LOG(c.m.stage),
 		PLAN_OPTIONS_OUTPUT(c.output),
 		{ 0 },
@@ -354,7 +375,8 @@ int plan_calibrate(int argc, char **argv)
 	status = tool_options_read(options,
 		"calibrate --model DIR [--out FILE]\n"
 		"       afd-plan calibrate --metrics FILE --metrics FILE --metrics FILE\n\n"
-		"Short measurements of this machine's stages, and the coefficients that fit them, in\n"
+		"Short measurements of this machine's stages, and the coefficients that fit them, "
+		"in\n"
 		"microseconds of a step (of metrics: of a pass).",
 		argc, argv);
 	if (!c.rows)

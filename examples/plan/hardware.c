@@ -18,7 +18,8 @@ static void read_precision(const char *text, size_t n_bytes, const struct afd_mo
 	double plain = info->dtype ? (double)afd_dtype_bytes(info->dtype) : 2;
 
 	precision->kv_bytes = plain;
-	precision->weight_bytes = json_is_object(json_object_get(root, "quantization_config")) ? 1 : plain;
+	precision->weight_bytes =
+		json_is_object(json_object_get(root, "quantization_config")) ? 1 : plain;
 	json_decref(root);
 }
 
@@ -53,10 +54,16 @@ static int open_text(const char *path, const char *text, size_t n_bytes, struct 
 	 * that one of no meaning will do. */
 	static const float nothing[1];
 	static const uint64_t one = 1;
-	static const struct afd_tensor tensor = { .name = "planner", .shape = &one, .data = nothing,
-		.n_dims = 1, .dtype = AFD_DTYPE_F32 };
-	struct afd_model_params params = { .size = sizeof params, .config_json = text,
-		.tensors = &tensor, .n_tensors = 1, .tensor_bytes = sizeof tensor };
+	static const struct afd_tensor tensor = { .name = "planner",
+		.shape = &one,
+		.data = nothing,
+		.n_dims = 1,
+		.dtype = AFD_DTYPE_F32 };
+	struct afd_model_params params = { .size = sizeof params,
+		.config_json = text,
+		.tensors = &tensor,
+		.n_tensors = 1,
+		.tensor_bytes = sizeof tensor };
 	struct afd_model_info info = { .size = sizeof info };
 	static char name[64];
 	afd_context *ctx = NULL;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * What the flags of a system and a workload name: laws as text, traces, calibrations, measured times.
- * Parsing of files is the library's, so that it is fuzzed and hosts have it too.
+ * What the flags of a system and a workload name: laws as text, traces, calibrations, measured
+ * times. Parsing of files is the library's, so that it is fuzzed and hosts have it too.
  */
 #include <errno.h>
 #include <math.h>
@@ -89,8 +89,8 @@ struct afd_plan_time *plan_read_times(const char *path, size_t *n_times)
 
 static int read_law(const char *flag, const char *text, struct afd_plan_law *law)
 {
-	static const char *const kinds[] = { "constant", "geometric", "exponential", "lognormal", "pareto",
-		"uniform", "prompt" };
+	static const char *const kinds[] = { "constant", "geometric", "exponential", "lognormal",
+		"pareto", "uniform", "prompt" };
 	static const int least[] = { 1, 1, 1, 2, 2, 2, 1 }, most[] = { 1, 1, 1, 2, 3, 2, 1 };
 	double numbers[3] = { 0 };
 	size_t n_chars = strcspn(text, ":");
@@ -107,12 +107,17 @@ static int read_law(const char *flag, const char *text, struct afd_plan_law *law
 			break;
 		at = end;
 	}
-	if (kind == 7 || *at || n < least[kind] || n > most[kind] || numbers[2] < 0 || numbers[2] > 1e8)
-		return tool_fail(TOOL_USAGE, "--%s %s: not a law, limit constant:N, geometric:MEAN, "
-			"exponential:MEAN, lognormal:MEAN:CV, pareto:MEAN:INDEX[:MAX], uniform:LOW:HIGH%s",
+	if (kind == 7 || *at || n < least[kind] || n > most[kind] || numbers[2] < 0 ||
+		numbers[2] > 1e8)
+		return tool_fail(TOOL_USAGE,
+			"--%s %s: not a law, limit constant:N, geometric:MEAN, "
+			"exponential:MEAN, lognormal:MEAN:CV, pareto:MEAN:INDEX[:MAX], "
+			"uniform:LOW:HIGH%s",
 			flag, text, flag[0] == 'o' ? ", prompt:FACTOR" : "");
-	*law = (struct afd_plan_law){ .kind = AFD_PLAN_CONSTANT + kind, .mean = numbers[0],
-		.shape = numbers[1], .max = (uint32_t)numbers[2] };
+	*law = (struct afd_plan_law){ .kind = AFD_PLAN_CONSTANT + kind,
+		.mean = numbers[0],
+		.shape = numbers[1],
+		.max = (uint32_t)numbers[2] };
 	if (law->kind == AFD_PLAN_UNIFORM) {
 		law->mean = (numbers[0] + numbers[1]) / 2;
 		law->shape = numbers[0];
@@ -151,8 +156,10 @@ int plan_workload_read(struct plan_system *s)
 	int status;
 
 	if (n_ways != 1)
-		return tool_fail(TOOL_USAGE, "%s of --theta, --prompt with --output, and --trace %s given, "
-			"must be one", n_ways ? "several" : "none", n_ways ? "are" : "is");
+		return tool_fail(TOOL_USAGE,
+			"%s of --theta, --prompt with --output, and --trace %s given, "
+			"must be one",
+			n_ways ? "several" : "none", n_ways ? "are" : "is");
 	if (s->nu2 > 0 && !(s->theta > 0))
 		return tool_fail(TOOL_USAGE, "--nu2: only with --theta");
 	s->workload.theta = s->theta;
@@ -171,8 +178,10 @@ int plan_workload_read(struct plan_system *s)
 
 void plan_system_begin(struct plan_system *s)
 {
-	*s = (struct plan_system){ .params.size = sizeof s->params, .params.r_max = 32,
-		.workload.size = sizeof s->workload, .devices = UINT32_MAX };
+	*s = (struct plan_system){ .params.size = sizeof s->params,
+		.params.r_max = 32,
+		.workload.size = sizeof s->workload,
+		.devices = UINT32_MAX };
 	for (int i = 0; i < PLAN_COEFFICIENTS; i++)
 		s->coefficients[i] = NAN;
 }
@@ -184,8 +193,8 @@ void plan_system_end(struct plan_system *s)
 }
 
 /* The measured FFN of a calibration: what a line would smooth away is there. */
-static int use_knots(struct plan_system *s, const struct afd_plan_time *times, size_t n_times,
-	double layers)
+static int use_knots(
+	struct plan_system *s, const struct afd_plan_time *times, size_t n_times, double layers)
 {
 	uint32_t n = 0;
 
@@ -229,7 +238,8 @@ static int read_calibration(struct plan_system *s)
 		struct afd_plan_time *times = plan_read_times(s->calibration, &n_times);
 		double layers = json_number_value(json_object_get(root, "model_layers"));
 
-		status = times ? use_knots(s, times, n_times, layers > 0 ? layers : 1) : TOOL_FAILED;
+		status =
+			times ? use_knots(s, times, n_times, layers > 0 ? layers : 1) : TOOL_FAILED;
 		free(times);
 		p->beta_f = p->n_ffn_knots ? 0 : p->beta_f;
 	}
@@ -245,14 +255,16 @@ static int apply_flags(struct plan_system *s)
 
 	for (int i = 0; i < PLAN_COEFFICIENTS; i++) {
 		if (isnan(s->coefficients[i]) && !s->calibration && i < 4)
-			return tool_fail(TOOL_USAGE, "--%s is missing (or --calibration)", NAMES[i]);
+			return tool_fail(
+				TOOL_USAGE, "--%s is missing (or --calibration)", NAMES[i]);
 		if (!isnan(s->coefficients[i]))
 			*fields[i] = s->coefficients[i];
 	}
 	if (!isnan(s->coefficients[2]) || !isnan(s->coefficients[3]))
 		s->params.n_ffn_knots = 0;
 	if (s->scope && strcmp(s->scope, "worker") && strcmp(s->scope, "bundle"))
-		return tool_fail(TOOL_USAGE, "--comm-scope: value '%s', limit worker or bundle", s->scope);
+		return tool_fail(
+			TOOL_USAGE, "--comm-scope: value '%s', limit worker or bundle", s->scope);
 	if (s->scope)
 		s->params.comm_scope = s->scope[0] == 'w' ? AFD_PLAN_WORKER : AFD_PLAN_BUNDLE;
 	s->params.lanes = s->lanes;

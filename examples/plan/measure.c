@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Running stages by themselves, and rows to a process that does nothing with them; see measure.h. */
+/* Running stages by themselves, and rows to a process that does nothing with them; see measure.h.
+ */
 #include <errno.h>
 #include <signal.h>
 #include <stdio.h>
@@ -70,8 +71,10 @@ static int exchange_contract(const struct measure *m, struct afd_contract *contr
 
 	rc = rc ? rc : afd_model_open(&model, ctx, m->stage.model, NULL);
 	rc = rc ? rc : afd_model_contract(model, &whole);
-	*contract = (struct afd_contract){ .size = sizeof *contract, .hidden_size = whole.hidden_size,
-		.n_layers = whole.n_layers, .dtype = whole.dtype };
+	*contract = (struct afd_contract){ .size = sizeof *contract,
+		.hidden_size = whole.hidden_size,
+		.n_layers = whole.n_layers,
+		.dtype = whole.dtype };
 	afd_model_close(model);
 	afd_context_destroy(ctx);
 	return rc;
@@ -81,9 +84,12 @@ static void serve(const struct measure *m)
 {
 	const char *address = m->address;
 	struct afd_contract contract;
-	struct afd_transport_params net_params = { .size = sizeof net_params, .listen = &address,
-		.n_listen = 1 };
-	struct afd_ffn_params params = { .size = sizeof params, .compute = answer, .weights = { 1, 1 } };
+	struct afd_transport_params net_params = {
+		.size = sizeof net_params, .listen = &address, .n_listen = 1
+	};
+	struct afd_ffn_params params = {
+		.size = sizeof params, .compute = answer, .weights = { 1, 1 }
+	};
 	afd_context *ctx = NULL;
 	afd_transport *net = NULL;
 	afd_ffn *ffn = NULL;
@@ -209,10 +215,13 @@ static int fill_context(struct attention_run *run, struct afd_entry *entries, co
 		rc = afd_attn_add(run->attn, s);
 		for (uint32_t at = 0; at < run->context && rc >= 0; at += PROMPT_ROWS) {
 			uint32_t left = run->context - at;
-			struct afd_entry entry = { .sequence = s, .ids = ids,
+			struct afd_entry entry = { .sequence = s,
+				.ids = ids,
 				.n_ids = left < PROMPT_ROWS ? left : PROMPT_ROWS,
 				.outputs = AFD_OUTPUT_NONE };
-			struct afd_batch batch = { .size = sizeof batch, .entries = &entry, .n_entries = 1,
+			struct afd_batch batch = { .size = sizeof batch,
+				.entries = &entry,
+				.n_entries = 1,
 				.entry_bytes = sizeof entry };
 
 			rc = afd_attn_step(run->attn, &batch, 0);
@@ -227,12 +236,21 @@ double measure_attention(struct measure *m, uint32_t batch, uint32_t context)
 	uint32_t pages = context / 16 + 2, rows = batch > PROMPT_ROWS ? batch : PROMPT_ROWS;
 	struct afd_entry *entries = calloc(batch, sizeof *entries);
 	int32_t *greedy = calloc(batch, sizeof *greedy), ids[PROMPT_ROWS];
-	struct afd_attn_params params = { .size = sizeof params, .device = m->stage.device,
-		.ffn = m->ffn, .max_sequences = batch, .max_rows = rows, .page_size = 16,
-		.kv_pages = pages * batch, .max_positions = context + 1 };
-	struct attention_run run = { .context = context, .batch = { .size = sizeof run.batch,
-		.entries = entries, .n_entries = batch, .entry_bytes = sizeof *entries,
-		.greedy_ids = greedy, .greedy_rows = batch } };
+	struct afd_attn_params params = { .size = sizeof params,
+		.device = m->stage.device,
+		.ffn = m->ffn,
+		.max_sequences = batch,
+		.max_rows = rows,
+		.page_size = 16,
+		.kv_pages = pages * batch,
+		.max_positions = context + 1 };
+	struct attention_run run = { .context = context,
+		.batch = { .size = sizeof run.batch,
+			.entries = entries,
+			.n_entries = batch,
+			.entry_bytes = sizeof *entries,
+			.greedy_ids = greedy,
+			.greedy_rows = batch } };
 	double us = -1;
 	int rc = entries && greedy ? afd_attn_create(&run.attn, m->model, NULL, &params) : -ENOMEM;
 
@@ -272,11 +290,13 @@ double measure_exchange(struct measure *m, uint32_t n_rows)
 {
 	const char *address = m->address;
 	struct afd_contract contract;
-	struct afd_transport_params params = { .size = sizeof params, .connect = &address, .n_connect = 1,
+	struct afd_transport_params params = { .size = sizeof params,
+		.connect = &address,
+		.n_connect = 1,
 		.connect_timeout_ms = JOIN_MS };
 	float *x = make_rows(m, n_rows), *y = make_rows(m, n_rows);
-	struct exchange_run run = { .m = m, .frame = { .size = sizeof run.frame, .n_rows = n_rows,
-		.x = x, .y = y } };
+	struct exchange_run run = { .m = m,
+		.frame = { .size = sizeof run.frame, .n_rows = n_rows, .x = x, .y = y } };
 	int rc = x && y ? exchange_contract(m, &contract) : -ENOMEM;
 	double us;
 

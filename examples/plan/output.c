@@ -35,7 +35,8 @@ const char *plan_bound_name(int32_t bound)
 
 const char *plan_constraint_name(int32_t constraint)
 {
-	static const char *const names[] = { "none", "none", "range", "slo", "kv_memory", "ffn_memory" };
+	static const char *const names[] = { "none", "none", "range", "slo", "kv_memory",
+		"ffn_memory" };
 
 	return constraint >= 0 && constraint <= AFD_PLAN_FFN_MEMORY ? names[constraint] : "?";
 }
@@ -171,8 +172,7 @@ static void print_table(const json_t *rows)
 
 	printf("\n");
 	print_row(rows, json_array_get(rows, 0), 1);
-	json_array_foreach(rows, i, row)
-		print_row(rows, row, 0);
+	json_array_foreach(rows, i, row) print_row(rows, row, 0);
 	print_reasons(rows);
 }
 
@@ -261,8 +261,9 @@ static int draw(const struct plan_output *o, const json_t *result, const char *k
 	pid_t child;
 
 	if (find_script(script, sizeof script))
-		return tool_fail(TOOL_FAILED, "--plot: afd_plan_plot.py is neither beside the tool nor "
-					      "in ../share/afd");
+		return tool_fail(TOOL_FAILED,
+			"--plot: afd_plan_plot.py is neither beside the tool nor "
+			"in ../share/afd");
 	if (pipe(ends))
 		return tool_fail(TOOL_FAILED, "--plot: pipe: %s", strerror(errno));
 	fflush(stdout);
@@ -280,12 +281,15 @@ static int draw(const struct plan_output *o, const json_t *result, const char *k
 	if (child > 0)
 		feed_script(fdopen(ends[1], "w"), result);
 	if (child < 0 || waitpid(child, &status, 0) < 0 || status)
-		return tool_fail(TOOL_FAILED, "--plot %s: python3 did not draw it (is matplotlib "
-					      "installed?)", o->plot);
+		return tool_fail(TOOL_FAILED,
+			"--plot %s: python3 did not draw it (is matplotlib "
+			"installed?)",
+			o->plot);
 	return TOOL_DONE;
 }
 
-int plan_output_show(const struct plan_output *o, json_t *result, const char *list, const char *kind)
+int plan_output_show(
+	const struct plan_output *o, json_t *result, const char *list, const char *kind)
 {
 	int status = TOOL_DONE;
 

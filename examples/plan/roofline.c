@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The command `roofline`: HFU of the FFN side as the network allows it, over the number of FFN nodes,
- * and what imbalance costs. A device or a model is a preset, a checkpoint, or numbers; numbers given
- * beside a preset replace its own.
+ * The command `roofline`: HFU of the FFN side as the network allows it, over the number of FFN
+ * nodes, and what imbalance costs. A device or a model is a preset, a checkpoint, or numbers;
+ * numbers given beside a preset replace its own.
  */
 #include <math.h>
 #include <stdio.h>
@@ -86,8 +86,10 @@ static int check_given(const struct roofline *r)
 		int given;
 	} needed[] = { { "model (or --hidden)", r->p.hidden_size > 0 },
 		{ "model (or --moe-intermediate)", r->p.expert_size > 0 },
-		{ "model (or --experts)", r->p.n_experts > 0 }, { "model (or --top-k)", r->p.top_k > 0 },
-		{ "model (or --layers)", r->p.n_layers > 0 }, { "device (or --flops)", r->p.flops > 0 },
+		{ "model (or --experts)", r->p.n_experts > 0 },
+		{ "model (or --top-k)", r->p.top_k > 0 },
+		{ "model (or --layers)", r->p.n_layers > 0 },
+		{ "device (or --flops)", r->p.flops > 0 },
 		{ "device (or --hbm)", r->p.hbm_bytes_per_s > 0 },
 		{ "device (or --scale-up)", r->p.scale_up_bytes_per_s > 0 },
 		{ "device (or --scale-out)", r->p.scale_out_bytes_per_s > 0 },
@@ -114,12 +116,13 @@ static json_t *sweep_json(const struct afd_plan_roofline_params *params)
 		p.ffn_nodes = n;
 		if (afd_plan_roofline(&p, &at))
 			continue;
-		json_array_append_new(sweep,
-			json_pack("{s:I, s:b, s:f, s:I, s:f, s:f, s:f, s:f, s:s}", "ffn_nodes",
-				(json_int_t)n, "feasible", (int)at.feasible, "rank_batch", at.rank_batch,
-				"experts_per_rank", (json_int_t)at.experts_per_rank, "intensity",
-				at.intensity, "ofu", at.ofu, "temporal_sparsity", at.temporal_sparsity,
-				"hfu", at.hfu, "region", region_name(at.region)));
+		json_array_append_new(
+			sweep, json_pack("{s:I, s:b, s:f, s:I, s:f, s:f, s:f, s:f, s:s}",
+				       "ffn_nodes", (json_int_t)n, "feasible", (int)at.feasible,
+				       "rank_batch", at.rank_batch, "experts_per_rank",
+				       (json_int_t)at.experts_per_rank, "intensity", at.intensity,
+				       "ofu", at.ofu, "temporal_sparsity", at.temporal_sparsity,
+				       "hfu", at.hfu, "region", region_name(at.region)));
 	}
 	return sweep;
 }
@@ -127,8 +130,8 @@ static json_t *sweep_json(const struct afd_plan_roofline_params *params)
 static json_t *imbalance_json(const struct afd_plan_imbalance *b)
 {
 	return json_pack("{s:f, s:f, s:f, s:f, s:f, s:f, s:f}", "ep", b->ep, "afd", b->afd,
-		"afd_continuous", b->afd_continuous, "afd_floor", b->afd_floor, "afd_ceil", b->afd_ceil,
-		"dp_ep", b->dp_ep, "dp_afd", b->dp_afd);
+		"afd_continuous", b->afd_continuous, "afd_floor", b->afd_floor, "afd_ceil",
+		b->afd_ceil, "dp_ep", b->dp_ep, "dp_afd", b->dp_afd);
 }
 
 /* What Step-3 asks of a network, with two thirds of a third of the token's time. */
@@ -137,7 +140,8 @@ static double least_sparsity(const struct afd_plan_roofline_params *p)
 	double s = NAN, stage_s = (p->slo_ms * p->accept - p->overhead_ms) / 3 * 1e-3;
 
 	afd_plan_sparsity(p->hidden_size, p->n_layers, p->flops, p->hbm_bytes_per_s,
-		p->scale_out_bytes_per_s * (p->devices_per_node ? p->devices_per_node : 8), stage_s, &s);
+		p->scale_out_bytes_per_s * (p->devices_per_node ? p->devices_per_node : 8), stage_s,
+		&s);
 	return s;
 }
 
@@ -149,17 +153,19 @@ static int show(const struct roofline *r, const struct afd_plan_imbalance *b)
 
 	if (afd_plan_roofline(&r->p, &at))
 		return plan_fail();
-	result = json_pack("{s:b, s:f, s:I, s:f, s:f, s:f, s:f, s:s, s:[fff], s:o, s:f, s:f, s:f, s:f, s:o, s:f}",
+	result = json_pack("{s:b, s:f, s:I, s:f, s:f, s:f, s:f, s:s, s:[fff], s:o, s:f, s:f, s:f, "
+			   "s:f, s:o, s:f}",
 		"feasible", (int)at.feasible, "rank_batch", at.rank_batch, "experts_per_rank",
 		(json_int_t)at.experts_per_rank, "intensity", at.intensity, "ofu", at.ofu,
-		"temporal_sparsity", at.temporal_sparsity, "hfu", at.hfu, "region", region_name(at.region),
-		"breakpoints", n[0], n[1], n[2], "dead_zone_from",
-		at.dead_zone_from > 0 ? json_real(at.dead_zone_from) : json_null(), "ceiling", at.ceiling,
-		"floor", at.floor, "ep_hfu", at.ep_hfu, "t_b_ms", at.t_b_ms, "least_sparsity",
-		plan_number(least_sparsity(&r->p)), "sparsity", (double)r->p.top_k / r->p.n_experts);
-	json_object_set_new(result, "sources", json_pack("{s:s, s:s}", "model",
-		r->model_source ? r->model_source : "given", "device",
-		r->device_source ? r->device_source : "given"));
+		"temporal_sparsity", at.temporal_sparsity, "hfu", at.hfu, "region",
+		region_name(at.region), "breakpoints", n[0], n[1], n[2], "dead_zone_from",
+		at.dead_zone_from > 0 ? json_real(at.dead_zone_from) : json_null(), "ceiling",
+		at.ceiling, "floor", at.floor, "ep_hfu", at.ep_hfu, "t_b_ms", at.t_b_ms,
+		"least_sparsity", plan_number(least_sparsity(&r->p)), "sparsity",
+		(double)r->p.top_k / r->p.n_experts);
+	json_object_set_new(result, "sources",
+		json_pack("{s:s, s:s}", "model", r->model_source ? r->model_source : "given",
+			"device", r->device_source ? r->device_source : "given"));
 	json_object_set_new(result, "sweep", sweep_json(&r->p));
 	if (b)
 		json_object_set_new(result, "imbalance", imbalance_json(b));
@@ -182,8 +188,8 @@ static int run(struct roofline *r)
 	if (status)
 		return status;
 	if (alone)
-		return plan_output_show(&r->output, json_pack("{s:o}", "imbalance", imbalance_json(&b)),
-			NULL, "roofline");
+		return plan_output_show(&r->output,
+			json_pack("{s:o}", "imbalance", imbalance_json(&b)), NULL, "roofline");
 	status = use_model(r);
 	status = status ? status : use_device(r);
 	status = status ? status : check_given(r);
@@ -194,41 +200,50 @@ int plan_roofline(int argc, char **argv)
 {
 	struct roofline r = { .p = { .size = sizeof r.p, .slo_ms = 50, .accept = 1 } };
 	const struct tool_option options[] = {
-		{ "model", "NAME|DIR", NULL, "a preset (a wrong name lists them), or a checkpoint directory",
+		{ "model", "NAME|DIR", NULL,
+			"a preset (a wrong name lists them), or a checkpoint directory",
 			tool_set_text, &r.model, 0, 0 },
-		{ "hidden", "N", NULL, "hidden size, instead of the model's", tool_set_u32, &r.p.hidden_size, 1,
-			65536 },
-		{ "moe-intermediate", "N", NULL, "width of an expert", tool_set_u32, &r.p.expert_size, 1,
-			1 << 20 },
-		{ "experts", "N", NULL, "routed experts of a layer", tool_set_u32, &r.p.n_experts, 1, 1 << 20 },
+		{ "hidden", "N", NULL, "hidden size, instead of the model's", tool_set_u32,
+			&r.p.hidden_size, 1, 65536 },
+		{ "moe-intermediate", "N", NULL, "width of an expert", tool_set_u32,
+			&r.p.expert_size, 1, 1 << 20 },
+		{ "experts", "N", NULL, "routed experts of a layer", tool_set_u32, &r.p.n_experts,
+			1, 1 << 20 },
 		{ "top-k", "N", NULL, "experts of a row", tool_set_u32, &r.p.top_k, 1, 1 << 20 },
 		{ "layers", "N", NULL, "layers", tool_set_u32, &r.p.n_layers, 1, 1024 },
-		{ "device", "NAME", NULL, "a preset for the FFN side", tool_set_text, &r.device, 0, 0 },
-		{ "attention-device", "NAME", "the FFN's", "a preset for the other side", tool_set_text,
-			&r.attention_device, 0, 0 },
-		{ "flops", "N", NULL, "operations per second of a device", tool_set_real, &r.p.flops, 1, 1e20 },
-		{ "hbm", "N", NULL, "bytes per second of its memory", tool_set_real, &r.p.hbm_bytes_per_s, 1,
-			1e18 },
-		{ "scale-up", "N", NULL, "bytes per second inside a node, one direction", tool_set_real,
-			&r.p.scale_up_bytes_per_s, 1, 1e18 },
-		{ "scale-out", "N", NULL, "bytes per second between nodes, per device", tool_set_real,
-			&r.p.scale_out_bytes_per_s, 1, 1e18 },
-		{ "ffn-nodes", "N", NULL, "nodes of the FFN side; required", tool_set_u32, &r.p.ffn_nodes, 1,
-			65536 },
-		{ "attention-nodes", "N", "as many as needed", "nodes of the attention side", tool_set_u32,
-			&r.p.attention_nodes, 1, 65536 },
+		{ "device", "NAME", NULL, "a preset for the FFN side", tool_set_text, &r.device, 0,
+			0 },
+		{ "attention-device", "NAME", "the FFN's", "a preset for the other side",
+			tool_set_text, &r.attention_device, 0, 0 },
+		{ "flops", "N", NULL, "operations per second of a device", tool_set_real,
+			&r.p.flops, 1, 1e20 },
+		{ "hbm", "N", NULL, "bytes per second of its memory", tool_set_real,
+			&r.p.hbm_bytes_per_s, 1, 1e18 },
+		{ "scale-up", "N", NULL, "bytes per second inside a node, one direction",
+			tool_set_real, &r.p.scale_up_bytes_per_s, 1, 1e18 },
+		{ "scale-out", "N", NULL, "bytes per second between nodes, per device",
+			tool_set_real, &r.p.scale_out_bytes_per_s, 1, 1e18 },
+		{ "ffn-nodes", "N", NULL, "nodes of the FFN side; required", tool_set_u32,
+			&r.p.ffn_nodes, 1, 65536 },
+		{ "attention-nodes", "N", "as many as needed", "nodes of the attention side",
+			tool_set_u32, &r.p.attention_nodes, 1, 65536 },
 		{ "gpus-per-node", "N", "8, or the device's", "devices of a node", tool_set_u32,
 			&r.p.devices_per_node, 1, 1024 },
 		{ "lanes", "M", "3", "micro-batches", tool_set_u32, &r.p.lanes, 1, 64 },
-		{ "slo-ms", "T", "50 ms", "time per output token", tool_set_real, &r.p.slo_ms, 1e-6, 1e9 },
-		{ "accept", "N", "1", "tokens that a step yields", tool_set_real, &r.p.accept, 1, 64 },
+		{ "slo-ms", "T", "50 ms", "time per output token", tool_set_real, &r.p.slo_ms, 1e-6,
+			1e9 },
+		{ "accept", "N", "1", "tokens that a step yields", tool_set_real, &r.p.accept, 1,
+			64 },
 		{ "overhead-ms", "T", "0 ms", "of a step, outside the layers", tool_set_real,
 			&r.p.overhead_ms, 0, 1e9 },
-		{ "lambda", "X", "3", "attention time over FFN time of large-scale EP, to compare with",
+		{ "lambda", "X", "3",
+			"attention time over FFN time of large-scale EP, to compare with",
 			tool_set_real, &r.p.lambda, 1e-3, 1e3 },
 		{ "imbalance", "S", "none",
-			"mean over maximal load, 0 to 1; with --attention-nodes and --ffn-nodes it needs no "
-			"model", tool_set_real, &r.imbalance, 1e-6, 1 },
+			"mean over maximal load, 0 to 1; with --attention-nodes and --ffn-nodes it "
+			"needs no "
+			"model",
+			tool_set_real, &r.imbalance, 1e-6, 1 },
 		PLAN_OPTIONS_OUTPUT(r.output),
 		{ 0 },
 	};

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The command `size`: the best ratio by closed form, and the curve around it with its bracket. Every
- * number is the library's; the command only names them.
+ * The command `size`: the best ratio by closed form, and the curve around it with its bracket.
+ * Every number is the library's; the command only names them.
  */
 #include <stdio.h>
 
@@ -9,15 +9,15 @@
 
 static json_t *point_json(const struct afd_plan_point *p, const struct afd_plan_params *params)
 {
-	return json_pack("{s:I, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:s}", "r", (json_int_t)p->r,
-		"tau_mean_field", plan_number(p->tau_mean_field), "tau_gaussian",
+	return json_pack("{s:I, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:s}", "r",
+		(json_int_t)p->r, "tau_mean_field", plan_number(p->tau_mean_field), "tau_gaussian",
 		plan_number(p->tau_gaussian), "throughput_mean_field",
 		plan_number(p->throughput_mean_field), "throughput_gaussian",
 		plan_number(p->throughput_gaussian), "idle_a", plan_number(p->idle_a), "idle_f",
-		plan_number(p->idle_f), "tpot", plan_number(p->tpot), "t_a", plan_number(p->t_a), "t_f",
-		plan_number(p->t_f), "tokens_per_time",
-		plan_number(p->throughput_mean_field * (p->r * params->cost_a + params->cost_f)), "bound",
-		plan_bound_name(p->bound));
+		plan_number(p->idle_f), "tpot", plan_number(p->tpot), "t_a", plan_number(p->t_a),
+		"t_f", plan_number(p->t_f), "tokens_per_time",
+		plan_number(p->throughput_mean_field * (p->r * params->cost_a + params->cost_f)),
+		"bound", plan_bound_name(p->bound));
 }
 
 static json_t *curve_json(const struct plan_system *s, const struct afd_plan_load *load)
@@ -40,7 +40,8 @@ static json_t *curve_json(const struct plan_system *s, const struct afd_plan_loa
 }
 
 /* MegaScale-Infer's condition at the ratio that was chosen; null where a stage takes no time. */
-static json_t *min_lanes_json(const struct plan_system *s, const struct afd_plan_load *load, uint32_t r)
+static json_t *min_lanes_json(
+	const struct plan_system *s, const struct afd_plan_load *load, uint32_t r)
 {
 	struct afd_plan_point at = { .size = sizeof at };
 	struct afd_plan_pipeline_params p = { .size = sizeof p, .lanes = 1, .n_layers = 1 };
@@ -60,13 +61,15 @@ static json_t *result_json(const struct plan_system *s, const struct afd_plan_lo
 	char layout[32];
 
 	snprintf(layout, sizeof layout, "%uA:%uF", z->x, z->y);
-	return json_pack("{s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:s, s:s, s:o, s:o, s:o, s:o, s:b, s:b, s:o, s:o}",
+	return json_pack("{s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:s, s:s, s:o, s:o, s:o, s:o, s:b, "
+			 "s:b, s:o, s:o}",
 		"theta", plan_number(load->theta), "nu2", plan_number(load->nu2), "r",
 		z->r ? json_integer(z->r) : json_null(), "r_gaussian",
 		z->r_gaussian ? json_integer(z->r_gaussian) : json_null(), "r_continuous",
 		plan_number(z->r_continuous), "layout", z->x ? json_string(layout) : json_null(),
-		"batch", plan_number(s->params.batch), "regime", plan_bound_name(z->bound), "constraint",
-		plan_constraint_name(z->constraint), "r_limit", plan_number(z->r_limit), "batch_limit",
+		"batch", plan_number(s->params.batch), "regime", plan_bound_name(z->bound),
+		"constraint", plan_constraint_name(z->constraint), "r_limit",
+		plan_number(z->r_limit), "batch_limit",
 		z->batch_limit > 0 ? plan_number(z->batch_limit) : json_null(), "r_attention",
 		plan_number(z->r_attention), "r_peak", plan_number(z->r_peak), "ffn_limited",
 		(int)z->ffn_limited, "heavy_tail", (int)z->heavy_tail, "min_lanes",
@@ -82,10 +85,12 @@ int plan_size(int argc, char **argv)
 	int status;
 
 	plan_system_begin(&s);
-	const struct tool_option options[] = { PLAN_OPTIONS_SYSTEM(s), PLAN_OPTIONS_OUTPUT(o), { 0 } };
+	const struct tool_option options[] = { PLAN_OPTIONS_SYSTEM(s), PLAN_OPTIONS_OUTPUT(o),
+		{ 0 } };
 
 	status = tool_options_read(options,
-		"size --alpha-a T ... --batch B (--theta N | --prompt LAW --output LAW | --trace FILE)\n\n"
+		"size --alpha-a T ... --batch B (--theta N | --prompt LAW --output LAW | --trace "
+		"FILE)\n\n"
 		"The ratio of attention workers to one FFN that yields most per cost.\n"
 		"attention time = alpha-a B theta + beta-a; FFN time = alpha-f r B + beta-f;\n"
 		"communication = alpha-c B (or r B) + beta-c.",

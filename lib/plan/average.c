@@ -26,24 +26,25 @@ uint32_t afd__plan_proportional(const struct afd_plan_law *output, double prompt
 static int read_requests(const struct afd_plan_workload *w)
 {
 	if (!w->requests)
-		return afd__error(-EINVAL, "plan: requests is NULL, n_requests is %zu",
-				  w->n_requests);
+		return afd__error(
+			-EINVAL, "plan: requests is NULL, n_requests is %zu", w->n_requests);
 	if (w->request_bytes < sizeof(struct afd_plan_request) || w->request_bytes > 4096)
 		return afd__error(-EINVAL, "plan: request_bytes is %u, limit %zu .. 4096",
-				  w->request_bytes, sizeof(struct afd_plan_request));
+			w->request_bytes, sizeof(struct afd_plan_request));
 	if (w->n_requests > AFD__PLAN_MAX_TOKENS)
 		return afd__error(-EINVAL, "plan: n_requests is %zu, limit %u", w->n_requests,
-				  AFD__PLAN_MAX_TOKENS);
+			AFD__PLAN_MAX_TOKENS);
 	for (size_t i = 0; i < w->n_requests; i++) {
 		const struct afd_plan_request *q = afd__plan_request_at(w, i);
 
 		if (q->prompt_tokens > AFD__PLAN_MAX_TOKENS)
-			return afd__error(-EINVAL, "plan: request %zu: prompt_tokens is %u, limit %u",
-					  i, q->prompt_tokens, AFD__PLAN_MAX_TOKENS);
+			return afd__error(-EINVAL,
+				"plan: request %zu: prompt_tokens is %u, limit %u", i,
+				q->prompt_tokens, AFD__PLAN_MAX_TOKENS);
 		if (!q->output_tokens || q->output_tokens > AFD__PLAN_MAX_TOKENS)
 			return afd__error(-EINVAL,
-					  "plan: request %zu: output_tokens is %u, limit 1 .. %u", i,
-					  q->output_tokens, AFD__PLAN_MAX_TOKENS);
+				"plan: request %zu: output_tokens is %u, limit 1 .. %u", i,
+				q->output_tokens, AFD__PLAN_MAX_TOKENS);
 	}
 	return 0;
 }
@@ -68,12 +69,14 @@ int afd__plan_workload_read(struct afd_plan_workload *out, const struct afd_plan
 	laws = out->prompt.kind || out->output.kind;
 	trace = out->requests || out->n_requests;
 	if (moments + laws + trace > 1)
-		return afd__error(-EINVAL, "plan: workload: %d of theta, laws and requests are "
-					   "given, must be one", moments + laws + trace);
+		return afd__error(-EINVAL,
+			"plan: workload: %d of theta, laws and requests are "
+			"given, must be one",
+			moments + laws + trace);
 	if (trace)
 		return out->n_requests ? read_requests(out)
 				       : afd__error(-EINVAL, "plan: n_requests is 0, limit 1 .. %u",
-						    AFD__PLAN_MAX_TOKENS);
+						 AFD__PLAN_MAX_TOKENS);
 	if (laws)
 		return read_laws(out);
 	rc = afd__plan_real("theta", out->theta, 1e-9, 1e12);
@@ -144,8 +147,7 @@ static void add_proportional(struct sums *s, const struct afd_plan_workload *w)
 		double next = k == w->prompt.max ? 0 : afd__plan_law_above(&w->prompt, at);
 
 		if (above > next)
-			add(s, above - next, p, p * p,
-			    afd__plan_proportional(&w->output, p));
+			add(s, above - next, p, p * p, afd__plan_proportional(&w->output, p));
 		above = next;
 	}
 }

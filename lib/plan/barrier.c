@@ -9,7 +9,7 @@
 
 #include "plan.h"
 
-enum { PANELS = 400 }; /* of Simpson's rule on each side of 0: an error below 1.1e-8 */
+enum { PANELS = 400 };          /* of Simpson's rule on each side of 0: an error below 1.1e-8 */
 static const double REACH = 12; /* beyond, the integrand is 1 or 0 to all digits */
 
 static double integrand(double x, double r)
@@ -49,7 +49,8 @@ double afd__plan_cycle_at(const struct afd__plan_cycle *cycle, double w)
 }
 
 /* A convex function of w: flat, then of slope 1 / lanes, then of slope 1. */
-double afd__plan_cycle_mean(const struct afd__plan_cycle *cycle, double mean, double sigma, double r)
+double afd__plan_cycle_mean(
+	const struct afd__plan_cycle *cycle, double mean, double sigma, double r)
 {
 	double m = cycle->lanes, leaves = cycle->floor, turns = leaves;
 
@@ -65,6 +66,7 @@ double afd__plan_cycle_mean(const struct afd__plan_cycle *cycle, double mean, do
 	turns = (turns - mean) / sigma;
 	if (leaves >= turns)
 		return cycle->floor + sigma * afd__plan_excess(turns, r);
-	return cycle->floor + sigma * ((afd__plan_excess(leaves, r) - afd__plan_excess(turns, r)) / m +
-				       afd__plan_excess(turns, r));
+	return cycle->floor +
+	       sigma * ((afd__plan_excess(leaves, r) - afd__plan_excess(turns, r)) / m +
+			       afd__plan_excess(turns, r));
 }

@@ -20,8 +20,7 @@ int afd__plan_whole(const char *field, uint64_t value, uint64_t min, uint64_t ma
 	if (value >= min && value <= max)
 		return 0;
 	return afd__error(-EINVAL, "plan: %s is %llu, limit %llu .. %llu", field,
-			  (unsigned long long)value, (unsigned long long)min,
-			  (unsigned long long)max);
+		(unsigned long long)value, (unsigned long long)min, (unsigned long long)max);
 }
 
 int afd__plan_real_or(const char *field, double *value, double fallback, double min, double max)
@@ -31,8 +30,8 @@ int afd__plan_real_or(const char *field, double *value, double fallback, double 
 	return afd__plan_real(field, *value, min, max);
 }
 
-int afd__plan_whole_or(const char *field, uint32_t *value, uint32_t fallback, uint32_t min,
-		       uint32_t max)
+int afd__plan_whole_or(
+	const char *field, uint32_t *value, uint32_t fallback, uint32_t min, uint32_t max)
 {
 	if (*value == 0)
 		*value = fallback;

@@ -18,14 +18,18 @@ static const struct {
 } LENGTHS[] = { { 128, NAN }, { 512, 8.01 }, { 2048, 8.01 }, { 4096, 16.00 }, { 8192, 31.96 } };
 enum { N_LENGTHS = sizeof(LENGTHS) / sizeof(LENGTHS[0]) };
 
-static const char *const NAMES[KINDS] = { "speed-up", "attention time", "FFN time", "transfer time" };
+static const char *const NAMES[KINDS] = { "speed-up", "attention time", "FFN time",
+	"transfer time" };
 static const char *const REASONS[KINDS] = {
-	"r+1 devices are compared with one, the FFN is charged for a prefill, and its time is divided "
+	"r+1 devices are compared with one, the FFN is charged for a prefill, and its time is "
+	"divided "
 	"by r where r times the rows arrive; corrected: per device, each side with its best batch",
 	"MHA is assumed (GQA has a fifth of the K and V), and the projections are left out",
-	"the FFN is charged for all positions of the prompt; a decode step computes one row, and at "
+	"the FFN is charged for all positions of the prompt; a decode step computes one row, and "
+	"at "
 	"batch 1 reads the weights",
-	"the prompt is sent once; a decode step sends one row per layer both ways, with its latencies "
+	"the prompt is sent once; a decode step sends one row per layer both ways, with its "
+	"latencies "
 	"(10 us a message)",
 };
 
@@ -52,8 +56,13 @@ static int correct(double s, struct afd_plan_report *out)
 {
 	struct afd_plan_device device = { .size = sizeof(device) };
 	struct afd_plan_model model = { .size = sizeof(model) };
-	struct afd_plan_report_params p = { .size = sizeof(p), .model = &model,
-		.attention_device = &device, .n_attention = 1, .n_ffn = 1, .context = s, .group_max = 1 };
+	struct afd_plan_report_params p = { .size = sizeof(p),
+		.model = &model,
+		.attention_device = &device,
+		.n_attention = 1,
+		.n_ffn = 1,
+		.context = s,
+		.group_max = 1 };
 	int rc = afd_plan_find_device("H20-3e", &device);
 
 	rc = rc ? rc : afd_plan_find_model("Qwen3-32B", &model);
@@ -87,7 +96,8 @@ int afd_plan_claim_at(uint32_t index, struct afd_plan_claim *out)
 	int rc;
 
 	if (kind >= KINDS)
-		return afd__error(-ENOENT, "plan: claim %u, limit 0 .. %d", index, KINDS * N_LENGTHS - 1);
+		return afd__error(
+			-ENOENT, "plan: claim %u, limit 0 .. %d", index, KINDS * N_LENGTHS - 1);
 	s = LENGTHS[at].positions;
 	theirs = compute_theirs(s);
 	snprintf(claim.name, sizeof(claim.name), "%s, %.0f positions", NAMES[kind], s);

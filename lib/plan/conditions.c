@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Conditions that others have published: how many lanes hide communication and how long an iteration
- * takes (MegaScale-Infer, arXiv 2504.02263, equations 1 to 5), the bubbles of three lanes and the
- * price of imbalance (arXiv 2602.09721), and how sparse a model may be for a network (Step-3, arXiv
- * 2507.19427, section 5, table 7).
+ * Conditions that others have published: how many lanes hide communication and how long an
+ * iteration takes (MegaScale-Infer, arXiv 2504.02263, equations 1 to 5), the bubbles of three lanes
+ * and the price of imbalance (arXiv 2602.09721), and how sparse a model may be for a network
+ * (Step-3, arXiv 2507.19427, section 5, table 7).
  */
 #include <math.h>
 
@@ -11,7 +11,8 @@
 
 /* ---- MegaScale-Infer ---- */
 
-static int read_pipeline(struct afd_plan_pipeline_params *p, const struct afd_plan_pipeline_params *in)
+static int read_pipeline(
+	struct afd_plan_pipeline_params *p, const struct afd_plan_pipeline_params *in)
 {
 	int rc = afd__params_copy(p, sizeof(*p), in, "plan pipeline params");
 
@@ -43,19 +44,18 @@ int afd_plan_pipeline(const struct afd_plan_pipeline_params *params, struct afd_
 	longest = fmax(p.t_a, p.t_f);
 	result.min_lanes = (uint32_t)fmin(UINT32_MAX, ceil(2 * (1 + p.t_c / longest) - 1e-9));
 	result.hidden = p.t_c < longest && p.lanes >= result.min_lanes;
-	result.iteration = p.t_a + p.t_f + 2 * p.t_c +
-			   longest * ((double)p.lanes * p.n_layers - 1);
+	result.iteration = p.t_a + p.t_f + 2 * p.t_c + longest * ((double)p.lanes * p.n_layers - 1);
 	if (p.k1 > 0)
 		result.attention_nodes = p.k1 * p.n_experts / (p.k3 * p.top_k);
-	result.no_bubbles = p.t_c <= longest && 2 * p.t_a >= p.t_f + p.t_c &&
-			    2 * p.t_f >= p.t_a + p.t_c;
+	result.no_bubbles =
+		p.t_c <= longest && 2 * p.t_a >= p.t_f + p.t_c && 2 * p.t_f >= p.t_a + p.t_c;
 	return afd__params_give(out, &result, sizeof(result), "plan pipeline");
 }
 
 /* ---- Step-3 ---- */
 
 int afd_plan_sparsity(double hidden_size, double n_layers, double flops, double hbm_bytes_per_s,
-		      double net_bytes_per_s, double stage_s, double *out)
+	double net_bytes_per_s, double stage_s, double *out)
 {
 	int rc = afd__plan_real("hidden_size", hidden_size, 1, 65536);
 
@@ -83,7 +83,7 @@ static double shrunk(double kept, double n, double n_a, double n_f)
 }
 
 int afd_plan_balance(double sigma, uint32_t attention_nodes, uint32_t ffn_nodes, double lambda,
-		     struct afd_plan_imbalance *out)
+	struct afd_plan_imbalance *out)
 {
 	struct afd_plan_imbalance result = { .size = sizeof(result) };
 	double n_a = attention_nodes, n_f = ffn_nodes, n, ratio;

@@ -25,10 +25,11 @@ static int read_knots(const struct afd_plan_params *p)
 	if (!p->n_ffn_knots)
 		return 0;
 	if (!p->ffn_knots)
-		return afd__error(-EINVAL, "plan: ffn_knots is NULL, n_ffn_knots is %u",
-				  p->n_ffn_knots);
+		return afd__error(
+			-EINVAL, "plan: ffn_knots is NULL, n_ffn_knots is %u", p->n_ffn_knots);
 	rc = afd__plan_whole("n_ffn_knots", p->n_ffn_knots, 2, 4096);
-	rc = rc ? rc : afd__plan_whole("knot_bytes", p->knot_bytes, sizeof(struct afd_plan_knot), 4096);
+	rc = rc ? rc
+		: afd__plan_whole("knot_bytes", p->knot_bytes, sizeof(struct afd_plan_knot), 4096);
 	for (uint32_t i = 0; i < p->n_ffn_knots && !rc; i++) {
 		const struct afd_plan_knot *knot = afd__plan_knot_at(p, i);
 
@@ -45,9 +46,14 @@ static int read_times(const struct afd_plan_params *p)
 		const char *field;
 		double value;
 	} fields[] = {
-		{ "alpha_a", p->alpha_a }, { "beta_a", p->beta_a }, { "alpha_f", p->alpha_f },
-		{ "beta_f", p->beta_f }, { "alpha_c", p->alpha_c }, { "beta_c", p->beta_c },
-		{ "ffn_floor", p->ffn_floor }, { "tpot_limit", p->tpot_limit },
+		{ "alpha_a", p->alpha_a },
+		{ "beta_a", p->beta_a },
+		{ "alpha_f", p->alpha_f },
+		{ "beta_f", p->beta_f },
+		{ "alpha_c", p->alpha_c },
+		{ "beta_c", p->beta_c },
+		{ "ffn_floor", p->ffn_floor },
+		{ "tpot_limit", p->tpot_limit },
 		{ "kv_bytes_per_token", p->kv_bytes_per_token },
 		{ "attention_weight_bytes", p->attention_weight_bytes },
 		{ "attention_memory_bytes", p->attention_memory_bytes },
@@ -67,16 +73,18 @@ static int read_counts(struct afd_plan_params *p)
 	uint32_t scope = p->comm_scope < 0 ? UINT32_MAX : (uint32_t)p->comm_scope;
 	int rc = afd__plan_real("batch", p->batch, 1e-9, 1e7);
 
-	rc = rc ? rc : afd__plan_whole_or("comm_scope", &scope, AFD_PLAN_WORKER, AFD_PLAN_WORKER,
-					  AFD_PLAN_BUNDLE);
+	rc = rc ? rc
+		: afd__plan_whole_or(
+			  "comm_scope", &scope, AFD_PLAN_WORKER, AFD_PLAN_WORKER, AFD_PLAN_BUNDLE);
 	rc = rc ? rc : afd__plan_whole("half_duplex", p->half_duplex, 0, 1);
 	rc = rc ? rc : afd__plan_whole("lanes", p->lanes, 0, 64);
 	rc = rc ? rc : afd__plan_whole_or("layers", &p->layers, 1, 1, 1024);
 	rc = rc ? rc : afd__plan_real_or("cost_a", &p->cost_a, 1, 1e-9, 1e9);
 	rc = rc ? rc : afd__plan_real_or("cost_f", &p->cost_f, 1, 1e-9, 1e9);
 	rc = rc ? rc : afd__plan_whole_or("r_min", &p->r_min, 1, 1, 65536);
-	rc = rc ? rc : afd__plan_whole_or("r_max", &p->r_max, p->r_min > 64 ? p->r_min : 64, p->r_min,
-					  65536);
+	rc = rc ? rc
+		: afd__plan_whole_or(
+			  "r_max", &p->r_max, p->r_min > 64 ? p->r_min : 64, p->r_min, 65536);
 	rc = rc ? rc : afd__plan_whole_or("y_max", &p->y_max, 8, 1, 64);
 	rc = rc ? rc : afd__plan_whole("devices", p->devices, 0, 65536);
 	rc = rc ? rc : afd__plan_real_or("accept", &p->accept, 1, 1, 64);
@@ -182,7 +190,7 @@ static int32_t bound_of(const struct afd_plan_params *p, const struct afd_plan_p
 }
 
 void afd__plan_fill(const struct afd_plan_params *p, const struct afd_plan_load *load, double r,
-		    struct afd_plan_point *point)
+	struct afd_plan_point *point)
 {
 	struct afd_plan_point at = { .size = sizeof(at), .r = r };
 	double sigma = p->alpha_a * sqrt(p->batch * load->nu2);
@@ -193,7 +201,8 @@ void afd__plan_fill(const struct afd_plan_params *p, const struct afd_plan_load 
 	at.t_c = afd__plan_t_c(p, r);
 	cycle = cycle_of(p, at.t_a, at.t_f, at.t_c, r);
 	at.tau_mean_field = afd__plan_cycle_at(&cycle, at.t_a);
-	at.tau_gaussian = fmax(at.tau_mean_field, afd__plan_cycle_mean(&cycle, at.t_a, sigma, fmax(1, r)));
+	at.tau_gaussian =
+		fmax(at.tau_mean_field, afd__plan_cycle_mean(&cycle, at.t_a, sigma, fmax(1, r)));
 	at.throughput_mean_field = afd__plan_throughput(p, r, at.tau_mean_field);
 	at.throughput_gaussian = afd__plan_throughput(p, r, at.tau_gaussian);
 	at.idle_a = fmax(0, 1 - at.t_a / at.tau_mean_field);
@@ -205,7 +214,7 @@ void afd__plan_fill(const struct afd_plan_params *p, const struct afd_plan_load 
 }
 
 int afd_plan_evaluate(const struct afd_plan_params *params, const struct afd_plan_load *load,
-		      double r, struct afd_plan_point *out)
+	double r, struct afd_plan_point *out)
 {
 	struct afd_plan_point point;
 	struct afd_plan_params p;
@@ -217,8 +226,8 @@ int afd_plan_evaluate(const struct afd_plan_params *params, const struct afd_pla
 	if (rc)
 		return rc;
 	if (!(afd__plan_tau(&p, &l, r) > 0))
-		return afd__error(-EINVAL, "plan: all times are 0 at r %g, at least one must not be",
-				  r);
+		return afd__error(
+			-EINVAL, "plan: all times are 0 at r %g, at least one must not be", r);
 	afd__plan_fill(&p, &l, r, &point);
 	return afd__params_give(out, &point, sizeof(point), "plan point");
 }

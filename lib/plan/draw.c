@@ -80,7 +80,8 @@ static double draw_law(const struct afd_plan_law *law, struct afd__plan_random *
 /* The mean of the continuous law. */
 static double mean_of(const struct afd_plan_law *law)
 {
-	return law->kind == AFD_PLAN_GEOMETRIC && law->mean > 1 ? -1 / log1p(-1 / law->mean) : law->mean;
+	return law->kind == AFD_PLAN_GEOMETRIC && law->mean > 1 ? -1 / log1p(-1 / law->mean)
+								: law->mean;
 }
 
 /* A draw with probability proportional to its value: each law has such a form of its own. */
@@ -94,7 +95,8 @@ static double draw_law_biased(const struct afd_plan_law *law, struct afd__plan_r
 	case AFD_PLAN_GEOMETRIC: /* exponential underneath, biased: the sum of two */
 	case AFD_PLAN_EXPONENTIAL:
 		return draw_law(law, random) + (law->mean <= 1 && law->kind == AFD_PLAN_GEOMETRIC
-						       ? 0 : draw_law(law, random));
+							       ? 0
+							       : draw_law(law, random));
 	case AFD_PLAN_LOGNORMAL:
 		afd__plan_lognormal(law, &mu, &sigma);
 		return exp(mu + sigma * sigma + sigma * normal(random));
@@ -123,21 +125,22 @@ static uint32_t prompt_of(const struct afd_plan_law *law, double x)
 
 /* ---- requests ---- */
 
-static struct afd_plan_request draw_trace(struct afd__plan_source *source,
-					  struct afd__plan_random *random)
+static struct afd_plan_request draw_trace(
+	struct afd__plan_source *source, struct afd__plan_random *random)
 {
 	const struct afd_plan_workload *w = source->workload;
 	size_t i;
 
 	if (!source->ordered)
-		return *afd__plan_request_at(w, afd__plan_random_below(random, (uint32_t)w->n_requests));
+		return *afd__plan_request_at(
+			w, afd__plan_random_below(random, (uint32_t)w->n_requests));
 	i = source->in_order;
 	source->in_order = i + 1 < w->n_requests ? i + 1 : 0;
 	return *afd__plan_request_at(w, i);
 }
 
-struct afd_plan_request afd__plan_draw(struct afd__plan_source *source,
-				       struct afd__plan_random *random)
+struct afd_plan_request afd__plan_draw(
+	struct afd__plan_source *source, struct afd__plan_random *random)
 {
 	const struct afd_plan_workload *w = source->workload;
 	struct afd_plan_request request;
@@ -153,8 +156,8 @@ struct afd_plan_request afd__plan_draw(struct afd__plan_source *source,
 	return request;
 }
 
-static struct afd_plan_request draw_trace_biased(struct afd__plan_source *source,
-						 struct afd__plan_random *random)
+static struct afd_plan_request draw_trace_biased(
+	struct afd__plan_source *source, struct afd__plan_random *random)
 {
 	size_t low = 0, high = source->workload->n_requests - 1;
 	double at = afd__plan_random_real(random) + afd__plan_random_bits(random) * 0x1p-64;
@@ -171,10 +174,10 @@ static struct afd_plan_request draw_trace_biased(struct afd__plan_source *source
 	return *afd__plan_request_at(source->workload, low);
 }
 
-/* The draw x of a law with weight `lifetime`, which is at most slope x + start: proposed from the mix
- * of the biased and the plain law, and taken with what the weight is of that bound. */
-static double propose(const struct afd_plan_law *law, double slope, double start,
-		      struct afd__plan_random *random)
+/* The draw x of a law with weight `lifetime`, which is at most slope x + start: proposed from the
+ * mix of the biased and the plain law, and taken with what the weight is of that bound. */
+static double propose(
+	const struct afd_plan_law *law, double slope, double start, struct afd__plan_random *random)
 {
 	double share = slope * mean_of(law) / (slope * mean_of(law) + start);
 
@@ -182,8 +185,8 @@ static double propose(const struct afd_plan_law *law, double slope, double start
 						     : draw_law(law, random);
 }
 
-static struct afd_plan_request draw_laws_biased(const struct afd_plan_workload *w,
-						struct afd__plan_random *random)
+static struct afd_plan_request draw_laws_biased(
+	const struct afd_plan_workload *w, struct afd__plan_random *random)
 {
 	struct afd_plan_request request = { 0 };
 	bool joint = w->output.kind == AFD_PLAN_PROPORTIONAL;
@@ -205,8 +208,8 @@ static struct afd_plan_request draw_laws_biased(const struct afd_plan_workload *
 	return request;
 }
 
-struct afd_plan_request afd__plan_draw_biased(struct afd__plan_source *source,
-					      struct afd__plan_random *random)
+struct afd_plan_request afd__plan_draw_biased(
+	struct afd__plan_source *source, struct afd__plan_random *random)
 {
 	return source->until ? draw_trace_biased(source, random)
 			     : draw_laws_biased(source->workload, random);

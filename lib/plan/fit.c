@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * A line through measured times: ordinary least squares, with what it does not explain. A negative
- * slope has no meaning for a time: it is refused when it is more than the noise of the points. Called
- * by hosts and by afd-plan calibrate.
+ * slope has no meaning for a time: it is refused when it is more than the noise of the points.
+ * Called by hosts and by afd-plan calibrate.
  */
 #include <math.h>
 
@@ -31,14 +31,14 @@ static int read_points(const double *x, const double *y, size_t n, struct sums *
 		mean->xy += (x[i] - mean->x) * (y[i] - mean->y);
 	}
 	if (!(mean->xx > 0))
-		return afd__error(-EINVAL, "plan: a fit of %zu points at one x, %g; at least two differ",
-				  n, mean->x);
+		return afd__error(-EINVAL,
+			"plan: a fit of %zu points at one x, %g; at least two differ", n, mean->x);
 	return 0;
 }
 
 /* The residual that p of n points keep within: the smallest that enough of them do. */
-static double residual_at(const struct afd_plan_line *line, const double *x, const double *y,
-			  size_t n, double p)
+static double residual_at(
+	const struct afd_plan_line *line, const double *x, const double *y, size_t n, double p)
 {
 	double low = 0, high = 0;
 
@@ -75,14 +75,14 @@ static double squares(const struct afd_plan_line *line, const double *x, const d
 /* Twice the standard error of a slope is noise. An intercept below 0 says that the points bend; the
  * line through 0 is then the best that means something, and its residuals tell. */
 static int drop_negative(struct afd_plan_line *line, const struct sums *mean, const double *x,
-			 const double *y, size_t n)
+	const double *y, size_t n)
 {
 	double variance = n > 2 ? squares(line, x, y, n) / (double)(n - 2) : HUGE_VAL;
 	double noise = 2 * sqrt(variance / mean->xx), all = 0, product = 0;
 
 	if (line->alpha < -noise)
 		return afd__error(-EDOM, "plan: the fitted alpha is %g, limit 0 .. (noise %g)",
-				  line->alpha, noise);
+			line->alpha, noise);
 	if (line->alpha < 0) {
 		line->alpha = 0;
 		line->beta = mean->y;

@@ -13,9 +13,11 @@ void afd__plan_hardware_open(struct afd__plan_hardware *h, const struct afd_plan
 {
 	const struct afd_plan_model *m = p->model;
 	double hidden = m->hidden_size, dense = m->n_layers - m->n_moe_layers;
-	double ffn = dense * 3 * hidden * m->intermediate_size +
-		     m->n_moe_layers * (3 * hidden * ((double)m->expert_size * m->n_experts +
-						      m->shared_size) + hidden * m->n_experts);
+	double ffn =
+		dense * 3 * hidden * m->intermediate_size +
+		m->n_moe_layers *
+			(3 * hidden * ((double)m->expert_size * m->n_experts + m->shared_size) +
+				hidden * m->n_experts);
 
 	*h = (struct afd__plan_hardware){ .p = p, .m = m };
 	h->attention_weights = m->attention_params * p->weight_bytes;
@@ -32,29 +34,33 @@ double afd__plan_kv_bytes(const struct afd__plan_hardware *h, double context)
 }
 
 /* A head reads its weights once a step, too. */
-static double head_s(const struct afd__plan_hardware *h, const struct afd_plan_device *d, double slots)
+static double head_s(
+	const struct afd__plan_hardware *h, const struct afd_plan_device *d, double slots)
 {
 	double params = (double)h->m->hidden_size * h->m->vocab_size;
 
-	return fmax(params * h->p->weight_bytes / d->hbm_bytes_per_s, 2 * params * slots / d->flops);
+	return fmax(
+		params * h->p->weight_bytes / d->hbm_bytes_per_s, 2 * params * slots / d->flops);
 }
 
 double afd__plan_attention_s(const struct afd__plan_hardware *h, const struct afd_plan_device *d,
-			     double slots, double context, double *weights_s)
+	double slots, double context, double *weights_s)
 {
 	const struct afd_plan_model *m = h->m;
 	double us = afd__plan_timed(h->p, "attention", d->name, slots, context);
 	double seen = m->sliding_window ? fmin(context, m->sliding_window) : context;
 	double flops = m->attention_flops_per_position * context + m->sliding_flops * seen;
-	double head = head_s(h, d, slots), measured = afd__plan_timed(h->p, "head", d->name, slots, 0);
+	double head = head_s(h, d, slots),
+	       measured = afd__plan_timed(h->p, "head", d->name, slots, 0);
 
 	head = measured >= 0 ? measured * 1e-6 : head;
 	*weights_s = fmax(h->attention_weights / d->hbm_bytes_per_s,
-			  2 * m->attention_params * slots / d->flops) + head;
+			     2 * m->attention_params * slots / d->flops) +
+		     head;
 	if (us >= 0)
 		return us * 1e-6 * m->n_layers + head;
-	return *weights_s + slots * fmax(afd__plan_kv_bytes(h, context) / d->hbm_bytes_per_s,
-					 flops / d->flops);
+	return *weights_s +
+	       slots * fmax(afd__plan_kv_bytes(h, context) / d->hbm_bytes_per_s, flops / d->flops);
 }
 
 /* Experts that n rows meet, when each row picks top_k of them evenly. */
@@ -64,7 +70,7 @@ static double experts_met(const struct afd_plan_model *m, double rows)
 }
 
 double afd__plan_ffn_s(const struct afd__plan_hardware *h, const struct afd_plan_device *d,
-		       double rows, uint32_t n_devices)
+	double rows, uint32_t n_devices)
 {
 	const struct afd_plan_model *m = h->m;
 	double us = afd__plan_timed(h->p, "ffn", d->name, rows, 0), hidden = m->hidden_size;
@@ -82,7 +88,8 @@ double afd__plan_ffn_s(const struct afd__plan_hardware *h, const struct afd_plan
 								: expert * m->n_experts);
 	}
 	return fmax(met_params * h->p->weight_bytes / d->hbm_bytes_per_s,
-		    2 * row_params * rows / d->flops) / n_devices;
+		       2 * row_params * rows / d->flops) /
+	       n_devices;
 }
 
 /* Dense rows go to every shard; routed ones to those that hold their experts. */
@@ -95,8 +102,7 @@ static double copies_of(const struct afd_plan_model *m, uint32_t n_ffn)
 }
 
 double afd__plan_exchange_s(const struct afd__plan_hardware *h, double rows, uint32_t n_attention,
-			    uint32_t n_ffn, double bytes, double attention_bytes_per_s,
-			    double ffn_bytes_per_s)
+	uint32_t n_ffn, double bytes, double attention_bytes_per_s, double ffn_bytes_per_s)
 {
 	double sent = rows * h->m->hidden_size * bytes * copies_of(h->m, n_ffn);
 	double us = afd__plan_timed(h->p, "exchange", NULL, rows, 0);

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Laws of whole numbers and their first three moments. A law is continuous; a draw is rounded and
- * cut, and the moments here are those of the rounded draw, summed from P(N > k): so the closed forms
- * and the simulator mean the same law.
+ * cut, and the moments here are those of the rounded draw, summed from P(N > k): so the closed
+ * forms and the simulator mean the same law.
  */
 #include <math.h>
 #include <stdio.h>
@@ -41,7 +41,7 @@ int afd__plan_law_read(struct afd_plan_law *law, const char *what)
 
 	if (law->kind < AFD_PLAN_CONSTANT || law->kind > AFD_PLAN_PROPORTIONAL)
 		return afd__error(-EINVAL, "plan: %s kind is %d, limit %d .. %d", what, law->kind,
-				  AFD_PLAN_CONSTANT, AFD_PLAN_PROPORTIONAL);
+			AFD_PLAN_CONSTANT, AFD_PLAN_PROPORTIONAL);
 	snprintf(field, sizeof(field), "%s mean", what);
 	if (law->kind != AFD_PLAN_CONSTANT && law->kind != AFD_PLAN_GEOMETRIC)
 		least = 1e-9;
@@ -50,11 +50,11 @@ int afd__plan_law_read(struct afd_plan_law *law, const char *what)
 		rc = read_shape(law, what, 0);
 	snprintf(field, sizeof(field), "%s max", what);
 	if (!rc)
-		rc = afd__plan_whole_or(field, &law->max, AFD__PLAN_MAX_DRAW, 1,
-					AFD__PLAN_MAX_TOKENS);
+		rc = afd__plan_whole_or(
+			field, &law->max, AFD__PLAN_MAX_DRAW, 1, AFD__PLAN_MAX_TOKENS);
 	if (!rc && law->mean > law->max)
 		rc = afd__error(-EINVAL, "plan: %s mean is %g, limit 0 .. %u (its max)", what,
-				law->mean, law->max);
+			law->mean, law->max);
 	return rc;
 }
 
@@ -105,8 +105,8 @@ double afd__plan_law_above(const struct afd_plan_law *law, double x)
 }
 
 /* Geometric prompts are whole already: they are rounded up like outputs. */
-void afd__plan_law_moments(const struct afd_plan_law *law, bool is_output,
-			   struct afd__plan_moments *out)
+void afd__plan_law_moments(
+	const struct afd_plan_law *law, bool is_output, struct afd__plan_moments *out)
 {
 	bool up = is_output || law->kind == AFD_PLAN_GEOMETRIC;
 	double above;

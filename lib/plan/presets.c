@@ -1,16 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Devices and models that the planner knows by name. Every row has its source. Rates of scale-up are
- * 0.8 of the vendor's figure for one direction, which is what the anchors of arXiv 2602.09721 imply;
- * everything else is the data sheet's. Sizes of models are those of their config.json.
+ * Devices and models that the planner knows by name. Every row has its source. Rates of scale-up
+ * are 0.8 of the vendor's figure for one direction, which is what the anchors of arXiv 2602.09721
+ * imply; everything else is the data sheet's. Sizes of models are those of their config.json.
  */
 #include <stdio.h>
 #include <strings.h>
 
 #include "plan.h"
 
-#define SHEET "vendor's data sheet; scale-up 0.8 of one direction, as arXiv 2602.09721 implies"
-#define STEP3 "Step-3, arXiv 2507.19427, table 4; network: 8-device server, table 7"
+#define SHEET     "vendor's data sheet; scale-up 0.8 of one direction, as arXiv 2602.09721 implies"
+#define STEP3     "Step-3, arXiv 2507.19427, table 4; network: 8-device server, table 7"
 #define MEGASCALE "MegaScale-Infer, arXiv 2504.02263, table 3 (BF16 rates, relative price)"
 
 static const struct afd_plan_device DEVICES[] = {
@@ -28,7 +28,8 @@ static const struct afd_plan_device DEVICES[] = {
 	{ sizeof(DEVICES[0]), "Ascend-910B", STEP3, 280e12, 1.6e12, 64e9, 157e9, 25e9, 0.67, 8, 0 },
 	{ sizeof(DEVICES[0]), "L40S", MEGASCALE, 362e12, 864e9, 48e9, 25.6e9, 25e9, 1.08, 8, 0 },
 	{ sizeof(DEVICES[0]), "Groq-3-LPU",
-		"NVIDIA developer blog on LPX, March 2026: SRAM, 256 in a rack; for the FFN of decode",
+		"NVIDIA developer blog on LPX, March 2026: SRAM, 256 in a rack; for the FFN of "
+		"decode",
 		1200e12, 150e12, 500e6, 2.5e12, 2.5e12, 0, 256, 0 },
 };
 
@@ -43,7 +44,8 @@ static const struct afd_plan_device DEVICES[] = {
 	.attention_flops_per_position = 4.0 * (layers) * (heads) * (dim)
 /* Multi-head latent attention, absorbed: one latent of 512 + 64 for all heads. */
 #define MLA(hidden, layers, heads, params_of_layer) \
-	.hidden_size = hidden, .n_layers = layers, .attention_params = 1.0 * (layers) * (params_of_layer), \
+	.hidden_size = hidden, .n_layers = layers, \
+	.attention_params = 1.0 * (layers) * (params_of_layer), \
 	.kv_numbers_per_token = 576.0 * (layers), \
 	.attention_flops_per_position = 2.0 * (layers) * (heads) * (576 + 512)
 #define MOE(dense, width, experts, k, shared, moe_layers) \
@@ -51,31 +53,78 @@ static const struct afd_plan_device DEVICES[] = {
 	.shared_size = shared, .n_moe_layers = moe_layers
 
 static const struct afd_plan_model MODELS[] = {
-	{ .size = sizeof(MODELS[0]), .name = "DeepSeek-V3", .source = TABLE2,
-		MLA(7168, 61, 128, 187105280), MOE(18432, 2048, 256, 8, 2048, 58), .vocab_size = 129280 },
-	{ .size = sizeof(MODELS[0]), .name = "Kimi-K2", .source = TABLE2,
-		MLA(7168, 61, 64, 101122048), MOE(18432, 2048, 384, 8, 2048, 60), .vocab_size = 163840 },
-	{ .size = sizeof(MODELS[0]), .name = "Qwen3-235B-A22B", .source = TABLE2,
-		GQA(4096, 94, 64, 4, 128), MOE(0, 1536, 128, 8, 0, 94), .vocab_size = 151936 },
-	{ .size = sizeof(MODELS[0]), .name = "Qwen3-Coder-480B-A35B", .source = CONFIG,
-		GQA(6144, 62, 96, 8, 128), MOE(0, 2560, 160, 8, 0, 62), .vocab_size = 151936 },
-	{ .size = sizeof(MODELS[0]), .name = "Qwen3-30B-A3B", .source = CONFIG,
-		GQA(2048, 48, 32, 4, 128), MOE(0, 768, 128, 8, 0, 48), .vocab_size = 151936 },
-	{ .size = sizeof(MODELS[0]), .name = "ERNIE-4.5-300B-A47B", .source = TABLE2,
-		GQA(8192, 54, 64, 8, 128), MOE(28672, 3584, 64, 8, 0, 51), .vocab_size = 103424 },
-	{ .size = sizeof(MODELS[0]), .name = "GLM-4.5", .source = CONFIG,
-		GQA(5120, 92, 96, 8, 128), MOE(12288, 1536, 160, 8, 1536, 89), .vocab_size = 151552 },
-	{ .size = sizeof(MODELS[0]), .name = "Step-3",
-		.source = "Step-3, arXiv 2507.19427: multi-matrix factorised attention, one K and V of 256",
-		.hidden_size = 7168, .n_layers = 61, .attention_params = 1.035e10,
-		.kv_numbers_per_token = 512.0 * 61, .attention_flops_per_position = 4.0 * 61 * 64 * 256,
-		MOE(18432, 5120, 48, 3, 5120, 56), .vocab_size = 128815 },
-	{ .size = sizeof(MODELS[0]), .name = "Qwen3-32B", .source = CONFIG, GQA(5120, 64, 64, 8, 128),
-		.intermediate_size = 25600, .vocab_size = 151936 },
-	{ .size = sizeof(MODELS[0]), .name = "Qwen3-8B", .source = CONFIG, GQA(4096, 36, 32, 8, 128),
-		.intermediate_size = 12288, .vocab_size = 151936 },
-	{ .size = sizeof(MODELS[0]), .name = "Qwen3-0.6B", .source = CONFIG, GQA(1024, 28, 16, 8, 128),
-		.intermediate_size = 3072, .vocab_size = 151936, .tied_head = 1 },
+	{ .size = sizeof(MODELS[0]),
+		.name = "DeepSeek-V3",
+		.source = TABLE2,
+		MLA(7168, 61, 128, 187105280),
+		MOE(18432, 2048, 256, 8, 2048, 58),
+		.vocab_size = 129280 },
+	{ .size = sizeof(MODELS[0]),
+		.name = "Kimi-K2",
+		.source = TABLE2,
+		MLA(7168, 61, 64, 101122048),
+		MOE(18432, 2048, 384, 8, 2048, 60),
+		.vocab_size = 163840 },
+	{ .size = sizeof(MODELS[0]),
+		.name = "Qwen3-235B-A22B",
+		.source = TABLE2,
+		GQA(4096, 94, 64, 4, 128),
+		MOE(0, 1536, 128, 8, 0, 94),
+		.vocab_size = 151936 },
+	{ .size = sizeof(MODELS[0]),
+		.name = "Qwen3-Coder-480B-A35B",
+		.source = CONFIG,
+		GQA(6144, 62, 96, 8, 128),
+		MOE(0, 2560, 160, 8, 0, 62),
+		.vocab_size = 151936 },
+	{ .size = sizeof(MODELS[0]),
+		.name = "Qwen3-30B-A3B",
+		.source = CONFIG,
+		GQA(2048, 48, 32, 4, 128),
+		MOE(0, 768, 128, 8, 0, 48),
+		.vocab_size = 151936 },
+	{ .size = sizeof(MODELS[0]),
+		.name = "ERNIE-4.5-300B-A47B",
+		.source = TABLE2,
+		GQA(8192, 54, 64, 8, 128),
+		MOE(28672, 3584, 64, 8, 0, 51),
+		.vocab_size = 103424 },
+	{ .size = sizeof(MODELS[0]),
+		.name = "GLM-4.5",
+		.source = CONFIG,
+		GQA(5120, 92, 96, 8, 128),
+		MOE(12288, 1536, 160, 8, 1536, 89),
+		.vocab_size = 151552 },
+	{ .size = sizeof(MODELS[0]),
+		.name = "Step-3",
+		.source = "Step-3, arXiv 2507.19427: multi-matrix factorised attention, one K and "
+			  "V of 256",
+		.hidden_size = 7168,
+		.n_layers = 61,
+		.attention_params = 1.035e10,
+		.kv_numbers_per_token = 512.0 * 61,
+		.attention_flops_per_position = 4.0 * 61 * 64 * 256,
+		MOE(18432, 5120, 48, 3, 5120, 56),
+		.vocab_size = 128815 },
+	{ .size = sizeof(MODELS[0]),
+		.name = "Qwen3-32B",
+		.source = CONFIG,
+		GQA(5120, 64, 64, 8, 128),
+		.intermediate_size = 25600,
+		.vocab_size = 151936 },
+	{ .size = sizeof(MODELS[0]),
+		.name = "Qwen3-8B",
+		.source = CONFIG,
+		GQA(4096, 36, 32, 8, 128),
+		.intermediate_size = 12288,
+		.vocab_size = 151936 },
+	{ .size = sizeof(MODELS[0]),
+		.name = "Qwen3-0.6B",
+		.source = CONFIG,
+		GQA(1024, 28, 16, 8, 128),
+		.intermediate_size = 3072,
+		.vocab_size = 151936,
+		.tied_head = 1 },
 };
 
 enum {
@@ -97,11 +146,11 @@ static int find(bool device, const char *name)
 	for (uint32_t i = 0; i < n; i++) {
 		if (name && !strcasecmp(name, name_at(device, i)))
 			return (int)i;
-		used += (uint32_t)snprintf(names + used, sizeof(names) - used, "%s%s", i ? ", " : "",
-					   name_at(device, i));
+		used += (uint32_t)snprintf(names + used, sizeof(names) - used, "%s%s",
+			i ? ", " : "", name_at(device, i));
 	}
 	return afd__error(-ENOENT, "plan: %s '%.60s' is not built in, limit %s",
-			  device ? "device" : "model", name ? name : "(null)", names);
+		device ? "device" : "model", name ? name : "(null)", names);
 }
 
 int afd_plan_device_at(uint32_t index, struct afd_plan_device *out)

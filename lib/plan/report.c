@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The report: what a layout yields per device, against the best colocation on the same devices. Both
- * sides keep the same memory share and SLO and may choose their batch, so that AFD is never compared
- * with a colocation that was kept small. Derived here; docs/planning.md has the formulas.
+ * The report: what a layout yields per device, against the best colocation on the same devices.
+ * Both sides keep the same memory share and SLO and may choose their batch, so that AFD is never
+ * compared with a colocation that was kept small. Derived here; docs/planning.md has the formulas.
  */
 #include <math.h>
 
@@ -32,12 +32,15 @@ static int read_model(struct afd_plan_model *m)
 
 	rc = rc ? rc : afd__plan_whole("model n_layers", m->n_layers, 1, 1024);
 	rc = rc ? rc : afd__plan_whole("model n_moe_layers", m->n_moe_layers, 0, m->n_layers);
-	rc = rc ? rc : afd__plan_whole("model intermediate_size", m->intermediate_size,
-				       m->n_moe_layers < m->n_layers, 1 << 20);
+	rc = rc ? rc
+		: afd__plan_whole("model intermediate_size", m->intermediate_size,
+			  m->n_moe_layers < m->n_layers, 1 << 20);
 	rc = rc ? rc : afd__plan_real("model attention_params", m->attention_params, 1, 1e15);
-	rc = rc ? rc : afd__plan_real("model kv_numbers_per_token", m->kv_numbers_per_token, 0, 1e12);
-	rc = rc ? rc : afd__plan_real("model attention_flops_per_position",
-				      m->attention_flops_per_position, 0, 1e15);
+	rc = rc ? rc
+		: afd__plan_real("model kv_numbers_per_token", m->kv_numbers_per_token, 0, 1e12);
+	rc = rc ? rc
+		: afd__plan_real("model attention_flops_per_position",
+			  m->attention_flops_per_position, 0, 1e15);
 	rc = rc ? rc : afd__plan_real("model sliding_kv_numbers", m->sliding_kv_numbers, 0, 1e12);
 	rc = rc ? rc : afd__plan_real("model sliding_flops", m->sliding_flops, 0, 1e15);
 	rc = rc ? rc : afd__plan_whole("model vocab_size", m->vocab_size, 0, 1 << 24);
@@ -48,7 +51,8 @@ static int read_model(struct afd_plan_model *m)
 	return rc ? rc : afd__plan_whole("model expert_size", m->expert_size, 1, 1 << 20);
 }
 
-static int read_device(struct afd_plan_device *out, const struct afd_plan_device *in, const char *what)
+static int read_device(
+	struct afd_plan_device *out, const struct afd_plan_device *in, const char *what)
 {
 	int rc = in ? afd__params_copy(out, sizeof(*out), in, what)
 		    : afd__error(-EINVAL, "plan: %s is NULL", what);
@@ -56,9 +60,14 @@ static int read_device(struct afd_plan_device *out, const struct afd_plan_device
 	rc = rc ? rc : afd__plan_real("device flops", out->flops, 1, 1e20);
 	rc = rc ? rc : afd__plan_real("device hbm_bytes_per_s", out->hbm_bytes_per_s, 1, 1e18);
 	rc = rc ? rc : afd__plan_real("device memory_bytes", out->memory_bytes, 1, 1e18);
-	rc = rc ? rc : afd__plan_real("device scale_up_bytes_per_s", out->scale_up_bytes_per_s, 1, 1e18);
-	rc = rc ? rc : afd__plan_real("device scale_out_bytes_per_s", out->scale_out_bytes_per_s, 1, 1e18);
-	return rc ? rc : afd__plan_whole_or("device devices_per_node", &out->devices_per_node, 8, 1, 1024);
+	rc = rc ? rc
+		: afd__plan_real("device scale_up_bytes_per_s", out->scale_up_bytes_per_s, 1, 1e18);
+	rc = rc ? rc
+		: afd__plan_real(
+			  "device scale_out_bytes_per_s", out->scale_out_bytes_per_s, 1, 1e18);
+	return rc ? rc
+		  : afd__plan_whole_or(
+			    "device devices_per_node", &out->devices_per_node, 8, 1, 1024);
 }
 
 static int read_times(const struct afd_plan_report_params *p)
@@ -70,7 +79,8 @@ static int read_times(const struct afd_plan_report_params *p)
 	if (!p->times)
 		return afd__error(-EINVAL, "plan: times is NULL, n_times is %zu", p->n_times);
 	rc = afd__plan_whole("n_times", p->n_times, 1, 10000000);
-	rc = rc ? rc : afd__plan_whole("time_bytes", p->time_bytes, sizeof(struct afd_plan_time), 4096);
+	rc = rc ? rc
+		: afd__plan_whole("time_bytes", p->time_bytes, sizeof(struct afd_plan_time), 4096);
 	for (size_t i = 0; i < p->n_times && !rc; i++) {
 		const struct afd_plan_time *t = afd__plan_time_at(p, i);
 
@@ -88,8 +98,9 @@ static int read_numbers(struct afd_plan_report_params *p)
 	rc = rc ? rc : afd__plan_whole("n_ffn", p->n_ffn, 1, MAX_DEVICES);
 	rc = rc ? rc : afd__plan_whole("lanes", p->lanes, 0, MAX_LANES);
 	rc = rc ? rc : afd__plan_whole("slots", p->slots, 0, MAX_SLOTS);
-	rc = rc ? rc : afd__plan_whole_or("slots_max", &p->slots_max, p->slots ? p->slots : 256, 1,
-					  MAX_SLOTS);
+	rc = rc ? rc
+		: afd__plan_whole_or(
+			  "slots_max", &p->slots_max, p->slots ? p->slots : 256, 1, MAX_SLOTS);
 	rc = rc ? rc : afd__plan_real("context", p->context, 1, 1e9);
 	rc = rc ? rc : afd__plan_real("nu2", p->nu2, 0, 1e18);
 	rc = rc ? rc : afd__plan_real("slo_ms", p->slo_ms, 0, 1e9);
@@ -128,7 +139,8 @@ static int read_all(struct report *r, const struct afd_plan_report_params *param
 /* ---- memory ---- */
 
 /* Sequences whose KV fits beside weights, with three standard deviations of their sum. */
-static double slots_that_fit(const struct report *r, const struct afd_plan_device *d, double weights)
+static double slots_that_fit(
+	const struct report *r, const struct afd_plan_device *d, double weights)
 {
 	double bytes = r->p.memory_share * d->memory_bytes - weights;
 	double each = afd__plan_kv_bytes(&r->h, r->p.context);
@@ -157,7 +169,8 @@ static double rate_between(const struct afd_plan_device *d, uint32_t n)
 static struct afd__plan_cycle cycle_of(const struct choice *c)
 {
 	return (struct afd__plan_cycle){ .floor = fmax(c->t_f, fmax(c->up, c->down)),
-		.rest = c->t_f + c->up + c->down, .lanes = c->lanes };
+		.rest = c->t_f + c->up + c->down,
+		.lanes = c->lanes };
 }
 
 static void time_choice(const struct report *r, uint32_t n_attention, struct choice *c)
@@ -169,10 +182,10 @@ static void time_choice(const struct report *r, uint32_t n_attention, struct cho
 
 	c->t_a = afd__plan_attention_s(&r->h, &r->attention, batch, r->p.context, &c->t_a_weights);
 	c->t_f = afd__plan_ffn_s(&r->h, &r->ffn, batch * n_attention, r->p.n_ffn);
-	c->up = afd__plan_exchange_s(&r->h, batch, n_attention, r->p.n_ffn, r->p.row_bytes_up, rate_a,
-				     rate_f);
-	c->down = afd__plan_exchange_s(&r->h, batch, n_attention, r->p.n_ffn, r->p.row_bytes_down,
-				       rate_a, rate_f);
+	c->up = afd__plan_exchange_s(
+		&r->h, batch, n_attention, r->p.n_ffn, r->p.row_bytes_up, rate_a, rate_f);
+	c->down = afd__plan_exchange_s(
+		&r->h, batch, n_attention, r->p.n_ffn, r->p.row_bytes_down, rate_a, rate_f);
 	cycle = cycle_of(c);
 	c->tau = afd__plan_cycle_at(&cycle, c->t_a);
 	c->tokens = n_attention * batch * r->p.accept / c->tau;
@@ -206,7 +219,7 @@ static struct choice choose(const struct report *r, uint32_t n_attention, bool c
 	if (r->p.slots && fit < r->p.slots)
 		return best;
 	for (double slots = r->p.slots ? most : 1; slots <= most;
-	     slots = next_slots(slots, most, coarse)) {
+		slots = next_slots(slots, most, coarse)) {
 		for (uint32_t lanes = 1; lanes <= MAX_LANES; lanes++) {
 			struct choice c = { .slots = slots, .lanes = lanes };
 
@@ -237,8 +250,8 @@ struct colocated {
 
 /* A step of `group` devices with b sequences each: attention each for its own, the FFN together;
  * either one batch, or two halves that hide the exchange. */
-static double colocated_step(const struct report *r, const struct afd_plan_device *d, double b,
-			     uint32_t group)
+static double colocated_step(
+	const struct report *r, const struct afd_plan_device *d, double b, uint32_t group)
 {
 	double away = (group - 1.0) / group, rate = rate_between(d, group), weights;
 	double whole = 0, half = 0, moved = 0;
@@ -247,7 +260,8 @@ static double colocated_step(const struct report *r, const struct afd_plan_devic
 		double rows = b / parts, up, down, busy;
 
 		up = afd__plan_exchange_s(&r->h, rows, group, group, r->p.row_bytes_up, rate, rate);
-		down = afd__plan_exchange_s(&r->h, rows, group, group, r->p.row_bytes_down, rate, rate);
+		down = afd__plan_exchange_s(
+			&r->h, rows, group, group, r->p.row_bytes_down, rate, rate);
 		moved = group > 1 ? away * (up + down) : 0;
 		busy = afd__plan_attention_s(&r->h, d, rows, r->p.context, &weights) +
 		       afd__plan_ffn_s(&r->h, d, rows * group, group);
@@ -260,7 +274,7 @@ static double colocated_step(const struct report *r, const struct afd_plan_devic
 }
 
 static void colocate_group(const struct report *r, const struct afd_plan_device *d, uint32_t group,
-			   bool coarse, struct colocated *best)
+	bool coarse, struct colocated *best)
 {
 	double weights = r->h.attention_weights + r->h.embed_weights + r->h.ffn_weights / group;
 	double most = fmin(slots_that_fit(r, d, weights), r->p.slots_max);
@@ -274,8 +288,8 @@ static void colocate_group(const struct report *r, const struct afd_plan_device 
 }
 
 /* Groups of powers of two, and all devices of that kind together. */
-static struct colocated colocate(const struct report *r, const struct afd_plan_device *d, uint32_t n,
-				 bool coarse)
+static struct colocated colocate(
+	const struct report *r, const struct afd_plan_device *d, uint32_t n, bool coarse)
 {
 	uint32_t most = r->p.group_max && r->p.group_max < n ? r->p.group_max : n;
 	struct colocated best = { 0 };
@@ -310,12 +324,13 @@ static double speedup_at(const struct report *r, uint32_t n_attention, double co
 	return colocated > 0 ? c.tokens / (n_attention + r->p.n_ffn) / colocated : 0;
 }
 
-/* The best number of attention devices for the FFN that was asked for: all up to 8, then in steps of
- * an eighth, which a curve this flat does not notice. */
+/* The best number of attention devices for the FFN that was asked for: all up to 8, then in steps
+ * of an eighth, which a curve this flat does not notice. */
 static double best_ratio(const struct report *r, uint32_t *n_attention)
 {
 	double best = 0;
-	uint32_t n = 1, most = r->p.n_ffn > MAX_DEVICES / RATIOS ? MAX_DEVICES : RATIOS * r->p.n_ffn;
+	uint32_t n = 1,
+		 most = r->p.n_ffn > MAX_DEVICES / RATIOS ? MAX_DEVICES : RATIOS * r->p.n_ffn;
 
 	*n_attention = 0;
 	for (; n <= most; n += 1 + n / 8) {
@@ -359,7 +374,8 @@ static void fill(const struct report *r, const struct choice *c, struct afd_plan
 	double n = r->p.n_attention + r->p.n_ffn, batch = c->slots / c->lanes, weights, each, sigma;
 	struct afd__plan_cycle cycle = cycle_of(c);
 
-	each = afd__plan_attention_s(&r->h, &r->attention, batch, r->p.context + 1, &weights) - c->t_a;
+	each = afd__plan_attention_s(&r->h, &r->attention, batch, r->p.context + 1, &weights) -
+	       c->t_a;
 	sigma = sqrt(r->p.nu2 * batch) * fmax(0, each) / batch;
 	out->high = out->tokens_per_second = c->tokens;
 	out->low = c->tokens * c->tau /
@@ -376,8 +392,8 @@ static void fill(const struct report *r, const struct choice *c, struct afd_plan
 	out->idle_f = fmax(0, 1 - c->t_f / c->tau);
 	out->slots = (uint32_t)c->slots;
 	out->lanes = c->lanes;
-	out->bound = c->t_a >= c->tau * (1 - 1e-9)   ? AFD_PLAN_ATTENTION
-		     : c->t_f >= c->tau * (1 - 1e-9) ? AFD_PLAN_FFN
+	out->bound = c->t_a >= c->tau * (1 - 1e-9)                 ? AFD_PLAN_ATTENTION
+		     : c->t_f >= c->tau * (1 - 1e-9)               ? AFD_PLAN_FFN
 		     : fmax(c->up, c->down) >= c->tau * (1 - 1e-9) ? AFD_PLAN_COMMUNICATION
 								   : AFD_PLAN_LATENCY;
 }
@@ -386,7 +402,8 @@ static uint32_t measured_of(const struct report *r)
 {
 	uint32_t bits = 0;
 
-	bits |= afd__plan_timed(&r->p, "attention", r->attention.name, 1, r->p.context) >= 0 ? 1 : 0;
+	bits |= afd__plan_timed(&r->p, "attention", r->attention.name, 1, r->p.context) >= 0 ? 1
+											     : 0;
 	bits |= afd__plan_timed(&r->p, "ffn", r->ffn.name, 1, 0) >= 0 ? 2 : 0;
 	bits |= afd__plan_timed(&r->p, "exchange", NULL, 1, 0) >= 0 ? 4 : 0;
 	return bits;
@@ -416,8 +433,8 @@ int afd_plan_report(const struct afd_plan_report_params *params, struct afd_plan
 	if (base.per_device > 0)
 		result.speedup_per_device = result.tokens_per_second_per_device / base.per_device;
 	/* Where nothing else fits, splitting is the only way to run it at all. */
-	result.use = result.feasible &&
-		     result.low / (r.p.n_attention + r.p.n_ffn) > base.per_device;
+	result.use =
+		result.feasible && result.low / (r.p.n_attention + r.p.n_ffn) > base.per_device;
 	result.best_speedup = best_ratio(&r, &result.best_attention);
 	what_if(&r, &result);
 	return afd__params_give(out, &result, sizeof(result), "plan report");

@@ -20,12 +20,14 @@ static int read_counts(struct afd_plan_roofline_params *p)
 	rc = rc ? rc : afd__plan_whole("ffn_nodes", p->ffn_nodes, 1, 65536);
 	rc = rc ? rc : afd__plan_whole("attention_nodes", p->attention_nodes, 0, 65536);
 	rc = rc ? rc : afd__plan_whole_or("devices_per_node", &p->devices_per_node, 8, 1, 1024);
-	rc = rc ? rc : afd__plan_whole_or("attention_devices_per_node",
-					  &p->attention_devices_per_node, p->devices_per_node, 1, 1024);
+	rc = rc ? rc
+		: afd__plan_whole_or("attention_devices_per_node", &p->attention_devices_per_node,
+			  p->devices_per_node, 1, 1024);
 	return rc ? rc : afd__plan_whole_or("lanes", &p->lanes, 3, 1, 64);
 }
 
-static int read_params(struct afd_plan_roofline_params *p, const struct afd_plan_roofline_params *in)
+static int read_params(
+	struct afd_plan_roofline_params *p, const struct afd_plan_roofline_params *in)
 {
 	int rc = afd__params_copy(p, sizeof(*p), in, "plan roofline params");
 
@@ -34,16 +36,17 @@ static int read_params(struct afd_plan_roofline_params *p, const struct afd_plan
 	rc = rc ? rc : afd__plan_real("hbm_bytes_per_s", p->hbm_bytes_per_s, 1, 1e18);
 	rc = rc ? rc : afd__plan_real("scale_up_bytes_per_s", p->scale_up_bytes_per_s, 1, 1e18);
 	rc = rc ? rc : afd__plan_real("scale_out_bytes_per_s", p->scale_out_bytes_per_s, 1, 1e18);
-	rc = rc ? rc : afd__plan_real_or("attention_scale_out_bytes_per_s",
-					 &p->attention_scale_out_bytes_per_s,
-					 p->scale_out_bytes_per_s, 1, 1e18);
+	rc = rc ? rc
+		: afd__plan_real_or("attention_scale_out_bytes_per_s",
+			  &p->attention_scale_out_bytes_per_s, p->scale_out_bytes_per_s, 1, 1e18);
 	rc = rc ? rc : afd__plan_real("slo_ms", p->slo_ms, 1e-6, 1e9);
 	rc = rc ? rc : afd__plan_real_or("accept", &p->accept, 1, 1, 64);
 	rc = rc ? rc : afd__plan_real("overhead_ms", p->overhead_ms, 0, 1e9);
 	rc = rc ? rc : afd__plan_real_or("lambda", &p->lambda, 3, 1e-3, 1e3);
 	if (!rc && p->slo_ms * p->accept <= p->overhead_ms)
-		rc = afd__error(-EINVAL, "plan: overhead_ms is %g, limit below slo_ms * accept = %g",
-				p->overhead_ms, p->slo_ms * p->accept);
+		rc = afd__error(-EINVAL,
+			"plan: overhead_ms is %g, limit below slo_ms * accept = %g", p->overhead_ms,
+			p->slo_ms * p->accept);
 	return rc;
 }
 
@@ -55,8 +58,8 @@ static double scale_out(const struct afd_plan_roofline_params *p)
 
 	if (!p->attention_nodes)
 		return p->scale_out_bytes_per_s;
-	return fmin(p->scale_out_bytes_per_s,
-		    p->attention_scale_out_bytes_per_s * senders / receivers);
+	return fmin(
+		p->scale_out_bytes_per_s, p->attention_scale_out_bytes_per_s * senders / receivers);
 }
 
 static int32_t region_of(const double breakpoints[3], double nodes)
@@ -78,7 +81,7 @@ static double first_feasible(const struct afd_plan_roofline_params *p, double t_
 }
 
 static void find_bounds(const struct afd_plan_roofline_params *p, double out, double up,
-			struct afd_plan_roofline *r)
+	struct afd_plan_roofline *r)
 {
 	double per_byte = 2.0 * p->expert_size / p->flops;
 	double falls = per_byte * out * p->top_k / fmin(1, per_byte * up);
@@ -100,14 +103,14 @@ static void find_bounds(const struct afd_plan_roofline_params *p, double out, do
 
 /* The batch that fills the network, cut to what the operators finish within the budget. */
 static void find_use(const struct afd_plan_roofline_params *p, double out, double up,
-		     struct afd_plan_roofline *r)
+	struct afd_plan_roofline *r)
 {
 	double h = p->hidden_size, m = p->expert_size, t_b = r->t_b_ms * 1e-3;
 	double fan_out = fmax(1, (double)p->top_k / p->ffn_nodes);
 	double pairs = t_b / (3 * h) * fmin(out * fan_out, up), t_compute, t_memory, t_g;
 
-	r->experts_per_rank = (uint32_t)ceil((double)p->n_experts /
-					     ((double)p->ffn_nodes * p->devices_per_node));
+	r->experts_per_rank =
+		(uint32_t)ceil((double)p->n_experts / ((double)p->ffn_nodes * p->devices_per_node));
 	t_memory = r->experts_per_rank * 3 * h * m / p->hbm_bytes_per_s;
 	r->feasible = t_memory <= t_b;
 	pairs = fmin(pairs, t_b * p->flops / (6 * h * m));

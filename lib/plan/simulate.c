@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * The simulation: every slot of every worker and lane, and the pipeline between them. A frame needs
- * no queue of events: lanes take turns, so the end of every stage is a maximum of ends before it plus
- * its own time, and the recursion is exact. Each direction of the link is a stage of its own, which
- * carries one frame at a time. Derived here; docs/planning.md has the recursion. All memory is the
- * caller's scratch.
+ * no queue of events: lanes take turns, so the end of every stage is a maximum of ends before it
+ * plus its own time, and the recursion is exact. Each direction of the link is a stage of its own,
+ * which carries one frame at a time. Derived here; docs/planning.md has the recursion. All memory
+ * is the caller's scratch.
  */
 #include <math.h>
 #include <string.h>
@@ -58,7 +58,7 @@ static int read_simulate(struct afd_plan_simulate_params *s)
 	rc = rc ? rc : read_enum("replay", &s->replay, AFD_PLAN_IN_ORDER);
 	if (!rc && s->spans && s->span_bytes != sizeof(struct afd_plan_span))
 		rc = afd__error(-EINVAL, "plan: span_bytes is %u, limit %zu", s->span_bytes,
-				sizeof(struct afd_plan_span));
+			sizeof(struct afd_plan_span));
 	return rc;
 }
 
@@ -70,17 +70,17 @@ static int count_steps(struct simulation *sim)
 
 	steps = fmax(steps, 64);
 	if (steps * slots * sim->s.r * sim->s.n_seeds > MOST_UPDATES)
-		return afd__error(-EINVAL, "plan: %g slot updates in all, limit %g (n_requests %llu, "
-					   "r %u, n_seeds %u)",
-				  steps * slots * sim->s.r * sim->s.n_seeds, MOST_UPDATES,
-				  (unsigned long long)sim->s.n_requests, sim->s.r, sim->s.n_seeds);
+		return afd__error(-EINVAL,
+			"plan: %g slot updates in all, limit %g (n_requests %llu, "
+			"r %u, n_seeds %u)",
+			steps * slots * sim->s.r * sim->s.n_seeds, MOST_UPDATES,
+			(unsigned long long)sim->s.n_requests, sim->s.r, sim->s.n_seeds);
 	sim->n_steps = (uint64_t)steps;
 	return 0;
 }
 
 static int read_all(struct simulation *sim, const struct afd_plan_params *params,
-		    const struct afd_plan_workload *workload,
-		    const struct afd_plan_simulate_params *simulate)
+	const struct afd_plan_workload *workload, const struct afd_plan_simulate_params *simulate)
 {
 	int rc = afd__plan_params_read(&sim->p, params);
 
@@ -90,15 +90,17 @@ static int read_all(struct simulation *sim, const struct afd_plan_params *params
 	if (rc)
 		return rc;
 	if (!sim->w.requests && !sim->w.prompt.kind)
-		return afd__error(-EINVAL, "plan: theta alone cannot be simulated, laws or requests "
-					   "are needed");
+		return afd__error(-EINVAL,
+			"plan: theta alone cannot be simulated, laws or requests "
+			"are needed");
 	if (sim->p.devices)
-		return afd__error(-ENOTSUP, "plan: devices is %u, a simulation takes 0", sim->p.devices);
+		return afd__error(
+			-ENOTSUP, "plan: devices is %u, a simulation takes 0", sim->p.devices);
 	if (sim->p.half_duplex)
 		return afd__error(-ENOTSUP, "plan: half_duplex is 1, a simulation takes 0");
 	if (sim->p.batch != floor(sim->p.batch))
 		return afd__error(-EINVAL, "plan: batch is %g, a simulation needs a whole number",
-				  sim->p.batch);
+			sim->p.batch);
 	sim->load.size = sizeof(sim->load);
 	rc = afd_plan_average(workload, &sim->load);
 	if (rc)
@@ -128,7 +130,8 @@ static void *take(struct cursor *c, size_t n, size_t bytes)
 	void *memory = c->base ? c->base + c->at : NULL;
 
 	if (__builtin_mul_overflow(n, bytes, &all) ||
-	    __builtin_add_overflow(c->at, all + (ALIGNMENT - all % ALIGNMENT) % ALIGNMENT, &end))
+		__builtin_add_overflow(
+			c->at, all + (ALIGNMENT - all % ALIGNMENT) % ALIGNMENT, &end))
 		c->too_large = true;
 	else
 		c->at = end;
@@ -158,8 +161,7 @@ static void lay_out(struct simulation *sim, struct cursor *c)
 }
 
 size_t afd_plan_simulate_bytes(const struct afd_plan_params *params,
-			       const struct afd_plan_workload *workload,
-			       const struct afd_plan_simulate_params *simulate)
+	const struct afd_plan_workload *workload, const struct afd_plan_simulate_params *simulate)
 {
 	struct simulation sim = { 0 };
 	struct cursor c = { 0 };
@@ -169,7 +171,7 @@ size_t afd_plan_simulate_bytes(const struct afd_plan_params *params,
 	lay_out(&sim, &c);
 	if (c.too_large) {
 		afd__error(-EINVAL, "plan: r %u, lanes %u, batch %u: too large for memory", sim.s.r,
-			   sim.lanes, sim.batch);
+			sim.lanes, sim.batch);
 		return 0;
 	}
 	return c.at;
@@ -181,11 +183,11 @@ static int use_scratch(struct simulation *sim)
 
 	lay_out(sim, &c);
 	if (!sim->s.scratch || (uintptr_t)sim->s.scratch % ALIGNMENT)
-		return afd__error(-EINVAL, "plan: scratch is %p, must be aligned to %d", sim->s.scratch,
-				  ALIGNMENT);
+		return afd__error(-EINVAL, "plan: scratch is %p, must be aligned to %d",
+			sim->s.scratch, ALIGNMENT);
 	if (c.too_large || sim->s.scratch_bytes < c.at)
 		return afd__error(-EINVAL, "plan: scratch_bytes is %zu, limit %zu ..",
-				  sim->s.scratch_bytes, c.at);
+			sim->s.scratch_bytes, c.at);
 	c = (struct cursor){ .base = sim->s.scratch };
 	lay_out(sim, &c);
 	return 0;
@@ -238,8 +240,9 @@ static double run_attention(struct simulation *sim, uint32_t k, uint32_t step, s
 				: fmax(sim->attention_end[j], sim->link_end[j]) + t_c;
 		sim->link_end[j] = sent;
 		last = fmax(last, sent);
-		note(sim, n_spans, (struct afd_plan_span){ start, start + t_a, AFD_PLAN_ATTENTION, j, k,
-								   step });
+		note(sim, n_spans,
+			(struct afd_plan_span){
+				start, start + t_a, AFD_PLAN_ATTENTION, j, k, step });
 	}
 	if (!one_link)
 		return last;
@@ -260,10 +263,11 @@ static double run_frame(struct simulation *sim, uint32_t k, uint32_t step, size_
 	sim->busy_c += t_c;
 	sim->down_end = back + t_c;
 	sim->arrived[k] = sim->down_end;
-	note(sim, n_spans, (struct afd_plan_span){ ready - t_c, ready, AFD_PLAN_COMMUNICATION, 0, k, step });
+	note(sim, n_spans,
+		(struct afd_plan_span){ ready - t_c, ready, AFD_PLAN_COMMUNICATION, 0, k, step });
 	note(sim, n_spans, (struct afd_plan_span){ start, start + t_f, AFD_PLAN_FFN, 0, k, step });
 	note(sim, n_spans,
-	     (struct afd_plan_span){ back, back + t_c, AFD_PLAN_COMMUNICATION, 1, k, step });
+		(struct afd_plan_span){ back, back + t_c, AFD_PLAN_COMMUNICATION, 1, k, step });
 	return sim->arrived[k];
 }
 
@@ -272,8 +276,9 @@ static double run_lock_step(struct simulation *sim, uint32_t k, double now)
 {
 	double t_f = afd__plan_t_f(&sim->p, (double)sim->s.r * sim->batch);
 	double t_c = afd__plan_t_c(&sim->p, sim->s.r), slowest = 0;
-	struct afd__plan_cycle cycle = { .floor = fmax(t_f, t_c),
-		.rest = t_f + 2 * t_c, .lanes = sim->p.lanes };
+	struct afd__plan_cycle cycle = {
+		.floor = fmax(t_f, t_c), .rest = t_f + 2 * t_c, .lanes = sim->p.lanes
+	};
 
 	for (uint32_t j = 0; j < sim->s.r; j++) {
 		double load = sim->slots[(size_t)j * sim->lanes + k].load;
@@ -333,9 +338,9 @@ static struct window run_seed(struct simulation *sim, uint64_t seed, size_t *n_s
  * three digits. */
 static double student(uint32_t n)
 {
-	static const double table[] = { 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262,
-		2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086, 2.080,
-		2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042 };
+	static const double table[] = { 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306,
+		2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086,
+		2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042 };
 
 	return n <= 30 ? table[n - 1] : 1.95996 + 2.3723 / n;
 }
@@ -383,9 +388,9 @@ static void sum_trace(struct simulation *sim)
 	sim->source.until = sim->until;
 }
 
-int afd_plan_simulate(const struct afd_plan_params *params, const struct afd_plan_workload *workload,
-		      const struct afd_plan_simulate_params *simulate,
-		      struct afd_plan_simulation *out)
+int afd_plan_simulate(const struct afd_plan_params *params,
+	const struct afd_plan_workload *workload, const struct afd_plan_simulate_params *simulate,
+	struct afd_plan_simulation *out)
 {
 	struct afd_plan_simulation result = { .size = sizeof(result) };
 	struct simulation sim = { 0 };
@@ -399,7 +404,7 @@ int afd_plan_simulate(const struct afd_plan_params *params, const struct afd_pla
 	sum_trace(&sim);
 	run_seeds(&sim, &result);
 	/* Ten times the mean life of what a random step meets, for an error of some per cent. */
-	result.short_run = sim.s.start == AFD_PLAN_EMPTY &&
-			   sim.n_steps < 10 * sim.load.biased_output;
+	result.short_run =
+		sim.s.start == AFD_PLAN_EMPTY && sim.n_steps < 10 * sim.load.biased_output;
 	return afd__params_give(out, &result, sizeof(result), "plan simulation");
 }

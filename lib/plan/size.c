@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The best ratio. Throughput per cost is r B / ((r cost_a + cost_f) tau(r)), and tau is a maximum of
- * functions that are affine in r between the kinks of the FFN. So the optimum lies at an end, at a
- * kink, where two of them cross, or at the peak of one, sqrt(b cost_f / (a cost_a)): all are tried.
- * For one line per stage this is Theorem 4.4 of arXiv 2601.21351 (r = max{r_A, r_C, r_peak}); limits,
- * lanes and pieces are ours.
+ * The best ratio. Throughput per cost is r B / ((r cost_a + cost_f) tau(r)), and tau is a maximum
+ * of functions that are affine in r between the kinks of the FFN. So the optimum lies at an end, at
+ * a kink, where two of them cross, or at the peak of one, sqrt(b cost_f / (a cost_a)): all are
+ * tried. For one line per stage this is Theorem 4.4 of arXiv 2601.21351 (r = max{r_A, r_C,
+ * r_peak}); limits, lanes and pieces are ours.
  */
 #include <math.h>
 
@@ -19,8 +19,8 @@ struct affine {
 struct search {
 	const struct afd_plan_params *p;
 	const struct afd_plan_load *load;
-	double low, high;  /* ratios that may be tried */
-	double r, value;   /* the best so far; of equal ones the smaller ratio */
+	double low, high; /* ratios that may be tried */
+	double r, value;  /* the best so far; of equal ones the smaller ratio */
 	bool gaussian;
 };
 
@@ -52,7 +52,8 @@ static void try_ratio(struct search *s, double r)
 /* The FFN's time between two of its kinks. */
 static struct affine ffn_between(const struct search *s, double from, double to)
 {
-	double a = afd__plan_t_f(s->p, from * s->p->batch), b = afd__plan_t_f(s->p, to * s->p->batch);
+	double a = afd__plan_t_f(s->p, from * s->p->batch),
+	       b = afd__plan_t_f(s->p, to * s->p->batch);
 	double slope = (b - a) / (to - from);
 
 	return (struct affine){ slope, a - slope * from };
@@ -83,7 +84,8 @@ static void try_between(struct search *s, double from, double to)
 		if (terms[i].slope > 0 && terms[i].start > 0 && peak > from && peak < to)
 			try_ratio(s, peak);
 		for (int j = 0; j < i; j++) {
-			double r = (terms[j].start - terms[i].start) / (terms[i].slope - terms[j].slope);
+			double r = (terms[j].start - terms[i].start) /
+				   (terms[i].slope - terms[j].slope);
 
 			if (terms[i].slope != terms[j].slope && r > from && r < to)
 				try_ratio(s, r);
@@ -120,16 +122,15 @@ static void search_continuous(struct search *s)
 static bool keeps_slo(const struct afd_plan_params *p, const struct afd_plan_load *load, double r)
 {
 	double t_a = afd__plan_t_a(p, load->theta), t_f = afd__plan_t_f(p, r * p->batch);
-	double lanes = p->lanes ? p->lanes
-				: afd__plan_hiding_lanes(t_a, t_f, afd__plan_t_c(p, r));
+	double lanes = p->lanes ? p->lanes : afd__plan_hiding_lanes(t_a, t_f, afd__plan_t_c(p, r));
 
-	return !(p->tpot_limit > 0) ||
-	       p->layers * lanes * afd__plan_tau(p, load, r) / p->accept <= p->tpot_limit * (1 + 1e-12);
+	return !(p->tpot_limit > 0) || p->layers * lanes * afd__plan_tau(p, load, r) / p->accept <=
+					       p->tpot_limit * (1 + 1e-12);
 }
 
 /* The largest ratio up to high that keeps the SLO; 0 when low does not. Times grow with r. */
-static double slo_limit(const struct afd_plan_params *p, const struct afd_plan_load *load,
-			double low, double high)
+static double slo_limit(
+	const struct afd_plan_params *p, const struct afd_plan_load *load, double low, double high)
 {
 	if (keeps_slo(p, load, high))
 		return high;
@@ -228,7 +229,8 @@ static void best_bundle(struct search s, double limit, struct afd_plan_sizing *o
 	}
 }
 
-static int32_t constraint_of(const struct search *s, const struct afd_plan_sizing *out, double memory)
+static int32_t constraint_of(
+	const struct search *s, const struct afd_plan_sizing *out, double memory)
 {
 	const struct afd_plan_params *p = s->p;
 
@@ -267,7 +269,7 @@ static void find(struct search *s, struct afd_plan_sizing *out)
 }
 
 int afd_plan_size(const struct afd_plan_params *params, const struct afd_plan_load *load,
-		  struct afd_plan_sizing *out)
+	struct afd_plan_sizing *out)
 {
 	struct afd_plan_sizing sizing = { .size = sizeof(sizing) };
 	struct afd_plan_point point;
@@ -283,7 +285,8 @@ int afd_plan_size(const struct afd_plan_params *params, const struct afd_plan_lo
 		return afd__error(-EINVAL, "plan: all times are 0, at least one must not be");
 	find(&s, &sizing);
 	paper_terms(&s, &sizing);
-	afd__plan_fill(&p, &l, sizing.r ? sizing.r : fmax(sizing.r_continuous, 1.0 / p.y_max), &point);
+	afd__plan_fill(
+		&p, &l, sizing.r ? sizing.r : fmax(sizing.r_continuous, 1.0 / p.y_max), &point);
 	sizing.bound = point.bound;
 	sizing.heavy_tail = l.nu2 > 4 * l.theta * l.theta && p.batch * lanes_held(&p) < 500;
 	return afd__params_give(out, &sizing, sizeof(sizing), "plan sizing");

@@ -38,7 +38,7 @@ double afd__plan_bins_at(const struct afd__plan_bins *bins, double p)
 /* ---- slots ---- */
 
 static void put(struct afd__plan_slots *slots, uint32_t i, struct afd_plan_request request,
-		uint32_t age, double since)
+	uint32_t age, double since)
 {
 	slots->prompt[i] = request.prompt_tokens;
 	slots->lifetime[i] = request.output_tokens;
@@ -47,8 +47,8 @@ static void put(struct afd__plan_slots *slots, uint32_t i, struct afd_plan_reque
 	slots->load += (double)request.prompt_tokens + age;
 }
 
-void afd__plan_slots_fill(struct afd__plan_slots *slots, struct afd__plan_source *source,
-			  bool stationary)
+void afd__plan_slots_fill(
+	struct afd__plan_slots *slots, struct afd__plan_source *source, bool stationary)
 {
 	struct afd__plan_random *random = &slots->random;
 
@@ -56,7 +56,8 @@ void afd__plan_slots_fill(struct afd__plan_slots *slots, struct afd__plan_source
 	for (uint32_t i = 0; i < slots->n_slots; i++) {
 		struct afd_plan_request request = stationary ? afd__plan_draw_biased(source, random)
 							     : afd__plan_draw(source, random);
-		uint32_t age = stationary ? afd__plan_random_below(random, request.output_tokens) : 0;
+		uint32_t age =
+			stationary ? afd__plan_random_below(random, request.output_tokens) : 0;
 
 		put(slots, i, request, age, stationary ? -1 : 0);
 	}
@@ -74,7 +75,7 @@ static uint32_t count_down(uint32_t *left, uint32_t n)
 }
 
 static uint32_t renew(struct afd__plan_slots *slots, struct afd__plan_source *source, uint32_t from,
-		      uint32_t to, double now, struct afd__plan_bins *bins)
+	uint32_t to, double now, struct afd__plan_bins *bins)
 {
 	uint32_t n_ended = 0;
 
@@ -91,7 +92,7 @@ static uint32_t renew(struct afd__plan_slots *slots, struct afd__plan_source *so
 }
 
 uint32_t afd__plan_slots_step(struct afd__plan_slots *slots, struct afd__plan_source *source,
-			      double now, struct afd__plan_bins *bins)
+	double now, struct afd__plan_bins *bins)
 {
 	uint32_t n_ended = 0;
 

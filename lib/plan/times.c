@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Measured times of stages: read from CSV or JSON, and looked up between the points that there are.
- * Between points a time is linear in rows and in context; outside them it goes on as the last two do,
- * and below the smallest it is constant. Also the reader of a calibration, whose coefficients are
- * such times condensed. Called by report.c, by hosts and by afd-plan.
+ * Between points a time is linear in rows and in context; outside them it goes on as the last two
+ * do, and below the smallest it is constant. Also the reader of a calibration, whose coefficients
+ * are such times condensed. Called by report.c, by hosts and by afd-plan.
  */
 #include <math.h>
 #include <stdio.h>
@@ -32,8 +32,8 @@ static int check_time(const struct afd_plan_time *t, const char *where)
 		if (!strcmp(t->stage, STAGES[i]))
 			return 0;
 	}
-	return afd__error(-EBADMSG, "%s: stage is '%s', limit attention, ffn, exchange, head", where,
-			  t->stage);
+	return afd__error(-EBADMSG, "%s: stage is '%s', limit attention, ffn, exchange, head",
+		where, t->stage);
 }
 
 static int keep(struct target *to, const struct afd_plan_time *t, const char *where)
@@ -53,21 +53,21 @@ static int keep(struct target *to, const struct afd_plan_time *t, const char *wh
 static int set_text(char *out, size_t room, const char *text, const char *where, const char *field)
 {
 	if (!text || strlen(text) >= room)
-		return afd__error(-EBADMSG, "%s: %s is '%.40s', limit 1 .. %zu characters", where, field,
-				  text ? text : "", room - 1);
+		return afd__error(-EBADMSG, "%s: %s is '%.40s', limit 1 .. %zu characters", where,
+			field, text ? text : "", room - 1);
 	snprintf(out, room, "%s", text);
 	return 0;
 }
 
-static int set_number(double *out, const char *text, const char *where, const char *field, double min,
-		      double max)
+static int set_number(
+	double *out, const char *text, const char *where, const char *field, double min, double max)
 {
 	char *end = NULL;
 
 	*out = strtod(text, &end);
 	if (end == text || *end || !(*out >= min && *out <= max))
-		return afd__error(-EBADMSG, "%s: %s is '%.40s', limit %g .. %g", where, field, text, min,
-				  max);
+		return afd__error(-EBADMSG, "%s: %s is '%.40s', limit %g .. %g", where, field, text,
+			min, max);
 	return 0;
 }
 
@@ -92,8 +92,8 @@ static int split(const char *line, size_t n_bytes, char fields[][FIELD_CHARS], i
 	return n;
 }
 
-static int read_csv_row(struct target *to, char fields[][FIELD_CHARS], const int column[FIELDS],
-			const char *where)
+static int read_csv_row(
+	struct target *to, char fields[][FIELD_CHARS], const int column[FIELDS], const char *where)
 {
 	struct afd_plan_time t = { .stage = "" };
 	int rc = set_text(t.stage, sizeof(t.stage), fields[column[0]], where, NAMES[0]);
@@ -136,8 +136,8 @@ static int read_csv(struct target *to, const char *text, size_t n_bytes)
 			rc = find_columns(fields, found, column);
 		} else if (found > 1 || fields[0][0]) {
 			rc = found == n_columns ? read_csv_row(to, fields, column, where)
-						: afd__error(-EBADMSG, "%s: %d fields, limit %d", where,
-							     found, n_columns);
+						: afd__error(-EBADMSG, "%s: %d fields, limit %d",
+							  where, found, n_columns);
 		}
 		text += n + (stop ? 1 : 0);
 		n_bytes -= n + (stop ? 1 : 0);
@@ -161,12 +161,15 @@ static int read_json_time(struct target *to, const json_t *value, size_t i)
 	if (!j.error && (t.rows < 0 || t.us < 0))
 		afd__json_refuse(&j, -EBADMSG, t.rows < 0 ? "rows" : "us", NULL, "");
 	rc = j.error;
-	rc = rc ? rc : set_text(t.stage, sizeof(t.stage), afd__json_string(&j, "stage", NULL), where,
-				"stage");
-	rc = rc ? rc : set_text(t.device, sizeof(t.device), afd__json_string(&j, "device", ""), where,
-				"device");
-	rc = rc ? rc : set_text(t.dtype, sizeof(t.dtype), afd__json_string(&j, "dtype", ""), where,
-				"dtype");
+	rc = rc ? rc
+		: set_text(t.stage, sizeof(t.stage), afd__json_string(&j, "stage", NULL), where,
+			  "stage");
+	rc = rc ? rc
+		: set_text(t.device, sizeof(t.device), afd__json_string(&j, "device", ""), where,
+			  "device");
+	rc = rc ? rc
+		: set_text(t.dtype, sizeof(t.dtype), afd__json_string(&j, "dtype", ""), where,
+			  "dtype");
 	rc = rc ? rc : j.error;
 	return rc ? rc : keep(to, &t, where);
 }
@@ -180,15 +183,16 @@ static int read_json(struct target *to, const char *text, size_t n_bytes)
 	if (!root)
 		return rc;
 	if (!json_is_array(list))
-		rc = afd__error(-EBADMSG, "times: neither a list nor an object with a list 'times'");
+		rc = afd__error(
+			-EBADMSG, "times: neither a list nor an object with a list 'times'");
 	for (size_t i = 0; i < json_array_size(list) && !rc; i++)
 		rc = read_json_time(to, json_array_get(list, i), i);
 	json_decref(root);
 	return rc;
 }
 
-int afd_plan_parse_times(const char *text, size_t n_bytes, struct afd_plan_time *times, size_t room,
-			 size_t *n_times)
+int afd_plan_parse_times(
+	const char *text, size_t n_bytes, struct afd_plan_time *times, size_t room, size_t *n_times)
 {
 	struct target to = { .times = times, .room = times ? room : 0 };
 	size_t at = 0;
@@ -257,12 +261,13 @@ const struct afd_plan_time *afd__plan_time_at(const struct afd_plan_report_param
 
 static bool matches(const struct afd_plan_time *t, const char *stage, const char *device)
 {
-	return !strcmp(t->stage, stage) && (!device || !t->device[0] || !strcasecmp(t->device, device));
+	return !strcmp(t->stage, stage) &&
+	       (!device || !t->device[0] || !strcasecmp(t->device, device));
 }
 
 /* Two neighbours of x among the points of one stage; NAN where there is none. */
 struct around {
-	double low, high;   /* the nearest at or below x, and above it */
+	double low, high;     /* the nearest at or below x, and above it */
 	double lower, higher; /* and the next ones beyond them */
 };
 
@@ -283,7 +288,7 @@ static void see(struct around *a, double x, double value)
 
 /* The time at one context that was measured, linear in rows. -1: no point. */
 static double at_context(const struct afd_plan_report_params *p, const char *stage,
-			 const char *device, double rows, double context)
+	const char *device, double rows, double context)
 {
 	struct around a = { NAN, NAN, NAN, NAN };
 	double t[2] = { -1, -1 }, x[2];
@@ -309,8 +314,8 @@ static double at_context(const struct afd_plan_report_params *p, const char *sta
 	return fmax(0, t[0] + (t[1] - t[0]) * (rows - x[0]) / (x[1] - x[0]));
 }
 
-double afd__plan_timed(const struct afd_plan_report_params *p, const char *stage, const char *device,
-		       double rows, double context)
+double afd__plan_timed(const struct afd_plan_report_params *p, const char *stage,
+	const char *device, double rows, double context)
 {
 	struct around a = { NAN, NAN, NAN, NAN };
 	double from, to, t_from, t_to;

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Traces as text: CSV with a header line, or one JSON object per line. Columns are found by name, so
- * that the published Azure LLM trace is read as it is; a value that is not a whole number within its
- * limit is refused with its line and column. Requests that yielded no token kept no slot and are left
- * out. Called by hosts and by afd-plan; the text comes from anywhere.
+ * Traces as text: CSV with a header line, or one JSON object per line. Columns are found by name,
+ * so that the published Azure LLM trace is read as it is; a value that is not a whole number within
+ * its limit is refused with its line and column. Requests that yielded no token kept no slot and
+ * are left out. Called by hosts and by afd-plan; the text comes from anywhere.
  */
 #include <inttypes.h>
 #include <string.h>
@@ -64,7 +64,8 @@ static int keep(struct reader *r, uint64_t prompt, uint64_t output)
 	if (!output)
 		return 0;
 	if (r->n_rows < r->room)
-		r->rows[r->n_rows] = (struct afd_plan_request){ (uint32_t)prompt, (uint32_t)output };
+		r->rows[r->n_rows] =
+			(struct afd_plan_request){ (uint32_t)prompt, (uint32_t)output };
 	r->n_rows++;
 	return 0;
 }
@@ -81,15 +82,16 @@ static int read_header(struct reader *r, struct piece line)
 			if (!is(name, COLUMNS[c][0]) && !is(name, COLUMNS[c][1]))
 				continue;
 			if (r->column[c] >= 0)
-				return afd__error(-EBADMSG, "trace: line %zu: column %s stands twice",
-						  r->line, COLUMNS[c][0]);
+				return afd__error(-EBADMSG,
+					"trace: line %zu: column %s stands twice", r->line,
+					COLUMNS[c][0]);
 			r->column[c] = i;
 		}
 	}
 	for (int c = 0; c < 2; c++) {
 		if (r->column[c] < 0)
 			return afd__error(-EBADMSG, "trace: line %zu: no column %s or %s", r->line,
-					  COLUMNS[c][0], COLUMNS[c][1]);
+				COLUMNS[c][0], COLUMNS[c][1]);
 	}
 	return 0;
 }
@@ -97,15 +99,16 @@ static int read_header(struct reader *r, struct piece line)
 static int read_number(const struct reader *r, struct piece text, int c, uint64_t *out)
 {
 	*out = 0;
-	for (size_t i = 0; i < text.n_bytes && text.at[i] >= '0' && text.at[i] <= '9' && i < 12; i++)
+	for (size_t i = 0; i < text.n_bytes && text.at[i] >= '0' && text.at[i] <= '9' && i < 12;
+		i++)
 		*out = *out * 10 + (uint64_t)(text.at[i] - '0');
 	for (size_t i = 0; i < text.n_bytes || !text.n_bytes; i++) {
 		if (!text.n_bytes || text.at[i] < '0' || text.at[i] > '9' ||
-		    *out > AFD__PLAN_MAX_TOKENS || text.n_bytes > 12)
+			*out > AFD__PLAN_MAX_TOKENS || text.n_bytes > 12)
 			return afd__error(-EBADMSG, "trace: line %zu: %s is '%.*s', limit 0 .. %u",
-					  r->line, COLUMNS[c][0],
-					  (int)(text.n_bytes < SHOWN ? text.n_bytes : SHOWN), text.at,
-					  AFD__PLAN_MAX_TOKENS);
+				r->line, COLUMNS[c][0],
+				(int)(text.n_bytes < SHOWN ? text.n_bytes : SHOWN), text.at,
+				AFD__PLAN_MAX_TOKENS);
 	}
 	return 0;
 }
@@ -128,8 +131,8 @@ static int read_csv_line(struct reader *r, struct piece line)
 	}
 	for (int c = 0; c < 2; c++) {
 		if (!found[c])
-			return afd__error(-EBADMSG, "trace: line %zu: %s is missing", r->line,
-					  COLUMNS[c][0]);
+			return afd__error(
+				-EBADMSG, "trace: line %zu: %s is missing", r->line, COLUMNS[c][0]);
 	}
 	return keep(r, values[PROMPT], values[OUTPUT]);
 }
@@ -155,7 +158,7 @@ static int read_json_line(struct reader *r, struct piece line)
 		const char *const keys[] = { COLUMNS[c][0], COLUMNS[c][1], NULL };
 
 		values[c] = afd__json_integer(&j, afd__json_spelling(&j, keys), 0,
-					      AFD__PLAN_MAX_TOKENS, AFD__JSON_REQUIRED);
+			AFD__PLAN_MAX_TOKENS, AFD__JSON_REQUIRED);
 	}
 	json_decref(root);
 	return j.error ? j.error : keep(r, (uint64_t)values[PROMPT], (uint64_t)values[OUTPUT]);
@@ -185,8 +188,8 @@ static int read_lines(struct reader *r)
 	return rc;
 }
 
-int afd_plan_parse_trace(const char *text, size_t n_bytes, struct afd_plan_request *rows, size_t room,
-			 size_t *n_rows)
+int afd_plan_parse_trace(const char *text, size_t n_bytes, struct afd_plan_request *rows,
+	size_t room, size_t *n_rows)
 {
 	struct reader r = { .rest = { text, n_bytes }, .rows = rows, .room = rows ? room : 0 };
 	int rc;
@@ -201,7 +204,8 @@ int afd_plan_parse_trace(const char *text, size_t n_bytes, struct afd_plan_reque
 	if (!r.n_rows)
 		return afd__error(-EBADMSG, "trace: it has no request with output tokens");
 	if (r.n_rows > AFD__PLAN_MAX_TOKENS)
-		return afd__error(-EBADMSG, "trace: %zu rows, limit %u", r.n_rows, AFD__PLAN_MAX_TOKENS);
+		return afd__error(
+			-EBADMSG, "trace: %zu rows, limit %u", r.n_rows, AFD__PLAN_MAX_TOKENS);
 	*n_rows = r.n_rows;
 	if (r.n_rows > r.room)
 		return afd__error(-ENOSPC, "trace: %zu rows, room for %zu", r.n_rows, r.room);

@@ -16,7 +16,9 @@ enum { ROOM = 64 };
 static void check_trace(const char *text, size_t n_bytes)
 {
 	struct afd_plan_request rows[ROOM];
-	struct afd_plan_workload w = { .size = sizeof(w), .requests = rows, .request_bytes = sizeof(rows[0]) };
+	struct afd_plan_workload w = {
+		.size = sizeof(w), .requests = rows, .request_bytes = sizeof(rows[0])
+	};
 	struct afd_plan_load load = { .size = sizeof(load) };
 	size_t n = 0;
 	int rc = afd_plan_parse_trace(text, n_bytes, rows, ROOM, &n);
@@ -28,7 +30,8 @@ static void check_trace(const char *text, size_t n_bytes)
 	if (rc != (int)n || n == 0 || n > ROOM)
 		abort();
 	w.n_requests = n;
-	if (afd_plan_average(&w, &load) || !isfinite(load.theta) || load.theta < 0 || !(load.nu2 >= 0))
+	if (afd_plan_average(&w, &load) || !isfinite(load.theta) || load.theta < 0 ||
+		!(load.nu2 >= 0))
 		abort();
 }
 
@@ -40,8 +43,8 @@ static void check_times(const char *text, size_t n_bytes)
 
 	for (size_t i = 0; rc >= 0 && i < n; i++) {
 		if (!(times[i].rows > 0) || !(times[i].us >= 0) || !isfinite(times[i].us) ||
-		    !memchr(times[i].stage, 0, sizeof(times[i].stage)) ||
-		    !memchr(times[i].device, 0, sizeof(times[i].device)))
+			!memchr(times[i].stage, 0, sizeof(times[i].stage)) ||
+			!memchr(times[i].device, 0, sizeof(times[i].device)))
 			abort();
 	}
 }

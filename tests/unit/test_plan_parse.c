@@ -31,8 +31,10 @@ static void traces_of_every_form_give_the_same_rows(void **state)
 	static const char *const texts[] = {
 		"prompt_tokens,output_tokens\n10,2\n40,8\n",
 		"\xef\xbb\xbfoutput_tokens , id, prompt_tokens\r\n2,a,10\r\n\r\n8,b,40",
-		"TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:17:03.97,10,2\nx,40,8\nx,7,0\n",
-		"{\"prompt_tokens\": 10, \"output_tokens\": 2}\n{\"output_tokens\": 8, \"prompt_tokens\": 40}\n",
+		"TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 "
+		"18:17:03.97,10,2\nx,40,8\nx,7,0\n",
+		"{\"prompt_tokens\": 10, \"output_tokens\": 2}\n{\"output_tokens\": 8, "
+		"\"prompt_tokens\": 40}\n",
 		"\n{\"ContextTokens\": 10, \"GeneratedTokens\": 2, \"at\": [1]}\n\n"
 		"{\"ContextTokens\": 40, \"GeneratedTokens\": 8}",
 		"\"prompt_tokens\",\"output_tokens\"\n\"10\",\"2\"\n\"40\",\"8\"\n",
@@ -61,7 +63,8 @@ static void bad_traces_are_refused_with_line_and_column(void **state)
 		{ "prompt_tokens,output_tokens\n", { "no request", "" } },
 		{ "prompt_tokens,output_tokens\n5,0\n", { "no request", "" } },
 		{ "prompt,output_tokens\n1,2\n", { "line 1", "prompt_tokens" } },
-		{ "prompt_tokens,prompt_tokens,output_tokens\n1,2,3\n", { "twice", "prompt_tokens" } },
+		{ "prompt_tokens,prompt_tokens,output_tokens\n1,2,3\n",
+			{ "twice", "prompt_tokens" } },
 		{ "prompt_tokens,output_tokens\n1,2\n-3,4\n", { "line 3", "'-3'" } },
 		{ "prompt_tokens,output_tokens\n1,2.5\n", { "line 2", "output_tokens is '2.5'" } },
 		{ "prompt_tokens,output_tokens\n1,nan\n", { "line 2", "'nan'" } },
@@ -71,17 +74,20 @@ static void bad_traces_are_refused_with_line_and_column(void **state)
 		{ "{\"prompt_tokens\": 1}\n", { "line 1", "output_tokens is missing" } },
 		{ "{\"prompt_tokens\": 1, \"output_tokens\": 2.0}\n", { "line 1", "integer" } },
 		{ "{\"prompt_tokens\": 1, \"output_tokens\": 2}\n{\n", { "line 2", "not JSON" } },
-		{ "{\"prompt_tokens\": 1, \"output_tokens\": 2}\n3\n", { "line 2", "not an object" } },
-		{ "{\"prompt_tokens\": 1, \"ContextTokens\": 2, \"output_tokens\": 2}\n", { "line 1", "differs" } },
+		{ "{\"prompt_tokens\": 1, \"output_tokens\": 2}\n3\n",
+			{ "line 2", "not an object" } },
+		{ "{\"prompt_tokens\": 1, \"ContextTokens\": 2, \"output_tokens\": 2}\n",
+			{ "line 1", "differs" } },
 	};
 	struct afd_plan_request rows[4];
 	size_t n = 77;
 
 	for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
-		assert_int_equal(afd_plan_parse_trace(cases[i].text, strlen(cases[i].text), rows, 4, &n),
-				 -EBADMSG);
+		assert_int_equal(
+			afd_plan_parse_trace(cases[i].text, strlen(cases[i].text), rows, 4, &n),
+			-EBADMSG);
 		if (!strstr(afd_last_error(), cases[i].words[0]) ||
-		    !strstr(afd_last_error(), cases[i].words[1]))
+			!strstr(afd_last_error(), cases[i].words[1]))
 			fail_msg("case %zu: %s", i, afd_last_error());
 		assert_int_equal(n, 77);
 	}
@@ -90,12 +96,19 @@ static void bad_traces_are_refused_with_line_and_column(void **state)
 static void times_are_read_from_csv_and_json(void **state)
 {
 	static const char *const texts[] = {
-		"stage,device,dtype,rows,context,us\nffn,H200,fp8,8,0,96.6\nattention,H200,bf16,1,1024,11.8\n",
-		"us , context,rows,dtype,device,stage\r\n96.6,0,8,fp8,H200,ffn\r\n11.8,1024,1,bf16,H200,attention\n",
-		"[{\"stage\": \"ffn\", \"device\": \"H200\", \"dtype\": \"fp8\", \"rows\": 8, \"us\": 96.6},"
-		" {\"stage\": \"attention\", \"device\": \"H200\", \"rows\": 1, \"context\": 1024, \"us\": 11.8}]",
-		"{\"times\": [{\"stage\": \"ffn\", \"device\": \"H200\", \"rows\": 8, \"us\": 96.6},"
-		" {\"stage\": \"attention\", \"device\": \"H200\", \"rows\": 1, \"context\": 1024, \"us\": 11.8}]}",
+		"stage,device,dtype,rows,context,us\nffn,H200,fp8,8,0,96.6\nattention,H200,bf16,1,"
+		"1024,11.8\n",
+		"us , "
+		"context,rows,dtype,device,stage\r\n96.6,0,8,fp8,H200,ffn\r\n11.8,1024,1,bf16,H200,"
+		"attention\n",
+		"[{\"stage\": \"ffn\", \"device\": \"H200\", \"dtype\": \"fp8\", \"rows\": 8, "
+		"\"us\": 96.6},"
+		" {\"stage\": \"attention\", \"device\": \"H200\", \"rows\": 1, \"context\": 1024, "
+		"\"us\": 11.8}]",
+		"{\"times\": [{\"stage\": \"ffn\", \"device\": \"H200\", \"rows\": 8, \"us\": "
+		"96.6},"
+		" {\"stage\": \"attention\", \"device\": \"H200\", \"rows\": 1, \"context\": 1024, "
+		"\"us\": 11.8}]}",
 	};
 	struct afd_plan_time times[2];
 	size_t n;
@@ -118,9 +131,12 @@ static void bad_times_are_refused_with_their_place(void **state)
 		{ "", { "none", "" } },
 		{ "stage,device,dtype,rows,us\nffn,a,b,1,2\n", { "line 1", "context" } },
 		{ "stage,device,dtype,rows,context,us\nffn,a,b,1,0\n", { "line 2", "5 fields" } },
-		{ "stage,device,dtype,rows,context,us\nffn,a,b,0,0,1\n", { "line 2", "rows is '0'" } },
-		{ "stage,device,dtype,rows,context,us\nffn,a,b,1,0,nan\n", { "line 2", "us is 'nan'" } },
-		{ "stage,device,dtype,rows,context,us\nffn,a,b,1,0,-1\n", { "line 2", "us is '-1'" } },
+		{ "stage,device,dtype,rows,context,us\nffn,a,b,0,0,1\n",
+			{ "line 2", "rows is '0'" } },
+		{ "stage,device,dtype,rows,context,us\nffn,a,b,1,0,nan\n",
+			{ "line 2", "us is 'nan'" } },
+		{ "stage,device,dtype,rows,context,us\nffn,a,b,1,0,-1\n",
+			{ "line 2", "us is '-1'" } },
 		{ "stage,device,dtype,rows,context,us\nffm,a,b,1,0,1\n", { "line 2", "'ffm'" } },
 		{ "{\"time\": []}", { "list", "" } },
 		{ "[3]", { "entry 0", "object" } },
@@ -133,10 +149,11 @@ static void bad_times_are_refused_with_their_place(void **state)
 	size_t n = 77;
 
 	for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
-		assert_int_equal(afd_plan_parse_times(cases[i].text, strlen(cases[i].text), times, 2, &n),
-				 -EBADMSG);
+		assert_int_equal(
+			afd_plan_parse_times(cases[i].text, strlen(cases[i].text), times, 2, &n),
+			-EBADMSG);
 		if (!strstr(afd_last_error(), cases[i].words[0]) ||
-		    !strstr(afd_last_error(), cases[i].words[1]))
+			!strstr(afd_last_error(), cases[i].words[1]))
 			fail_msg("case %zu: %s", i, afd_last_error());
 		assert_int_equal(n, 77);
 	}
@@ -144,10 +161,13 @@ static void bad_times_are_refused_with_their_place(void **state)
 
 static void a_calibration_fills_the_coefficients_and_leaves_the_rest(void **state)
 {
-	static const char text[] = "{\"alpha_a\": 0.5, \"beta_a\": 3, \"alpha_f\": 0.25, \"beta_f\": 4,"
-				   " \"alpha_c\": 0.125, \"beta_c\": 5, \"layers\": 2, \"devices\": 2, \"batch\": 16, \"x\": {}}";
+	static const char text[] =
+		"{\"alpha_a\": 0.5, \"beta_a\": 3, \"alpha_f\": 0.25, \"beta_f\": 4,"
+		" \"alpha_c\": 0.125, \"beta_c\": 5, \"layers\": 2, \"devices\": 2, \"batch\": 16, "
+		"\"x\": {}}";
 	static const char *const bad[] = { "[]", "{}", "{\"alpha_a\": -1}", "{\"alpha_a\": \"1\"}",
-		"{\"alpha_a\": 1, \"layers\": 0}", "{\"alpha_a\": 1, \"alpha_a\": 2}", "{\"alpha_a\": 1" };
+		"{\"alpha_a\": 1, \"layers\": 0}", "{\"alpha_a\": 1, \"alpha_a\": 2}",
+		"{\"alpha_a\": 1" };
 	struct afd_plan_params p = { .size = sizeof(p), .batch = 9, .lanes = 3 };
 
 	assert_int_equal(afd_plan_parse_calibration(text, strlen(text), &p), 0);
@@ -182,7 +202,8 @@ static void a_line_is_fitted_with_its_residuals(void **state)
 
 static void a_fit_that_means_nothing_is_refused(void **state)
 {
-	static const double rising[] = { 1, 2, 3, 4 }, falling[] = { 9, 7, 5, 3 }, same[] = { 2, 2, 2, 2 };
+	static const double rising[] = { 1, 2, 3, 4 }, falling[] = { 9, 7, 5, 3 },
+			    same[] = { 2, 2, 2, 2 };
 	static const double low[] = { 0, 5, 10, 15 }, noisy[] = { 2.02, 1.99, 2.01, 1.98 };
 	struct afd_plan_line line = { .size = sizeof(line) };
 	double with_nan[] = { 1, NAN, 3, 4 };

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The report: stage times and per-device throughput of Qwen3-32B on H20-3e against golden values that
- * another program computed from the formulas of docs/planning.md; the tables of ai-dynamo/dynamo#6570
- * to their printed digits; presets against the sums of Step-3 (arXiv 2507.19427, table 2); measured
- * times; and the law that no intercepts mean no gain.
+ * The report: stage times and per-device throughput of Qwen3-32B on H20-3e against golden values
+ * that another program computed from the formulas of docs/planning.md; the tables of
+ * ai-dynamo/dynamo#6570 to their printed digits; presets against the sums of Step-3 (arXiv
+ * 2507.19427, table 2); measured times; and the law that no intercepts mean no gain.
  */
 #include <stdarg.h>
 #include <setjmp.h>
@@ -39,8 +39,12 @@ static void set_up(struct setup *s)
 	s->device.memory_bytes -= 2.0 * s->model.vocab_size * s->model.hidden_size / 0.9;
 	s->device.scale_up_bytes_per_s = s->device.scale_out_bytes_per_s;
 	s->model.vocab_size = 0;
-	s->p = (struct afd_plan_report_params){ .size = sizeof(s->p), .model = &s->model,
-		.attention_device = &s->device, .n_attention = 1, .n_ffn = 1, .context = 2048,
+	s->p = (struct afd_plan_report_params){ .size = sizeof(s->p),
+		.model = &s->model,
+		.attention_device = &s->device,
+		.n_attention = 1,
+		.n_ffn = 1,
+		.context = 2048,
 		.group_max = 1 };
 }
 
@@ -59,9 +63,13 @@ static void stage_times_are_the_golden_ones(void **state)
 		uint32_t batch, context;
 		double t_a, t_f, balance;
 	} golden[] = {
-		{ 1, 512, 1.286, 5.243, 0 }, { 1, 2048, 1.370, 5.243, 0 }, { 1, 8192, 1.706, 5.243, 0 },
-		{ 32, 2048, 4.885, 5.441, .90 }, { 64, 2048, 9.770, 10.883, .90 },
-		{ 64, 4096, 16.93, 10.883, 1.56 }, { 64, 8192, 31.25, 10.883, 2.87 },
+		{ 1, 512, 1.286, 5.243, 0 },
+		{ 1, 2048, 1.370, 5.243, 0 },
+		{ 1, 8192, 1.706, 5.243, 0 },
+		{ 32, 2048, 4.885, 5.441, .90 },
+		{ 64, 2048, 9.770, 10.883, .90 },
+		{ 64, 4096, 16.93, 10.883, 1.56 },
+		{ 64, 8192, 31.25, 10.883, 2.87 },
 	};
 
 	for (size_t i = 0; i < sizeof(golden) / sizeof(golden[0]); i++) {
@@ -81,8 +89,9 @@ static void stage_times_are_the_golden_ones(void **state)
 	}
 }
 
-/* The table has the largest batch that fits, on both sides. From 31 sequences on colocation computes
- * all the time, so that each larger batch has the same rate; the report takes the smallest of them. */
+/* The table has the largest batch that fits, on both sides. From 31 sequences on colocation
+ * computes all the time, so that each larger batch has the same rate; the report takes the smallest
+ * of them. */
 static void per_device_throughput_is_the_golden_table(void **state)
 {
 	static const struct {
@@ -112,7 +121,7 @@ static void per_device_throughput_is_the_golden_table(void **state)
 		r = report(&s);
 		assert_in_range(r.colocated_slots, 1, golden[i].slots);
 		near(r.colocated_step_ms / r.colocated_slots, golden[i].step / golden[i].slots,
-		     .051 / golden[i].slots);
+			.051 / golden[i].slots);
 		near(r.colocated_per_device, golden[i].rate, 1);
 		assert_int_equal(r.slots, golden[i].afd_slots);
 		assert_int_equal(r.lanes, golden[i].lanes);
@@ -166,8 +175,8 @@ static void the_published_times_are_those_that_were_found_behind_them(void **sta
 	near(claim.reproduced, 8.01, 5e-3);
 }
 
-/* Per token at 8192 positions, FP8: bytes of K and V, operations of attention, of its projections, of
- * the FFN. */
+/* Per token at 8192 positions, FP8: bytes of K and V, operations of attention, of its projections,
+ * of the FFN. */
 static void presets_have_the_sums_of_step_3s_table_2(void **state)
 {
 	static const struct {
@@ -187,8 +196,9 @@ static void presets_have_the_sums_of_step_3s_table_2(void **state)
 		double ffn;
 
 		assert_int_equal(afd_plan_find_model(table[i].name, &m), 0);
-		ffn = 6.0 * m.hidden_size * ((double)(m.n_layers - m.n_moe_layers) * m.intermediate_size +
-			m.n_moe_layers * ((double)m.expert_size * m.top_k + m.shared_size));
+		ffn = 6.0 * m.hidden_size *
+		      ((double)(m.n_layers - m.n_moe_layers) * m.intermediate_size +
+			      m.n_moe_layers * ((double)m.expert_size * m.top_k + m.shared_size));
 		near(m.kv_numbers_per_token * 8192 / table[i].kv, 1, .025);
 		near(m.attention_flops_per_position * 8192 / table[i].attention, 1, .08);
 		near(2 * m.attention_params / table[i].linear, 1, table[i].within);
@@ -206,8 +216,11 @@ static void without_intercepts_no_layout_beats_colocation_per_device(void **stat
 
 	for (int a = 0; a < 5; a++) {
 		for (int f = 0; f < 5; f++) {
-			struct afd_plan_params p = { .size = sizeof(p), .alpha_a = slopes[a] / 50,
-				.alpha_f = slopes[f] * 10, .batch = 64, .lanes = (uint32_t)(a + f) % 5 };
+			struct afd_plan_params p = { .size = sizeof(p),
+				.alpha_a = slopes[a] / 50,
+				.alpha_f = slopes[f] * 10,
+				.batch = 64,
+				.lanes = (uint32_t)(a + f) % 5 };
 			double colocated = 1 / (p.alpha_a * load.theta + p.alpha_f);
 			struct afd_plan_sizing s = { .size = sizeof(s) };
 			struct afd_plan_point point = { .size = sizeof(point) };
@@ -221,7 +234,8 @@ static void without_intercepts_no_layout_beats_colocation_per_device(void **stat
 			p.lanes = 4;
 			assert_int_equal(afd_plan_size(&p, &load, &s), 0);
 			near(s.throughput_continuous, colocated,
-			     s.r_continuous < 63 && s.r_continuous > .13 ? 1e-9 * colocated : colocated);
+				s.r_continuous < 63 && s.r_continuous > .13 ? 1e-9 * colocated
+									    : colocated);
 		}
 	}
 }
@@ -229,10 +243,18 @@ static void without_intercepts_no_layout_beats_colocation_per_device(void **stat
 static void scaling_all_times_scales_throughput_and_moves_no_ratio(void **state)
 {
 	static const double scales[] = { 1e-6, 0.01, 61, 1e6 };
-	struct afd_plan_params p = { .size = sizeof(p), .alpha_a = 0.00165, .beta_a = 50, .alpha_f = 0.083,
-		.beta_f = 100, .alpha_c = 0.022, .beta_c = 20, .batch = 256, .lanes = 2 };
+	struct afd_plan_params p = { .size = sizeof(p),
+		.alpha_a = 0.00165,
+		.beta_a = 50,
+		.alpha_f = 0.083,
+		.beta_f = 100,
+		.alpha_c = 0.022,
+		.beta_c = 20,
+		.batch = 256,
+		.lanes = 2 };
 	struct afd_plan_load load = { .size = sizeof(load), .theta = 600, .nu2 = 250500 };
-	struct afd_plan_sizing before = { .size = sizeof(before) }, after = { .size = sizeof(after) };
+	struct afd_plan_sizing before = { .size = sizeof(before) },
+			       after = { .size = sizeof(after) };
 
 	assert_int_equal(afd_plan_size(&p, &load, &before), 0);
 	for (int i = 0; i < 4; i++) {

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * The communication roofline (arXiv 2602.09721): the paper's anchors for DeepSeek-V3 on H800 and
- * GB200, a sweep and a table of ceilings that were computed by another program from our derivation of
- * it, imbalance, and the conditions of MegaScale-Infer (2504.02263, equations 1 to 5) and Step-3
+ * GB200, a sweep and a table of ceilings that were computed by another program from our derivation
+ * of it, imbalance, and the conditions of MegaScale-Infer (2504.02263, equations 1 to 5) and Step-3
  * (2507.19427, table 7).
  */
 #include <stdarg.h>
@@ -23,7 +23,8 @@ static void near(double value, double wanted, double within)
 }
 
 /* The paper's budget: SLO 50 ms, 1.7 tokens a step, 15 ms outside the layers, 3 lanes. */
-static struct afd_plan_roofline_params params_of(const char *model, const char *device, uint32_t nodes)
+static struct afd_plan_roofline_params params_of(
+	const char *model, const char *device, uint32_t nodes)
 {
 	struct afd_plan_device d = { .size = sizeof(d) };
 	struct afd_plan_model m = { .size = sizeof(m) };
@@ -31,10 +32,18 @@ static struct afd_plan_roofline_params params_of(const char *model, const char *
 	assert_int_equal(afd_plan_find_device(device, &d), 0);
 	assert_int_equal(afd_plan_find_model(model, &m), 0);
 	return (struct afd_plan_roofline_params){ .size = sizeof(struct afd_plan_roofline_params),
-		.hidden_size = m.hidden_size, .expert_size = m.expert_size, .n_experts = m.n_experts,
-		.top_k = m.top_k, .n_layers = m.n_layers, .ffn_nodes = nodes, .flops = d.flops,
-		.hbm_bytes_per_s = d.hbm_bytes_per_s, .scale_up_bytes_per_s = d.scale_up_bytes_per_s,
-		.scale_out_bytes_per_s = d.scale_out_bytes_per_s, .slo_ms = 50, .accept = 1.7,
+		.hidden_size = m.hidden_size,
+		.expert_size = m.expert_size,
+		.n_experts = m.n_experts,
+		.top_k = m.top_k,
+		.n_layers = m.n_layers,
+		.ffn_nodes = nodes,
+		.flops = d.flops,
+		.hbm_bytes_per_s = d.hbm_bytes_per_s,
+		.scale_up_bytes_per_s = d.scale_up_bytes_per_s,
+		.scale_out_bytes_per_s = d.scale_out_bytes_per_s,
+		.slo_ms = 50,
+		.accept = 1.7,
 		.overhead_ms = 15 };
 }
 
@@ -82,7 +91,8 @@ static void the_sweep_over_ffn_nodes_is_the_golden_one(void **state)
 	};
 
 	for (size_t i = 0; i < sizeof(golden) / sizeof(golden[0]); i++) {
-		struct afd_plan_roofline_params p = params_of("DeepSeek-V3", "H800", golden[i].nodes);
+		struct afd_plan_roofline_params p =
+			params_of("DeepSeek-V3", "H800", golden[i].nodes);
 		struct afd_plan_roofline r = roofline(&p);
 
 		near(r.rank_batch, golden[i].batch, 0.5);
@@ -114,8 +124,10 @@ static void the_ceilings_of_models_on_devices_are_the_golden_ones(void **state)
 	} golden[] = {
 		{ "DeepSeek-V3", { .331, .103 }, { .745, .103 }, { .655, .046 }, .655, .331, 2 },
 		{ "Kimi-K2", { .331, .103 }, { .745, .103 }, { .655, .046 }, .655, .331, 2 },
-		{ "Qwen3-235B-A22B", { .248, .078 }, { .559, .078 }, { .492, .034 }, .492, .248, 1 },
-		{ "Qwen3-Coder-480B-A35B", { .414, .129 }, { .931, .129 }, { .819, .057 }, .819, .414, 1 },
+		{ "Qwen3-235B-A22B", { .248, .078 }, { .559, .078 }, { .492, .034 }, .492, .248,
+			1 },
+		{ "Qwen3-Coder-480B-A35B", { .414, .129 }, { .931, .129 }, { .819, .057 }, .819,
+			.414, 1 },
 		{ "ERNIE-4.5-300B-A47B", { .580, .181 }, { 1, .181 }, { 1, .080 }, 1, .580, 1 },
 		{ "GLM-4.5", { .248, .078 }, { .559, .078 }, { .492, .034 }, .492, .248, 1 },
 		{ "Step-3", { .828, .259 }, { 1, .259 }, { 1, .114 }, 1, .776, 1 },
@@ -256,8 +268,16 @@ static void imbalance_costs_what_the_golden_examples_say(void **state)
 
 static void megascale_wants_three_lanes_or_four(void **state)
 {
-	struct afd_plan_pipeline_params p = { .size = sizeof(p), .t_a = 1, .t_f = 1, .t_c = 0.4,
-		.lanes = 3, .n_layers = 10, .k1 = 3, .k3 = 2, .n_experts = 64, .top_k = 4 };
+	struct afd_plan_pipeline_params p = { .size = sizeof(p),
+		.t_a = 1,
+		.t_f = 1,
+		.t_c = 0.4,
+		.lanes = 3,
+		.n_layers = 10,
+		.k1 = 3,
+		.k3 = 2,
+		.n_experts = 64,
+		.top_k = 4 };
 	struct afd_plan_pipeline out = { .size = sizeof(out) };
 
 	assert_int_equal(afd_plan_pipeline(&p, &out), 0);
@@ -279,14 +299,16 @@ static void the_least_sparsity_is_that_of_table_7(void **state)
 {
 	static const struct {
 		double flops, hbm, net, printed, precise;
-	} table[] = { { 1980e12, 3.35e12, 400e9, .058, .0582 }, { 296e12, 4.0e12, 400e9, .007, .0073 },
-		{ 312e12, 2.0e12, 200e9, .031, .0307 }, { 280e12, 1.6e12, 200e9, .034, .0345 } };
+	} table[] = { { 1980e12, 3.35e12, 400e9, .058, .0582 },
+		{ 296e12, 4.0e12, 400e9, .007, .0073 }, { 312e12, 2.0e12, 200e9, .031, .0307 },
+		{ 280e12, 1.6e12, 200e9, .034, .0345 } };
 
 	for (size_t i = 0; i < sizeof(table) / sizeof(table[0]); i++) {
 		double s = 0;
 
-		assert_int_equal(afd_plan_sparsity(7168, 61, table[i].flops, table[i].hbm, table[i].net,
-						   16.65e-3, &s), 0);
+		assert_int_equal(afd_plan_sparsity(7168, 61, table[i].flops, table[i].hbm,
+					 table[i].net, 16.65e-3, &s),
+			0);
 		near(s, table[i].precise, 6e-5);
 		near(s, table[i].printed, 6e-4);
 	}

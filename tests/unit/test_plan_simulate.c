@@ -16,14 +16,21 @@
 
 #include <afd/afd.h>
 
-static const struct afd_plan_params paper = { .size = sizeof(paper), .alpha_a = 0.00165, .beta_a = 50,
-	.alpha_f = 0.083, .beta_f = 100, .alpha_c = 0.022, .beta_c = 20, .batch = 256, .lanes = 3 };
+static const struct afd_plan_params paper = { .size = sizeof(paper),
+	.alpha_a = 0.00165,
+	.beta_a = 50,
+	.alpha_f = 0.083,
+	.beta_f = 100,
+	.alpha_c = 0.022,
+	.beta_c = 20,
+	.batch = 256,
+	.lanes = 3 };
 static const struct afd_plan_workload geometric = { .size = sizeof(geometric),
-	.prompt = { AFD_PLAN_CONSTANT, 0, 100, 0 }, .output = { AFD_PLAN_GEOMETRIC, 0, 501, 0 } };
+	.prompt = { AFD_PLAN_CONSTANT, 0, 100, 0 },
+	.output = { AFD_PLAN_GEOMETRIC, 0, 501, 0 } };
 
 static struct afd_plan_simulation simulate(const struct afd_plan_params *p,
-					   const struct afd_plan_workload *w,
-					   struct afd_plan_simulate_params s)
+	const struct afd_plan_workload *w, struct afd_plan_simulate_params s)
 {
 	struct afd_plan_simulation out = { .size = sizeof(out) };
 
@@ -51,7 +58,8 @@ static void equal_slots_give_the_closed_cycle_for_any_number_of_lanes(void **sta
 {
 	/* One step per request: the load never moves. */
 	struct afd_plan_workload still = { .size = sizeof(still),
-		.prompt = { AFD_PLAN_CONSTANT, 0, 600, 0 }, .output = { AFD_PLAN_CONSTANT, 0, 1, 0 } };
+		.prompt = { AFD_PLAN_CONSTANT, 0, 600, 0 },
+		.output = { AFD_PLAN_CONSTANT, 0, 1, 0 } };
 	struct afd_plan_load load = { .size = sizeof(load), .theta = 600 };
 
 	for (uint32_t lanes = 1; lanes <= 5; lanes++) {
@@ -62,9 +70,11 @@ static void equal_slots_give_the_closed_cycle_for_any_number_of_lanes(void **sta
 			p.lanes = lanes;
 			p.comm_scope = r % 2 ? AFD_PLAN_WORKER : AFD_PLAN_BUNDLE;
 			assert_int_equal(afd_plan_evaluate(&p, &load, r, &point), 0);
-			near(simulate(&p, &still, (struct afd_plan_simulate_params){
-					.r = r, .n_seeds = 1, .n_requests = 200000 }).tau,
-			     point.tau_mean_field, 0.002 * point.tau_mean_field);
+			near(simulate(&p, &still,
+				     (struct afd_plan_simulate_params){
+					     .r = r, .n_seeds = 1, .n_requests = 200000 })
+					.tau,
+				point.tau_mean_field, 0.002 * point.tau_mean_field);
 		}
 	}
 }
@@ -72,30 +82,40 @@ static void equal_slots_give_the_closed_cycle_for_any_number_of_lanes(void **sta
 static void a_slow_link_is_a_stage_of_its_own(void **state)
 {
 	struct afd_plan_workload still = { .size = sizeof(still),
-		.prompt = { AFD_PLAN_CONSTANT, 0, 600, 0 }, .output = { AFD_PLAN_CONSTANT, 0, 1, 0 } };
+		.prompt = { AFD_PLAN_CONSTANT, 0, 600, 0 },
+		.output = { AFD_PLAN_CONSTANT, 0, 1, 0 } };
 	struct afd_plan_params p = paper;
 
 	p.beta_c = 400;
 	p.alpha_c = 0;
 	p.lanes = 8;
-	near(simulate(&p, &still, (struct afd_plan_simulate_params){
-			.r = 4, .n_seeds = 1, .n_requests = 100000 }).tau, 400, 4);
+	near(simulate(&p, &still,
+		     (struct afd_plan_simulate_params){
+			     .r = 4, .n_seeds = 1, .n_requests = 100000 })
+			.tau,
+		400, 4);
 }
 
 static void slots_start_as_a_random_step_finds_them(void **state)
 {
 	static const struct afd_plan_workload loads[] = {
-		{ .size = sizeof(loads[0]), .prompt = { AFD_PLAN_CONSTANT, 0, 100, 0 },
+		{ .size = sizeof(loads[0]),
+			.prompt = { AFD_PLAN_CONSTANT, 0, 100, 0 },
 			.output = { AFD_PLAN_GEOMETRIC, 0, 501, 0 } },
-		{ .size = sizeof(loads[0]), .prompt = { AFD_PLAN_EXPONENTIAL, 0, 100, 0 },
+		{ .size = sizeof(loads[0]),
+			.prompt = { AFD_PLAN_EXPONENTIAL, 0, 100, 0 },
 			.output = { AFD_PLAN_CONSTANT, 0, 1000, 0 } },
-		{ .size = sizeof(loads[0]), .prompt = { AFD_PLAN_UNIFORM, 0, 300, 100 },
+		{ .size = sizeof(loads[0]),
+			.prompt = { AFD_PLAN_UNIFORM, 0, 300, 100 },
 			.output = { AFD_PLAN_UNIFORM, 0, 500, 0 } },
-		{ .size = sizeof(loads[0]), .prompt = { AFD_PLAN_LOGNORMAL, 0, 300, 1.5 },
+		{ .size = sizeof(loads[0]),
+			.prompt = { AFD_PLAN_LOGNORMAL, 0, 300, 1.5 },
 			.output = { AFD_PLAN_LOGNORMAL, 0, 300, 1 } },
-		{ .size = sizeof(loads[0]), .prompt = { AFD_PLAN_CONSTANT, 0, 100, 0 },
+		{ .size = sizeof(loads[0]),
+			.prompt = { AFD_PLAN_CONSTANT, 0, 100, 0 },
 			.output = { AFD_PLAN_PARETO, 20000, 400, 2.5 } },
-		{ .size = sizeof(loads[0]), .prompt = { AFD_PLAN_LOGNORMAL, 0, 400, 1 },
+		{ .size = sizeof(loads[0]),
+			.prompt = { AFD_PLAN_LOGNORMAL, 0, 400, 1 },
 			.output = { AFD_PLAN_PROPORTIONAL, 0, 0.5, 0 } },
 	};
 
@@ -105,8 +125,9 @@ static void slots_start_as_a_random_step_finds_them(void **state)
 
 		assert_int_equal(afd_plan_average(&loads[i], &load), 0);
 		/* 64 steps: what the slots hold is what they started with. */
-		s = simulate(&paper, &loads[i], (struct afd_plan_simulate_params){
-			.r = 32, .n_seeds = 16, .n_requests = 1 });
+		s = simulate(&paper, &loads[i],
+			(struct afd_plan_simulate_params){
+				.r = 32, .n_seeds = 16, .n_requests = 1 });
 		near(s.theta, load.theta, 0.015 * load.theta);
 	}
 }
@@ -116,8 +137,8 @@ static void an_empty_start_reaches_the_finite_horizons_load(void **state)
 	/* Definition 4.2 of the paper: 100 + 500 (1 - (1 - q^K) / (p K)), q = 1 - p. */
 	double p = 1 / 501.0, steps = 3000 * 501 / (256.0 * 3);
 	double theta = 100 + 500 * (1 - (1 - pow(1 - p, steps)) / (p * steps));
-	struct afd_plan_simulation s = simulate(&paper, &geometric, (struct afd_plan_simulate_params){
-		.r = 8, .n_seeds = 8, .start = AFD_PLAN_EMPTY });
+	struct afd_plan_simulation s = simulate(&paper, &geometric,
+		(struct afd_plan_simulate_params){ .r = 8, .n_seeds = 8, .start = AFD_PLAN_EMPTY });
 
 	near(s.theta, theta, 0.01 * theta);
 	assert_int_equal(s.short_run, 1);
@@ -128,7 +149,9 @@ static void an_empty_start_reaches_the_finite_horizons_load(void **state)
 static void a_trace_is_replayed_with_its_pairs(void **state)
 {
 	static struct afd_plan_request rows[5000];
-	struct afd_plan_workload w = { .size = sizeof(w), .requests = rows, .n_requests = 5000,
+	struct afd_plan_workload w = { .size = sizeof(w),
+		.requests = rows,
+		.n_requests = 5000,
 		.request_bytes = sizeof(rows[0]) };
 	struct afd_plan_load load = { .size = sizeof(load) };
 
@@ -136,8 +159,9 @@ static void a_trace_is_replayed_with_its_pairs(void **state)
 		rows[i] = (struct afd_plan_request){ 1 + i % 1000, 1 + i % 1000 };
 	assert_int_equal(afd_plan_average(&w, &load), 0);
 	for (int32_t replay = AFD_PLAN_SHUFFLED; replay <= AFD_PLAN_IN_ORDER; replay++) {
-		struct afd_plan_simulation s = simulate(&paper, &w, (struct afd_plan_simulate_params){
-			.r = 8, .n_seeds = 4, .replay = replay });
+		struct afd_plan_simulation s = simulate(&paper, &w,
+			(struct afd_plan_simulate_params){
+				.r = 8, .n_seeds = 4, .replay = replay });
 
 		near(s.theta, load.theta, 0.01 * load.theta);
 		assert_in_range(s.n_finished, 0.9 * 4 * 8 * 3000, 1.1 * 4 * 8 * 3000);
@@ -156,8 +180,9 @@ static void the_simulation_lies_in_the_bracket(void **state)
 		double thr;
 
 		assert_int_equal(afd_plan_evaluate(&paper, &load, r, &point), 0);
-		thr = simulate(&paper, &geometric, (struct afd_plan_simulate_params){
-				.r = r, .n_seeds = 4 }).throughput;
+		thr = simulate(&paper, &geometric,
+			(struct afd_plan_simulate_params){ .r = r, .n_seeds = 4 })
+			      .throughput;
 		assert_true(thr >= 0.985 * point.throughput_gaussian);
 		assert_true(thr <= 1.015 * point.throughput_mean_field);
 	}
@@ -172,16 +197,19 @@ static void workers_in_lock_step_take_the_gaussian_cycle(void **state)
 		struct afd_plan_point point = { .size = sizeof(point) };
 
 		assert_int_equal(afd_plan_evaluate(&paper, &load, r, &point), 0);
-		near(simulate(&paper, &geometric, (struct afd_plan_simulate_params){
-				.r = r, .n_seeds = 4, .flow = AFD_PLAN_LOCK_STEP }).tau,
-		     point.tau_gaussian, 0.012 * point.tau_gaussian);
+		near(simulate(&paper, &geometric,
+			     (struct afd_plan_simulate_params){
+				     .r = r, .n_seeds = 4, .flow = AFD_PLAN_LOCK_STEP })
+				.tau,
+			point.tau_gaussian, 0.012 * point.tau_gaussian);
 	}
 }
 
 static void seeds_decide_alone_and_their_interval_shrinks_with_more(void **state)
 {
 	struct afd_plan_simulate_params s = { .r = 9, .n_seeds = 4, .seed = 11, .n_requests = 500 };
-	struct afd_plan_simulation a = simulate(&paper, &geometric, s), b = simulate(&paper, &geometric, s);
+	struct afd_plan_simulation a = simulate(&paper, &geometric, s),
+				   b = simulate(&paper, &geometric, s);
 
 	assert_memory_equal(&a, &b, sizeof(a));
 	s.seed = 12;
@@ -194,8 +222,8 @@ static void seeds_decide_alone_and_their_interval_shrinks_with_more(void **state
 
 static void percentiles_of_tpot_hold_the_cycle_times_the_lanes(void **state)
 {
-	struct afd_plan_simulation s = simulate(&paper, &geometric, (struct afd_plan_simulate_params){
-		.r = 4, .n_seeds = 4 });
+	struct afd_plan_simulation s = simulate(
+		&paper, &geometric, (struct afd_plan_simulate_params){ .r = 4, .n_seeds = 4 });
 
 	near(s.tpot_p50, 3 * s.tau, 0.02 * 3 * s.tau);
 	assert_true(s.tpot_p99 >= s.tpot_p50);
@@ -206,15 +234,20 @@ static void the_timeline_has_no_stage_twice_at_once(void **state)
 {
 	struct afd_plan_span spans[200];
 	double ffn_end = 0, attention_end[4] = { 0 };
-	struct afd_plan_simulation s = simulate(&paper, &geometric, (struct afd_plan_simulate_params){
-		.r = 4, .n_seeds = 1, .n_requests = 1, .spans = spans, .span_room = 200,
-		.span_bytes = sizeof(spans[0]) });
+	struct afd_plan_simulation s = simulate(&paper, &geometric,
+		(struct afd_plan_simulate_params){ .r = 4,
+			.n_seeds = 1,
+			.n_requests = 1,
+			.spans = spans,
+			.span_room = 200,
+			.span_bytes = sizeof(spans[0]) });
 
 	assert_int_equal(s.n_spans, 200);
 	for (size_t i = 0; i < 200; i++) {
 		double *end = spans[i].stage == AFD_PLAN_FFN ? &ffn_end
-			      : spans[i].stage == AFD_PLAN_ATTENTION ? &attention_end[spans[i].worker]
-								     : NULL;
+			      : spans[i].stage == AFD_PLAN_ATTENTION
+				      ? &attention_end[spans[i].worker]
+				      : NULL;
 
 		assert_true(spans[i].end > spans[i].start);
 		if (!end)

@@ -2,8 +2,8 @@
 /*
  * Sizing of bundles: the numbers of arXiv 2601.21351 (base case, Theorem 4.4, the finite horizon of
  * Definition 4.2), the barrier's integral against the known means of the largest of r normal
- * variables, and limits, lanes and pieces, which are derived here. Golden values without a mention of
- * the paper were computed by two other programs from the formulas of docs/planning.md.
+ * variables, and limits, lanes and pieces, which are derived here. Golden values without a mention
+ * of the paper were computed by two other programs from the formulas of docs/planning.md.
  */
 #include <stdarg.h>
 #include <setjmp.h>
@@ -17,8 +17,14 @@
 #include <afd/afd.h>
 
 /* The paper's table 2, in cycles, and its base case. */
-static const struct afd_plan_params paper = { .size = sizeof(paper), .alpha_a = 0.00165, .beta_a = 50,
-	.alpha_f = 0.083, .beta_f = 100, .alpha_c = 0.022, .beta_c = 20, .batch = 256 };
+static const struct afd_plan_params paper = { .size = sizeof(paper),
+	.alpha_a = 0.00165,
+	.beta_a = 50,
+	.alpha_f = 0.083,
+	.beta_f = 100,
+	.alpha_c = 0.022,
+	.beta_c = 20,
+	.batch = 256 };
 static const struct afd_plan_load base = { .size = sizeof(base), .theta = 600, .nu2 = 250500 };
 
 static void near(double value, double wanted, double within)
@@ -27,8 +33,8 @@ static void near(double value, double wanted, double within)
 		fail_msg("%.9g, wanted %.9g within %.3g", value, wanted, within);
 }
 
-static struct afd_plan_point at(const struct afd_plan_params *p, const struct afd_plan_load *load,
-				double r)
+static struct afd_plan_point at(
+	const struct afd_plan_params *p, const struct afd_plan_load *load, double r)
 {
 	struct afd_plan_point point = { .size = sizeof(point) };
 
@@ -36,7 +42,8 @@ static struct afd_plan_point at(const struct afd_plan_params *p, const struct af
 	return point;
 }
 
-static struct afd_plan_sizing size_of(const struct afd_plan_params *p, const struct afd_plan_load *load)
+static struct afd_plan_sizing size_of(
+	const struct afd_plan_params *p, const struct afd_plan_load *load)
 {
 	struct afd_plan_sizing sizing = { .size = sizeof(sizing) };
 
@@ -120,8 +127,8 @@ static void the_papers_ratios_are_met_within_a_percent_over_its_finite_horizon(v
 
 	for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
 		struct afd_plan_params p = paper;
-		struct afd_plan_load load = { .size = sizeof(load), .theta = finite_theta(
-			cases[i].prompt, cases[i].decode, cases[i].batch) };
+		struct afd_plan_load load = { .size = sizeof(load),
+			.theta = finite_theta(cases[i].prompt, cases[i].decode, cases[i].batch) };
 
 		p.batch = cases[i].batch;
 		near(size_of(&p, &load).r_continuous, cases[i].r, 0.01 * cases[i].r);
@@ -155,7 +162,8 @@ static struct afd_plan_load average(struct afd_plan_workload w)
 
 static void a_trace_has_the_mean_and_variance_of_its_slot_history(void **state)
 {
-	static const struct afd_plan_request rows[] = { { 10, 2 }, { 40, 8 }, { 10, 1 }, { 30, 12 } };
+	static const struct afd_plan_request rows[] = { { 10, 2 }, { 40, 8 }, { 10, 1 },
+		{ 30, 12 } };
 	struct afd_plan_load load = average((struct afd_plan_workload){
 		.requests = rows, .n_requests = 4, .request_bytes = sizeof(rows[0]) });
 
@@ -168,23 +176,23 @@ static void independent_laws_have_their_closed_moments(void **state)
 {
 	struct afd_plan_law constant = { .kind = AFD_PLAN_CONSTANT, .mean = 100 };
 	struct afd_plan_law geometric = { .kind = AFD_PLAN_GEOMETRIC, .mean = 501 };
-	struct afd_plan_load load = average(
-		(struct afd_plan_workload){ .prompt = constant, .output = geometric });
+	struct afd_plan_load load =
+		average((struct afd_plan_workload){ .prompt = constant, .output = geometric });
 
 	near(load.theta, 600, 1e-6);
 	near(load.nu2, 250500, 1e-2);
 	constant.mean = 1000;
-	load = average((struct afd_plan_workload){ .prompt = { AFD_PLAN_CONSTANT, 0, 100, 0 },
-		.output = constant });
+	load = average((struct afd_plan_workload){
+		.prompt = { AFD_PLAN_CONSTANT, 0, 100, 0 }, .output = constant });
 	near(load.theta, 100 + 999 / 2.0, 1e-9);
 }
 
 /* D = P: theta is 3/2 E[P^2] / E[P], and E[P^2] = 2 E[P]^2 at cv 1. */
 static void a_joint_law_sees_what_the_means_do_not(void **state)
 {
-	struct afd_plan_load load = average((struct afd_plan_workload){
-		.prompt = { AFD_PLAN_LOGNORMAL, 0, 400, 1 },
-		.output = { AFD_PLAN_PROPORTIONAL, 0, 1, 0 } });
+	struct afd_plan_load load =
+		average((struct afd_plan_workload){ .prompt = { AFD_PLAN_LOGNORMAL, 0, 400, 1 },
+			.output = { AFD_PLAN_PROPORTIONAL, 0, 1, 0 } });
 
 	near(load.mean_prompt + load.mean_output, 800, 1);
 	near(load.theta, 1200, 2);
@@ -195,8 +203,8 @@ static void a_trace_of_a_law_has_the_moments_of_the_law(void **state)
 {
 	static struct afd_plan_request rows[20000];
 	struct afd_plan_law uniform = { .kind = AFD_PLAN_UNIFORM, .mean = 100, .shape = 50 };
-	struct afd_plan_load law = average((struct afd_plan_workload){ .prompt = uniform,
-		.output = { AFD_PLAN_EXPONENTIAL, 100000, 300, 0 } });
+	struct afd_plan_load law = average((struct afd_plan_workload){
+		.prompt = uniform, .output = { AFD_PLAN_EXPONENTIAL, 100000, 300, 0 } });
 	struct afd_plan_load trace;
 
 	for (size_t i = 0; i < 20000; i++) {
@@ -205,8 +213,8 @@ static void a_trace_of_a_law_has_the_moments_of_the_law(void **state)
 		rows[i].prompt_tokens = (uint32_t)(50 + 100 * v + 0.5);
 		rows[i].output_tokens = (uint32_t)ceil(-300 * log(1 - u));
 	}
-	trace = average((struct afd_plan_workload){ .requests = rows, .n_requests = 20000,
-		.request_bytes = sizeof(rows[0]) });
+	trace = average((struct afd_plan_workload){
+		.requests = rows, .n_requests = 20000, .request_bytes = sizeof(rows[0]) });
 	near(trace.theta, law.theta, 0.005 * law.theta);
 	near(trace.nu2, law.nu2, 0.01 * law.nu2);
 }
@@ -317,7 +325,8 @@ static void bad_fields_are_named_with_value_and_limit(void **state)
 		{ { .beta_a = 1 }, 1, { "batch", "0" } },
 		{ { .beta_a = 1, .batch = 1, .lanes = 65 }, 1, { "lanes", "65" } },
 		{ { .beta_a = 1, .batch = 1, .comm_scope = 3 }, 1, { "comm_scope", "3" } },
-		{ { .beta_a = 1, .batch = 1, .comm_scope = -1 }, 1, { "comm_scope", "limit 1 .. 2" } },
+		{ { .beta_a = 1, .batch = 1, .comm_scope = -1 }, 1,
+			{ "comm_scope", "limit 1 .. 2" } },
 		{ { .beta_a = 1, .batch = 1, .r_max = 70000 }, 1, { "r_max", "65536" } },
 		{ { .beta_a = 1, .batch = 1, .r_min = 9, .r_max = 8 }, 1, { "r_max", "9" } },
 		{ { .beta_a = 1, .batch = 1, .n_ffn_knots = 2 }, 1, { "ffn_knots", "NULL" } },
@@ -356,7 +365,8 @@ static void bad_workloads_are_named(void **state)
 		{ { .prompt = { 1, 0, 1, 0 }, .output = { 2, 8, 9, 0 } }, "output mean" },
 		{ { .n_requests = 3 }, "requests is NULL" },
 		{ { .requests = &endless }, "n_requests is 0" },
-		{ { .requests = &endless, .n_requests = 1, .request_bytes = 8 }, "output_tokens is 0" },
+		{ { .requests = &endless, .n_requests = 1, .request_bytes = 8 },
+			"output_tokens is 0" },
 		{ { .requests = &endless, .n_requests = 1, .request_bytes = 4 }, "request_bytes" },
 	};
 	struct afd_plan_load out = { .size = sizeof(out) };
@@ -377,7 +387,8 @@ int main(void)
 		cmocka_unit_test(the_mean_of_the_largest_of_r_normals_is_known),
 		cmocka_unit_test(the_base_case_has_the_golden_times_and_throughputs),
 		cmocka_unit_test(the_base_case_has_the_papers_optimum_and_terms),
-		cmocka_unit_test(the_papers_ratios_are_met_within_a_percent_over_its_finite_horizon),
+		cmocka_unit_test(
+			the_papers_ratios_are_met_within_a_percent_over_its_finite_horizon),
 		cmocka_unit_test(few_lanes_want_fewer_workers),
 		cmocka_unit_test(a_trace_has_the_mean_and_variance_of_its_slot_history),
 		cmocka_unit_test(independent_laws_have_their_closed_moments),
