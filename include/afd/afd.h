@@ -12,5 +12,6 @@
 #include "transport.h"
 #include "ffn.h"
 #include "attn.h"
+#include "plan.h"
 
 #endif

@@ -52,6 +52,30 @@ HOLDS(afd_kv_layout, 96, v_scale, 92);
 HOLDS(afd_kv_layer, 32, v_scale, 28);
 HOLDS(afd_sample_params, 32, seed, 24);
 HOLDS(afd_attn_stats, 80, _pad, 76);
+
+HOLDS(afd_plan_law, 24, shape, 16);
+HOLDS(afd_plan_request, 8, output_tokens, 4);
+HOLDS(afd_plan_workload, 96, _pad, 92);
+HOLDS(afd_plan_load, 48, biased_output, 40);
+HOLDS(afd_plan_knot, 16, time, 8);
+HOLDS(afd_plan_params, 200, ffn_memory_bytes, 192);
+HOLDS(afd_plan_point, 104, lanes, 100);
+HOLDS(afd_plan_sizing, 96, r_peak, 88);
+HOLDS(afd_plan_span, 32, step, 28);
+HOLDS(afd_plan_simulate_params, 80, scratch_bytes, 72);
+HOLDS(afd_plan_simulation, 112, _pad, 108);
+HOLDS(afd_plan_device, 80, _pad, 76);
+HOLDS(afd_plan_model, 112, _pad, 108);
+HOLDS(afd_plan_roofline_params, 120, lambda, 112);
+HOLDS(afd_plan_roofline, 128, ep_hfu, 120);
+HOLDS(afd_plan_imbalance, 64, dp_afd, 56);
+HOLDS(afd_plan_pipeline_params, 64, top_k, 60);
+HOLDS(afd_plan_pipeline, 40, _pad, 36);
+HOLDS(afd_plan_time, 104, us, 96);
+HOLDS(afd_plan_report_params, 160, group_max, 156);
+HOLDS(afd_plan_report, 208, speedup_context, 200);
+HOLDS(afd_plan_claim, 112, reason, 104);
+HOLDS(afd_plan_line, 48, residual_max, 40);
 #endif
 
 static void the_library_is_of_the_version_of_its_header(void **state)

@@ -9,7 +9,8 @@ from sentences import BUILD, ROOT
 README = (ROOT / "README.md").read_text()
 OPERATIONS = (ROOT / "docs/operations.md").read_text()
 CONTEXT = (ROOT / "include/afd/context.h").read_text()
-TOOLS = ["afd-inspect", "afd-serve-ffn", "afd-generate", "afd-bench"]
+TOOLS = [["afd-inspect"], ["afd-serve-ffn"], ["afd-generate"], ["afd-bench"],
+         *(["afd-plan", command] for command in ("size", "simulate", "roofline", "report", "calibrate"))]
 
 
 def sources(*folders):
@@ -64,9 +65,9 @@ class Operations(unittest.TestCase):
 
     def test_every_flag_of_every_tool_is_listed(self):
         flags = set()
-        for tool in TOOLS:
-            done = subprocess.run([BUILD / "examples" / tool, "--help"], text=True, capture_output=True, check=True)
-            flags.update(re.findall(r"^\s+(--[a-z-]+)", done.stdout, re.M))
+        for tool, *command in TOOLS:
+            done = subprocess.run([BUILD / "examples" / tool, *command, "--help"], text=True, capture_output=True, check=True)
+            flags.update(re.findall(r"^\s+(--[a-z0-9-]+)", done.stdout, re.M))
         self.expect(flags)
 
     def test_every_environment_variable_is_listed(self):

@@ -6,7 +6,7 @@ import re
 from tools import GOLDEN, Case, run
 
 WIDE = GOLDEN / "wide"
-TOOLS = ["afd-inspect", "afd-serve-ffn", "afd-generate", "afd-bench"]
+TOOLS = ["afd-inspect", "afd-serve-ffn", "afd-generate", "afd-bench", "afd-plan"]
 GENERATE = ["--model", WIDE, "--ids", "1 2 3"]
 SERVE = ["--model", WIDE, "--listen", "shm:never"]
 STAGE_FLAGS = ["model", "device", "threads", "deadline-ms", "max-rows", "connect-timeout-ms", "key", "tls", "log",
