@@ -445,7 +445,7 @@ static const struct tool_option options[] = {
 	{ "eos", "ID", "none", "an id that ends a sequence; may be repeated", tool_set_list,
 		&flags.eos, 0, 0 },
 	{ "ffn", "ADDR", "in this process",
-		"an FFN peer, shm:NAME; repeated for the shards, in any order", tool_set_list,
+		"an FFN peer, shm:NAME or tcp:HOST:PORT; repeated for the shards, in any order", tool_set_list,
 		&flags.ffn, 0, 0 },
 	{ "lanes", "1..4|auto", "1",
 		"micro-batches that overlap; auto: 2 from 8 sequences on when --ffn is given, else "

@@ -186,7 +186,7 @@ static struct flags flags;
 
 static const struct tool_option options[] = {
 	TOOL_OPTIONS_STAGE(flags.stage),
-	{ "listen", "ADDR", NULL, "where to listen, shm:NAME; may be repeated; required",
+	{ "listen", "ADDR", NULL, "where to listen, shm:NAME or tcp:HOST:PORT; may be repeated; required",
 		tool_set_list, &flags.listen, 0, 0 },
 	{ "ffn-tp", "i/n", "0/1", "tensor-parallel shard: part i of n of the widths",
 		tool_set_shard, flags.tp, 0, 0 },

@@ -9,8 +9,11 @@
  * per layer and lane _dispatch and _collect.
  *
  * Addresses: "loop:NAME" inside one context, "shm:NAME" between processes of one user on one host
- * (and in one network namespace). NAME is 1 to 80 of [A-Za-z0-9._-]. A name is free again the
- * moment its listener is gone, however it went.
+ * (and in one network namespace), "tcp:HOST:PORT" between hosts. NAME is 1 to 80 of
+ * [A-Za-z0-9._-]; HOST is a name, an IPv4 address, or an IPv6 address in brackets; PORT 0 listens
+ * at a free one, see afd_transport_address. An address is free again the moment its listener is
+ * gone, however it went. A HOST that the system's resolver has to ask for may hold up _create
+ * (listen) or _poll (connect) for as long as that takes; numbers and /etc/hosts do not.
  *
  * Deadlines count silence, not work: a peer that computes sends beats. A peer that died is noticed
  * within one second. Once a link has failed it stays failed; the first cause is kept and named.
@@ -59,8 +62,8 @@ struct afd_transport_params {
 	 * attention peer connects to hold all shards of one way of sharding, each once. */
 	struct afd_shard shard;
 	/* Attention side: ranks of one attention group exchange their partial results. Rank 0
-	 * listens at this address, rank i at the same with ".i" after it, and each connects to
-	 * those of lower rank. NULL: no group */
+	 * listens at this address, rank i at the same with ".i" after it (tcp: at PORT + i), and
+	 * each connects to those of lower rank. NULL: no group */
 	const char *group;
 	uint32_t group_index; /* this rank, below group_size */
 	uint32_t group_size;  /* ranks, 2 .. 64; 0 or 1: no group */

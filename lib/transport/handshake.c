@@ -363,11 +363,11 @@ static int connect_link(struct afd__link *link, uint64_t now)
 	if (link->phase == AFD__LINK_IDLE && now < link->retry_ns)
 		return 0;
 	rc = link->wire.ops->connect(&link->wire, link->address->name);
+	link->open = rc >= 0;
 	if (rc == 0)
 		link->phase = AFD__LINK_CONNECTING;
 	if (rc != 1)
 		return rc;
-	link->open = true;
 	afd__hello_state_ours(link, &hello, AFD__HELLO);
 	say(link, &hello, AFD__LINK_HELLO);
 	return 1;

@@ -333,7 +333,9 @@ int afd__link_poll(struct afd__link *link, uint64_t now)
 	do {
 		n = link->wire.ops->poll(&link->wire, done, COMPLETIONS);
 		if (n < 0)
-			afd__link_fail(link, n);
+			afd__link_fail(link, n == -ECONNRESET
+						     ? afd__error(n, "%s is gone", link->who)
+						     : n);
 		for (int i = 0; i < n && link->phase == AFD__LINK_JOINED; i++) {
 			rc = complete(link, &done[i], now);
 			if (rc < 0)

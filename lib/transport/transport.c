@@ -289,21 +289,37 @@ static int prepare_links(afd_transport *net)
 	return rc || net->params.group_size < 2 ? rc : prepare_group(net);
 }
 
-/* Rank 0 listens at the address that was given, rank i at the same with ".i". */
+/* Rank 0 listens at the address that was given; the others where the backend says, as a rule at
+ * the same with ".i". */
+static int parse_rank(afd_transport *net, uint32_t rank, const char *text)
+{
+	const struct afd__address *first = &net->group[0];
+	char name[160], place[128];
+	int rc;
+
+	if (!rank)
+		return afd__address_parse(&net->group[0], net->ctx, text, false);
+	if (!first->ops->rank_name) {
+		snprintf(name, sizeof(name), "%.140s.%u", text, rank);
+		return afd__address_parse(&net->group[rank], net->ctx, name, false);
+	}
+	rc = first->ops->rank_name(place, sizeof(place), first->name, rank);
+	if (rc)
+		return rc;
+	snprintf(name, sizeof(name), "%s:%s", first->ops->scheme, place);
+	return afd__address_parse(&net->group[rank], net->ctx, name, false);
+}
+
 static int parse_group(afd_transport *net, const char *text)
 {
 	uint32_t n = net->params.group_index + 1;
-	char name[160];
 	int rc = 0;
 
 	net->group = afd__alloc(net->ctx, n, sizeof(*net->group));
 	if (!net->group)
 		return -ENOMEM;
-	for (uint32_t rank = 0; rank < n && !rc; rank++) {
-		if (rank)
-			snprintf(name, sizeof(name), "%.140s.%u", text, rank);
-		rc = afd__address_parse(&net->group[rank], net->ctx, rank ? name : text);
-	}
+	for (uint32_t rank = 0; rank < n && !rc; rank++)
+		rc = parse_rank(net, rank, text);
 	return rc;
 }
 
@@ -317,7 +333,7 @@ static int parse_addresses(afd_transport *net, const struct afd_transport_params
 	if (!net->addresses)
 		return -ENOMEM;
 	for (uint32_t i = 0; i < net->n_addresses && !rc; i++)
-		rc = afd__address_parse(&net->addresses[i], net->ctx, texts[i]);
+		rc = afd__address_parse(&net->addresses[i], net->ctx, texts[i], !net->attention);
 	return rc || !given->group ? rc : parse_group(net, given->group);
 }
 

@@ -3,7 +3,9 @@
 #include "transport_rig.h"
 
 #include <dirent.h>
+#include <netinet/in.h>
 #include <stdio.h>
+#include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -52,7 +54,7 @@ void rig_wait_logged(const char *text)
 
 static bool has_one_context(void)
 {
-	return strcmp(backend, "shm");
+	return strcmp(backend, "shm") && strncmp(backend, "tcp", 3);
 }
 
 static afd_context *make_context(void)
@@ -64,6 +66,9 @@ static afd_context *make_context(void)
 	if (afd_context_create(&ctx, &params))
 		fail_msg("%s", afd_last_error());
 	lossy_add(ctx);
+	/* So small that every record crosses in many pieces. */
+	if (!strcmp(backend, "tcp-tiny"))
+		ctx->test_socket_bytes = 1;
 	return ctx;
 }
 
@@ -99,12 +104,68 @@ int rig_run(int argc, char **argv, const char *name, const struct CMUnitTest *te
 
 const char *rig_scheme(void)
 {
+	if (!strncmp(backend, "tcp", 3))
+		return "tcp";
 	return strcmp(backend, "shm-one") ? backend : "shm";
+}
+
+const struct afd__transport_ops *rig_ops(void)
+{
+	if (!strcmp(rig_scheme(), "tcp"))
+		return &afd__transport_tcp;
+	return strcmp(rig_scheme(), "shm") ? &afd__transport_loop : &afd__transport_shm;
+}
+
+void rig_connect(struct afd__wire *wire, const char *address)
+{
+	for (int i = 0; i < 5000; i++) {
+		int rc = wire->ops->connect(wire, strchr(address, ':') + 1);
+
+		if (rc == 1)
+			return;
+		if (rc < 0 && rc != -ECONNREFUSED)
+			fail_msg("%s: %s", address, afd_last_error());
+		sleep_ms(1);
+	}
+	fail_msg("%s: not connected after 5 s", address);
+}
+
+/* A port that nobody has, and as many after it as a test may want. */
+static unsigned free_port(int family)
+{
+	struct sockaddr_in6 v6 = { .sin6_family = AF_INET6, .sin6_addr = IN6ADDR_LOOPBACK_INIT };
+	struct sockaddr_in v4 = { .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+	bool six = family == AF_INET6;
+	static unsigned next;
+	unsigned port = 0;
+
+	while (!port) {
+		int fd = socket(family, SOCK_STREAM, 0), one = 1;
+
+		if (fd < 0)
+			fail_msg("no socket of family %d", family);
+		if (!next)
+			next = 20000 + (unsigned)getpid() % 600 * 64;
+		v4.sin_port = v6.sin6_port = htons((uint16_t)next);
+		setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
+		if (!bind(fd, six ? (struct sockaddr *)&v6 : (struct sockaddr *)&v4,
+			    six ? sizeof(v6) : sizeof(v4)))
+			port = next;
+		next = next < 60000 ? next + 8 : 20000;
+		close(fd);
+	}
+	return port;
 }
 
 void rig_address(char address[96])
 {
-	snprintf(address, 96, "%s:test-%d-%d", rig_scheme(), (int)getpid(), n_addresses++);
+	if (!strcmp(backend, "tcp6"))
+		snprintf(address, 96, "tcp:[::1]:%u", free_port(AF_INET6));
+	else if (!strncmp(backend, "tcp", 3))
+		snprintf(address, 96, "tcp:127.0.0.1:%u", free_port(AF_INET));
+	else
+		snprintf(address, 96, "%s:test-%d-%d", rig_scheme(), (int)getpid(),
+			n_addresses++);
 }
 
 /* ---- numbers of the wire ---- */

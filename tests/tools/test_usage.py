@@ -95,8 +95,9 @@ class Usage(Case):
         self.assertEqual((done.returncode, done.stderr), (0, ""))
 
     def test_addresses_that_mean_nothing_are_wrong_usage(self):
-        for address in ("nowhere", "shm:", "shm:a/b", "fax:1", "tcp:127.0.0.1:0", "shm:" + 81 * "x"):
-            self.refuse("afd-serve-ffn", ["--model", WIDE, "--listen", address], address.split(":")[0])
+        for address in ("nowhere", "shm:", "shm:a/b", "fax:1", "tcp:127.0.0.1:0", "tcp:127.0.0.1", "shm:" + 81 * "x"):
+            if not address.endswith(":0"):
+                self.refuse("afd-serve-ffn", ["--model", WIDE, "--listen", address], address.split(":")[0])
             self.refuse("afd-generate", [*GENERATE, "--ffn", address], address.split(":")[0])
 
     def test_logits_of_several_sequences_are_wrong_usage(self):
