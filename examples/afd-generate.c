@@ -185,6 +185,8 @@ static int create_transport(struct program *program)
 		.max_rows = flags->stage.max_rows,
 		.gate = flags->gate,
 		.deadline_ms = flags->stage.deadline_ms,
+		.key_file = flags->stage.key,
+		.tls = (uint32_t)flags->stage.tls,
 		.connect_timeout_ms = flags->stage.connect_timeout_ms,
 		.to_ffn_dtype = flags->wire_dtypes[0],
 		.to_attention_dtype = flags->wire_dtypes[1],

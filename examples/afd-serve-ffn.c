@@ -132,6 +132,8 @@ static int create(struct server *server)
 		.max_rows = flags->stage.max_rows,
 		.max_peers = flags->max_peers,
 		.deadline_ms = flags->stage.deadline_ms,
+		.key_file = flags->stage.key,
+		.tls = (uint32_t)flags->stage.tls,
 		.to_ffn_dtype = flags->wire_dtypes[0],
 		.to_attention_dtype = flags->wire_dtypes[1],
 		.shard = { flags->tp[0], flags->tp[1], flags->ep[0], flags->ep[1] },

@@ -67,6 +67,14 @@ struct afd_transport_params {
 	const char *group;
 	uint32_t group_index; /* this rank, below group_size */
 	uint32_t group_size;  /* ranks, 2 .. 64; 0 or 1: no group */
+	/* A key that all peers prove to each other before anything else of theirs is looked at: a
+	 * file that its owner alone may open, whose bytes are the key, or bytes that are copied.
+	 * 16 .. 4096 bytes. Both NULL: no key, and whoever comes is heard. */
+	const char *key_file;
+	const void *key; /* [key_bytes] */
+	size_t key_bytes;
+	uint32_t tls;   /* 1, with a key: tcp: links are encrypted (TLS 1.3) */
+	uint32_t _pad2; /* 0 */
 };
 
 /*
@@ -76,7 +84,9 @@ struct afd_transport_params {
  *
  *   -EINVAL      neither or both sides, a bad address, a field out of range, a contract without
  *                sizes
- *   -ENOSYS      the address names a transport that is not part of this build
+ *   -ENOSYS      the address names a transport that is not part of this build; or a key, and
+ *                there is no afd-tls.so
+ *   -EACCES      others may open the key's file; -ENOENT: there is none
  *   -EADDRINUSE  somebody listens there
  *   -ENOTSUP     AFD_DTYPE_FP8 (not in this version)
  *   -ENODEV      the machine cannot: shm: without memfd

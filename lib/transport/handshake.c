@@ -3,8 +3,9 @@
  * From a connection to a joined link. The attention side states what it is and wants (hello); the
  * FFN side answers with what it is and what the link will be (welcome), or with a refusal that
  * names the field and both values; both bind the slots; the attention side says that it has them
- * (ready). What each side accepts stands in judge.c and shards.c. Ranks of an attention group meet in
- * the same way: the one that connects acts as the attention side here, the other as the FFN side.
+ * (ready). With a key a nonce of each goes first, and every message proves the key (prove.c). What
+ * each side accepts stands in judge.c and shards.c. Ranks of an attention group meet in the same
+ * way: the one that connects acts as the attention side here, the other as the FFN side.
  *
  * A stranger costs little: at most AFD__PENDING_MAX handshakes are under way, each for at most
  * AFD__HANDSHAKE_MS; when there are more, the oldest that has said nothing goes.
@@ -46,10 +47,13 @@ __attribute__((format(printf, 2, 3))) static void warn(afd_transport *net, const
 	afd__log(net->ctx, AFD_LOG_WARN, "%s", text);
 }
 
-static void say(struct afd__link *link, const struct afd__hello *hello, enum afd__link_phase phase)
+/* With a key the message ends in a proof. */
+static int say(struct afd__link *link, const struct afd__hello *hello, enum afd__link_phase phase)
 {
-	link->message_bytes = afd__hello_encode(link->message, AFD__HELLO_MAX, hello);
+	link->message_bytes =
+		afd__hello_encode(link->message, AFD__HELLO_MAX - AFD__SEAL_BYTES, hello);
 	link->phase = phase;
+	return afd__prove_seal(link);
 }
 
 /* 1: the message has gone. */
@@ -67,7 +71,25 @@ static int receive_message(struct afd__link *link)
 
 	if (rc != 1)
 		return rc;
-	rc = afd__hello_decode(link->said, message, bytes);
+	rc = afd__prove_check(link, message, bytes);
+	if (!rc)
+		rc = afd__hello_decode(link->said, message, bytes);
+	return rc ? rc : 1;
+}
+
+/* With a key, before all else. 1: link->said is a nonce, and was taken; or it is another message,
+ * of which only the prefix was looked at. */
+static int receive_nonce(struct afd__link *link)
+{
+	uint8_t message[AFD__HELLO_MAX];
+	size_t bytes;
+	int rc = link->wire.ops->hello_receive(&link->wire, message, sizeof(message), &bytes);
+
+	if (rc != 1)
+		return rc;
+	rc = afd__hello_decode_prefix(link->said, message, bytes);
+	if (!rc && link->said->kind == AFD__NONCE && link->said->wire_version == AFD__WIRE_VERSION)
+		rc = afd__prove_nonce(link, message, bytes);
 	return rc ? rc : 1;
 }
 
@@ -117,10 +139,41 @@ static void end_pending(struct afd__link *link)
 
 static void refuse(struct afd__link *link, const struct afd__hello *refusal)
 {
-	warn(link->net, "peer %s refused: %s is %s there, %s here%s%s", link->name, refusal->field,
+	warn(link->net, "peer %s%s%s refused: %s is %s there, %s here%s%s", link->name,
+		link->wire.peer[0] ? " from " : "", link->wire.peer, refusal->field,
 		refusal->refused_value, refusal->refuser_value, refusal->text[0] ? ": " : "",
 		refusal->text);
-	say(link, refusal, AFD__LINK_REFUSING);
+	/* A proof that cannot be made leaves it a refusal all the same. */
+	(void)say(link, refusal, AFD__LINK_REFUSING);
+}
+
+/* Before a proof, and without one of ours: only that there is a key can be told by it. */
+static int refuse_key(struct afd__link *link, const char *theirs)
+{
+	struct afd__hello refusal;
+
+	link->sealed = false;
+	afd__hello_refuse(&refusal, "key", "required", "%s", theirs);
+	refuse(link, &refusal);
+	return 1;
+}
+
+static int answer_nonce(struct afd__link *link)
+{
+	int rc = receive_nonce(link);
+	struct afd__hello refusal;
+
+	if (rc != 1)
+		return rc;
+	if (link->said->wire_version != AFD__WIRE_VERSION) {
+		afd__hello_judge(link, link->said, &refusal);
+		refuse(link, &refusal);
+		return 1;
+	}
+	if (link->said->kind != AFD__NONCE)
+		return refuse_key(link, "none");
+	link->phase = AFD__LINK_ANSWER;
+	return 1;
 }
 
 /* A place among the joined; 0 when all are taken. */
@@ -170,6 +223,8 @@ static int answer_hello(struct afd__link *link)
 	struct afd__hello reply;
 	int rc = receive_message(link);
 
+	if (rc == -EACCES)
+		return refuse_key(link, "another");
 	if (rc != 1)
 		return rc;
 	if (afd__hello_judge(link, link->said, &reply)) {
@@ -189,8 +244,8 @@ static int answer_hello(struct afd__link *link)
 		reply.max_rows = link->said->max_rows;
 	link->said->max_rows = reply.max_rows;
 	keep_said(link);
-	say(link, &reply, AFD__LINK_WELCOME);
-	return 1;
+	rc = say(link, &reply, AFD__LINK_WELCOME);
+	return rc ? rc : 1;
 }
 
 static int refused(const struct afd__link *link)
@@ -235,6 +290,13 @@ static int advance_accepted(struct afd__link *link, uint64_t now)
 	int rc;
 
 	switch (link->phase) {
+	case AFD__LINK_NONCE:
+		return answer_nonce(link);
+	case AFD__LINK_ANSWER:
+		rc = send_message(link);
+		if (rc == 1)
+			link->phase = AFD__LINK_HELLO;
+		return rc;
 	case AFD__LINK_HELLO:
 		return answer_hello(link);
 	case AFD__LINK_WELCOME:
@@ -277,7 +339,8 @@ static int move_pending(struct afd__link *link, uint64_t now)
 	if (rc >= 0)
 		return moved;
 	if (link->phase != AFD__LINK_REFUSING)
-		warn(link->net, "peer %s did not join: %s", link->name, afd_last_error());
+		warn(link->net, "peer %s%s%s did not join: %s", link->name,
+			link->wire.peer[0] ? " from " : "", link->wire.peer, afd_last_error());
 	end_pending(link);
 	return 1;
 }
@@ -287,14 +350,16 @@ static void evict(afd_transport *net)
 	struct afd__link *victim = net->pending[0];
 
 	for (uint32_t i = 0; i < net->n_pending; i++) {
-		if (net->pending[i]->phase == AFD__LINK_HELLO) {
+		if (net->pending[i]->phase <= AFD__LINK_HELLO) {
 			victim = net->pending[i];
 			break;
 		}
 	}
 	warn(net,
-		"peer %s refused: %d handshakes are under way, and it is the oldest that is silent",
-		victim->name, AFD__PENDING_MAX);
+		"peer %s%s%s refused: %d handshakes are under way, and it is the oldest that is "
+		"silent",
+		victim->name, victim->wire.peer[0] ? " from " : "", victim->wire.peer,
+		AFD__PENDING_MAX);
 	end_pending(victim);
 }
 
@@ -312,10 +377,15 @@ static int accept_one(afd_transport *net, struct afd__listener *ln, uint64_t now
 		return rc;
 	}
 	link->open = true;
+	rc = net->secret ? afd__prove_begin(link) : 0;
+	if (rc) {
+		afd__link_destroy(link);
+		return rc;
+	}
 	link->kind = net->attention ? AFD__LINK_IN_GROUP : AFD__LINK_FROM_ATTENTION;
 	snprintf(link->who, sizeof(link->who), "the attention peer");
 	link->number = ++net->n_accepted;
-	link->phase = AFD__LINK_HELLO;
+	link->phase = net->secret ? AFD__LINK_NONCE : AFD__LINK_HELLO;
 	link->since_ns = now;
 	link->stirred = true;
 	snprintf(link->name, sizeof(link->name), "%.100s#%llu", ln->address,
@@ -355,9 +425,18 @@ static int accept_all(afd_transport *net, uint64_t now)
 
 /* ---- the side that connects ---- */
 
-static int connect_link(struct afd__link *link, uint64_t now)
+static int say_hello(struct afd__link *link)
 {
 	struct afd__hello hello;
+	int rc;
+
+	afd__hello_state_ours(link, &hello, AFD__HELLO);
+	rc = say(link, &hello, AFD__LINK_HELLO);
+	return rc ? rc : 1;
+}
+
+static int connect_link(struct afd__link *link, uint64_t now)
+{
 	int rc;
 
 	if (link->phase == AFD__LINK_IDLE && now < link->retry_ns)
@@ -368,9 +447,22 @@ static int connect_link(struct afd__link *link, uint64_t now)
 		link->phase = AFD__LINK_CONNECTING;
 	if (rc != 1)
 		return rc;
-	afd__hello_state_ours(link, &hello, AFD__HELLO);
-	say(link, &hello, AFD__LINK_HELLO);
-	return 1;
+	if (!link->net->secret)
+		return say_hello(link);
+	link->phase = AFD__LINK_NONCE;
+	rc = afd__prove_begin(link);
+	return rc ? rc : 1;
+}
+
+static int take_nonce(struct afd__link *link)
+{
+	int rc = receive_nonce(link);
+
+	if (rc != 1)
+		return rc;
+	if (!link->sealed)
+		return afd__error(-EACCES, "%s proves no key; ours is required", link->who);
+	return say_hello(link);
 }
 
 static int take_welcome(struct afd__link *link)
@@ -382,9 +474,10 @@ static int take_welcome(struct afd__link *link)
 	if (rc != 1)
 		return rc;
 	if (said->kind == AFD__REFUSAL && said->wire_version == AFD__WIRE_VERSION)
-		return afd__error(-EPROTO, "refused by %s: %s is %s there, %s here%s%s", link->who,
-			said->field, said->refuser_value, said->refused_value,
-			said->text[0] ? ": " : "", said->text);
+		return afd__error(strcmp(said->field, "key") ? -EPROTO : -EACCES,
+			"refused by %s: %s is %s there, %s here%s%s", link->who, said->field,
+			said->refuser_value, said->refused_value, said->text[0] ? ": " : "",
+			said->text);
 	if (afd__welcome_judge(link, said, &refusal)) {
 		rc = afd__error(-EPROTO, "%s disagrees: %s is %s there, %s here", link->who,
 			refusal.field, refusal.refused_value, refusal.refuser_value);
@@ -393,9 +486,12 @@ static int take_welcome(struct afd__link *link)
 		rc = link->kind == AFD__LINK_TO_FFN ? afd__shards_place(link, &refusal) : 0;
 	}
 	if (rc) {
-		link->message_bytes = afd__hello_encode(link->message, AFD__HELLO_MAX, &refusal);
-		send_message(link);
-		return rc;
+		char text[sizeof(link->error_text)];
+
+		afd__error_save(text, sizeof(text));
+		if (!say(link, &refusal, AFD__LINK_REFUSING))
+			send_message(link);
+		return afd__error(rc, "%s", text);
 	}
 	link->phase = AFD__LINK_BINDING;
 	return 1;
@@ -410,6 +506,13 @@ static int advance_connecting(struct afd__link *link, uint64_t now)
 	case AFD__LINK_IDLE:
 	case AFD__LINK_CONNECTING:
 		return connect_link(link, now);
+	case AFD__LINK_NONCE:
+		rc = send_message(link);
+		if (rc == 1)
+			link->phase = AFD__LINK_ANSWER;
+		return rc;
+	case AFD__LINK_ANSWER:
+		return take_nonce(link);
 	case AFD__LINK_HELLO:
 		rc = send_message(link);
 		if (rc == 1)
@@ -419,8 +522,8 @@ static int advance_connecting(struct afd__link *link, uint64_t now)
 		return take_welcome(link);
 	case AFD__LINK_BINDING:
 		rc = bind_slots(link, 0);
-		if (rc == 1)
-			say(link, &ready, AFD__LINK_READY);
+		if (rc == 1 && say(link, &ready, AFD__LINK_READY))
+			rc = -EIO;
 		return rc;
 	case AFD__LINK_READY:
 		rc = send_message(link);

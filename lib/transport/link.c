@@ -29,8 +29,10 @@ struct afd__link *afd__link_create(afd_transport *net, const struct afd__address
 		afd__link_destroy(link);
 		return NULL;
 	}
-	link->wire =
-		(struct afd__wire){ .ctx = net->ctx, .epoll_fd = net->epoll_fd, .tag = &link->tag };
+	link->wire = (struct afd__wire){ .ctx = net->ctx,
+		.epoll_fd = net->epoll_fd,
+		.tag = &link->tag,
+		.secret = net->params.tls ? net->secret : NULL };
 	link->address = address;
 	if (address) {
 		link->wire.ops = address->ops;

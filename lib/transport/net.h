@@ -16,6 +16,7 @@
 #include "exchange.h"
 #include "hello.h"
 #include "ops.h"
+#include "secret.h"
 #include "wire.h"
 
 enum {
@@ -23,6 +24,8 @@ enum {
 	AFD__CONTROL_BYTES = 512,
 	AFD__SLOTS_PER_LANE = 2,
 	AFD__N_ROW_SLOTS = AFD__SLOTS_PER_LANE * AFD_MAX_LANES,
+	AFD__NONCE_MESSAGE_BYTES = 48,
+	AFD__SEAL_BYTES = 36, /* what a proof adds to a message */
 	AFD__PENDING_MAX = 64, /* handshakes under way on the FFN side */
 	AFD__GROUP_MAX = 64,   /* ranks of an attention group */
 	AFD__BEAT_MS = 50, /* so that a peer hears from us every 100 ms, whatever the timers do */
@@ -38,6 +41,8 @@ enum {
 enum afd__link_phase {
 	AFD__LINK_IDLE, /* attention side: to be connected at retry_ns */
 	AFD__LINK_CONNECTING,
+	AFD__LINK_NONCE,  /* with a key. Attention: ours goes out. FFN: the peer's is awaited */
+	AFD__LINK_ANSWER, /* with a key. Attention: the peer's is awaited. FFN: ours goes out */
 	AFD__LINK_HELLO,   /* attention: our hello goes out. FFN: the peer's is awaited */
 	AFD__LINK_WELCOME, /* attention: awaited. FFN: goes out */
 	AFD__LINK_BINDING,
@@ -119,6 +124,10 @@ struct afd__link {
 	struct afd__hello *said; /* by the peer */
 	uint8_t *message;        /* [AFD__HELLO_MAX] what goes out */
 	size_t message_bytes;    /* 0: nothing does */
+	/* with a key (prove.c) */
+	bool sealed; /* both nonces are known: messages end in a proof */
+	uint8_t nonce_here[AFD__NONCE_MESSAGE_BYTES], nonce_there[AFD__NONCE_MESSAGE_BYTES];
+	uint8_t chain[AFD__MAC_BYTES];
 
 	/* what was agreed on */
 	uint32_t lanes, max_rows;
@@ -220,6 +229,8 @@ struct afd_transport {
 	bool listeners_stirred;
 	uint64_t accept_again_ns; /* descriptors had run out; 0: no */
 
+	struct afd__secret *secret; /* NULL: no key */
+
 	const void *owner;
 	struct afd_shard shard; /* FFN side */
 	bool shard_given;       /* by the params */
@@ -270,6 +281,16 @@ int afd__handshake_round(afd_transport *net, uint64_t now);
 uint64_t afd__handshake_timer(const afd_transport *net);
 /* A summary of who is missing, for errors of waiting. */
 void afd__handshake_missing(const afd_transport *net, char *text, size_t capacity);
+
+/* ---- prove.c ---- */
+/* A fresh nonce becomes the link's message. */
+int afd__prove_begin(struct afd__link *link);
+/* The peer's, which has come; from now on messages are sealed. -EPROTO */
+int afd__prove_nonce(struct afd__link *link, const uint8_t *message, size_t bytes);
+/* Appends the proof to the link's message, when it is sealed. */
+int afd__prove_seal(struct afd__link *link);
+/* Before a byte behind the prefix is looked at: -EACCES when the message does not prove the key. */
+int afd__prove_check(struct afd__link *link, const uint8_t *message, size_t bytes);
 
 /* ---- judge.c ---- */
 void afd__hello_state_ours(const struct afd__link *link, struct afd__hello *hello, uint32_t kind);

@@ -44,6 +44,7 @@ struct afd__completion {
 };
 
 struct afd__transport_ops;
+struct afd__secret;
 
 /*
  * What an event on a descriptor is for. The backend adds its descriptors to epoll_fd with the
@@ -63,6 +64,8 @@ struct afd__wire { /* one end of a connection; the backend's part of a link */
 	struct afd__tag *tag;
 	struct afd__wire_slots geometry;
 	int error;
+	const struct afd__secret *secret; /* links that leave the host are encrypted with it; NULL:
+					     they are not */
 	char peer[64]; /* where it came from, for the log; "" when the address says it all */
 };
 struct afd__listener {

@@ -12,6 +12,7 @@
 #include <sys/epoll.h>
 #include <sys/socket.h>
 
+#include "secret.h"
 #include "tcp.h"
 #include "wire.h"
 
@@ -43,12 +44,43 @@ static int stream_error(const char *what)
 	}
 }
 
-/* Bytes written; 0: not now; negative. */
-static ssize_t stream_write(struct tcp *t, const struct iovec *parts, int n_parts)
+static ssize_t tls_error(ssize_t rc, const char *text)
 {
-	struct msghdr msg = { .msg_iov = (struct iovec *)parts, .msg_iovlen = (size_t)n_parts };
-	ssize_t n = sendmsg(t->fd, &msg, MSG_DONTWAIT | MSG_NOSIGNAL);
+	return rc == -ECONNRESET ? afd__error(-ECONNRESET, "the peer is gone")
+				 : afd__error((int)rc, "tls: %s", text);
+}
 
+/* As stream_write; each part by itself, until one is not taken whole. */
+static ssize_t tls_write(
+	const struct afd__wire *wire, const struct iovec *parts, int n_parts)
+{
+	char text[AFD__SECRET_TEXT] = "";
+	ssize_t n, all = 0;
+
+	for (int i = 0; i < n_parts; i++) {
+		for (size_t at = 0; at < parts[i].iov_len; at += (size_t)n) {
+			n = wire->secret->ops->tls_write(tcp_of(wire)->tls,
+				(uint8_t *)parts[i].iov_base + at, parts[i].iov_len - at, text);
+			if (n < 0 && !all)
+				return tls_error(n, text);
+			if (n <= 0)
+				return all;
+			all += n;
+		}
+	}
+	return all;
+}
+
+/* Bytes written; 0: not now; negative. */
+static ssize_t stream_write(const struct afd__wire *wire, const struct iovec *parts, int n_parts)
+{
+	struct tcp *t = tcp_of(wire);
+	struct msghdr msg = { .msg_iov = (struct iovec *)parts, .msg_iovlen = (size_t)n_parts };
+	ssize_t n;
+
+	if (t->tls)
+		return tls_write(wire, parts, n_parts);
+	n = sendmsg(t->fd, &msg, MSG_DONTWAIT | MSG_NOSIGNAL);
 	return n < 0 ? stream_error("send") : n;
 }
 
@@ -67,15 +99,31 @@ static int ended(const struct tcp *t)
 	return afd__error(t->end_error, "%s", t->end_text);
 }
 
-/* Bytes read; 0: none are here; negative: the end. */
-static ssize_t stream_read(struct tcp *t, const struct iovec *parts, int n_parts)
+/* As stream_read. TLS may hold what the kernel has given already, so only "not now" ends it. */
+static ssize_t tls_read(const struct afd__wire *wire, const struct iovec *part)
 {
+	struct tcp *t = tcp_of(wire);
+	char text[AFD__SECRET_TEXT] = "";
+	ssize_t n = wire->secret->ops->tls_read(t->tls, part->iov_base, part->iov_len, text);
+
+	if (n < 0)
+		return note_end(t, (int)tls_error(n, text));
+	t->readable = n > 0;
+	return n;
+}
+
+/* Bytes read; 0: none are here; negative: the end. */
+static ssize_t stream_read(const struct afd__wire *wire, const struct iovec *parts, int n_parts)
+{
+	struct tcp *t = tcp_of(wire);
 	struct msghdr msg = { .msg_iov = (struct iovec *)parts, .msg_iovlen = (size_t)n_parts };
 	size_t wanted = 0;
 	ssize_t n;
 
 	if (t->ended)
 		return ended(t);
+	if (t->tls)
+		return tls_read(wire, parts);
 	n = recvmsg(t->fd, &msg, MSG_DONTWAIT);
 	if (!n)
 		return note_end(t, afd__error(-ECONNRESET, "the peer is gone"));
@@ -115,7 +163,7 @@ int afd__stream_hello_send(struct afd__wire *wire, const void *message, size_t b
 
 	if (wire->error)
 		return failed(wire);
-	n = stream_write(t, &rest, 1);
+	n = stream_write(wire, &rest, 1);
 	if (n < 0)
 		return fail(wire, (int)n);
 	t->hello_sent += (size_t)n;
@@ -144,8 +192,10 @@ static int message_bytes(const struct tcp *t, size_t capacity, size_t *bytes)
 	return 0;
 }
 
-static int receive_message(struct tcp *t, void *message, size_t capacity, size_t *bytes)
+static int receive_message(
+	const struct afd__wire *wire, void *message, size_t capacity, size_t *bytes)
 {
+	struct tcp *t = tcp_of(wire);
 	size_t wanted;
 	int rc;
 
@@ -159,7 +209,7 @@ static int receive_message(struct tcp *t, void *message, size_t capacity, size_t
 		if (t->staged >= PREFIX_BYTES && t->staged == wanted)
 			break;
 		rest = (struct iovec){ t->stage + t->staged, wanted - t->staged };
-		n = stream_read(t, &rest, 1);
+		n = stream_read(wire, &rest, 1);
 		if (n <= 0)
 			return (int)n;
 		t->staged += (size_t)n;
@@ -176,7 +226,7 @@ int afd__stream_hello_receive(
 	if (capacity > TCP_STAGE_BYTES)
 		capacity = TCP_STAGE_BYTES;
 	return wire->error ? failed(wire)
-			   : fail(wire, receive_message(tcp_of(wire), message, capacity, bytes));
+			   : fail(wire, receive_message(wire, message, capacity, bytes));
 }
 
 /* ---- slots ---- */
@@ -284,7 +334,7 @@ static int gather_parts(const struct afd__wire *wire, struct iovec parts[PARTS_M
 	uint32_t i = 0;
 	int n = 0;
 
-	if (t->queue_done)
+	if (t->queue_done || t->begun)
 		parts[n++] = queued(wire, i++, t->queue_done);
 	if (t->returns_done < t->returns_bytes)
 		parts[n++] = (struct iovec){ (uint8_t *)t->returns + t->returns_done,
@@ -311,6 +361,7 @@ static size_t take_queued(const struct afd__wire *wire, size_t bytes)
 	struct tcp *t = tcp_of(wire);
 	size_t rest = queued(wire, 0, t->queue_done).iov_len, n = bytes < rest ? bytes : rest;
 
+	t->begun = false;
 	t->queue_done += n;
 	if (n < rest)
 		return n;
@@ -325,7 +376,7 @@ static void take_written(const struct afd__wire *wire, size_t bytes)
 {
 	struct tcp *t = tcp_of(wire);
 
-	if (t->queue_done)
+	if (t->queue_done || t->begun)
 		bytes -= take_queued(wire, bytes);
 	bytes -= take_returns(t, bytes);
 	while (bytes)
@@ -341,11 +392,13 @@ static void flush(struct afd__wire *wire)
 
 	/* Until the kernel has refused: only then its room makes an edge. */
 	while (!t->broken && (t->n_queued || t->returns_done < t->returns_bytes)) {
-		n = stream_write(t, parts, gather_parts(wire, parts));
+		n = stream_write(wire, parts, gather_parts(wire, parts));
 		if (n < 0)
 			t->broken = t->readable = true;
-		if (n <= 0)
+		if (n <= 0) {
+			t->begun = t->tls && !t->returns_bytes;
 			return;
+		}
 		take_written(wire, (size_t)n);
 	}
 }
@@ -495,7 +548,7 @@ static int read_some(struct afd__wire *wire)
 	}
 	parts[n_parts++] =
 		(struct iovec){ t->stage + t->staged, TCP_STAGE_BYTES - t->staged };
-	n = stream_read(t, parts, n_parts);
+	n = stream_read(wire, parts, n_parts);
 	if (n <= 0)
 		return (int)n;
 	if (rest) {

@@ -20,6 +20,7 @@
 #include <arpa/inet.h>
 
 #include "socket.h"
+#include "secret.h"
 #include "tcp.h"
 
 enum { BACKLOG = 1024, HOST_MAX = 64, PORT_MAX = 65535 };
@@ -298,10 +299,29 @@ static void tcp_free(struct afd__wire *wire)
 {
 	struct tcp *t = tcp_of(wire);
 
+	if (t->tls)
+		wire->secret->ops->tls_close(t->tls);
 	if (t->memory)
 		afd__large_free(wire->ctx, t->memory, t->memory_bytes);
 	afd__free(t);
 	wire->state = NULL;
+}
+
+static void forget_socket(struct afd__wire *wire)
+{
+	afd__socket_forget(wire->ctx, wire->epoll_fd, &tcp_of(wire)->fd);
+}
+
+static int encrypt(struct afd__wire *wire, int accepting)
+{
+	struct tcp *t = tcp_of(wire);
+
+	if (!wire->secret)
+		return 0;
+	if (wire->secret->ops->tls_open(
+		    &t->tls, wire->secret->tls_config, t->fd, accepting))
+		return afd__error(-ENOMEM, "tls: no memory for a session");
+	return 0;
 }
 
 static int tcp_accept(struct afd__listener *ln, struct afd__wire *wire)
@@ -325,7 +345,10 @@ static int tcp_accept(struct afd__listener *ln, struct afd__wire *wire)
 		return rc;
 	}
 	rc = watch(wire, fd);
+	if (!rc)
+		rc = encrypt(wire, 1);
 	if (rc) {
+		forget_socket(wire);
 		tcp_free(wire);
 		return rc;
 	}
@@ -334,11 +357,6 @@ static int tcp_accept(struct afd__listener *ln, struct afd__wire *wire)
 }
 
 /* ---- the connection ---- */
-
-static void forget_socket(struct afd__wire *wire)
-{
-	afd__socket_forget(wire->ctx, wire->epoll_fd, &tcp_of(wire)->fd);
-}
 
 /* 1 connected, 0 under way, -1: not this address; errno says why. */
 static int try_address(struct afd__wire *wire, const struct tcp_address *address)
@@ -418,7 +436,7 @@ static int connect_next(struct afd__wire *wire)
 
 static int tcp_connect(struct afd__wire *wire, const char *name)
 {
-	int rc = 0, error;
+	int rc = 0;
 
 	if (!wire->state) {
 		rc = tcp_open(wire);
@@ -426,18 +444,18 @@ static int tcp_connect(struct afd__wire *wire, const char *name)
 			return rc;
 		rc = resolve(tcp_of(wire)->addresses, &tcp_of(wire)->n_addresses, name, false);
 	}
-	if (rc) {
-		/* The resolver may know it later. */
-		rc = rc == -EAGAIN ? -ECONNREFUSED : rc;
-		goto fail;
+	/* The resolver may know it later. */
+	if (rc == -EAGAIN)
+		rc = -ECONNREFUSED;
+	if (!rc) {
+		rc = connect_next(wire);
+		if (!rc)
+			return 0;
+		rc = rc == 1 ? encrypt(wire, 0) : connect_error(name, errno);
 	}
-	rc = connect_next(wire);
-	if (rc >= 0)
-		return rc;
-	error = errno;
+	if (!rc)
+		return 1;
 	forget_socket(wire);
-	rc = connect_error(name, error);
-fail:
 	tcp_free(wire);
 	return rc;
 }

@@ -31,6 +31,7 @@ struct tcp_address {
 struct tcp {
 	int fd;
 	bool connecting;
+	void *tls; /* a session of the secret's; NULL: in clear */
 	struct tcp_address addresses[TCP_ADDRESSES_MAX]; /* [n_addresses] still to be tried */
 	uint32_t n_addresses, next_address;
 
@@ -56,6 +57,7 @@ struct tcp {
 	uint32_t queue_head, n_queued;
 	uint32_t queue_bytes[AFD__SLOTS_MAX]; /* by slot, record header included */
 	size_t queue_done;                    /* of the oldest */
+	bool begun; /* the oldest was offered to TLS, which wants the same bytes again */
 	uint8_t returns[AFD__SLOTS_MAX * TCP_RECORD_BYTES];
 	size_t returns_bytes, returns_done;
 	bool returns_urgent; /* somebody waits for one of them alone */

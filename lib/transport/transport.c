@@ -80,6 +80,20 @@ static int check_sides(const struct afd_transport_params *p)
 	return check_group(p);
 }
 
+static int check_key(const struct afd_transport_params *p)
+{
+	if (p->key && p->key_file)
+		return afd__error(-EINVAL, "transport: key and key_file are both given");
+	if (!p->key != !p->key_bytes)
+		return afd__error(-EINVAL, "transport: key is %s, and key_bytes is %zu",
+			p->key ? "given" : "NULL", p->key_bytes);
+	if (p->tls > 1)
+		return check_range("tls", p->tls, 1);
+	if (p->tls && !p->key && !p->key_file)
+		return afd__error(-EINVAL, "transport: tls is 1, and there is no key");
+	return 0;
+}
+
 static int check_params(const struct afd_transport_params *p)
 {
 	int rc = check_sides(p);
@@ -96,8 +110,10 @@ static int check_params(const struct afd_transport_params *p)
 		rc = check_dtype("to_attention_dtype", p->to_attention_dtype);
 	if (!rc && (p->gate < 0 || p->gate > AFD_GATE_FFN))
 		rc = afd__error(-EINVAL, "transport: gate is %d, limit %d", p->gate, AFD_GATE_FFN);
-	if (!rc && p->_pad)
-		rc = afd__error(-EINVAL, "transport: _pad is %u, must be 0", p->_pad);
+	if (!rc && (p->_pad || p->_pad2))
+		rc = afd__error(-EINVAL, "transport: _pad is %u, must be 0", p->_pad | p->_pad2);
+	if (!rc)
+		rc = check_key(p);
 	return rc;
 }
 
@@ -183,7 +199,8 @@ static int fill_params(afd_transport *net, const struct afd_transport_params *gi
 
 	*p = *given;
 	p->listen = p->connect = NULL;
-	p->group = NULL;
+	p->group = p->key_file = NULL;
+	p->key = NULL;
 	p->group_size = or_default(p->group_size, 1);
 	p->lanes = or_default(p->lanes, 1);
 	p->max_rows = or_default(p->max_rows, DEFAULT_ROWS);
@@ -367,6 +384,12 @@ static int open_transport(afd_transport *net, const struct afd_transport_params 
 	net->row = afd__alloc(net->ctx, net->contract.hidden_size, sizeof(*net->row));
 	if (!net->links || !net->departed || !net->row)
 		return -ENOMEM;
+	if (given->key || given->key_file) {
+		rc = afd__secret_open(&net->secret, net->ctx, given->key_file, given->key,
+			given->key_bytes, (int)given->tls);
+		if (rc)
+			return rc;
+	}
 	net->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
 	if (net->epoll_fd < 0)
 		return afd__error(-EIO, "transport: epoll_create1: %s", strerror(errno));
@@ -466,6 +489,7 @@ void afd_transport_destroy(afd_transport *net)
 		afd__peers_destroy(net);
 	if (net->epoll_fd >= 0)
 		close(net->epoll_fd);
+	afd__secret_close(net->secret);
 	afd__free(net->row);
 	afd__free(net->departed);
 	afd__free(net->links);

@@ -54,7 +54,7 @@ void rig_wait_logged(const char *text)
 
 static bool has_one_context(void)
 {
-	return strcmp(backend, "shm") && strncmp(backend, "tcp", 3);
+	return strcmp(backend, "shm") && strcmp(backend, "shm-key") && strncmp(backend, "tcp", 3);
 }
 
 static afd_context *make_context(void)
@@ -67,7 +67,7 @@ static afd_context *make_context(void)
 		fail_msg("%s", afd_last_error());
 	lossy_add(ctx);
 	/* So small that every record crosses in many pieces. */
-	if (!strcmp(backend, "tcp-tiny"))
+	if (strstr(backend, "-tiny"))
 		ctx->test_socket_bytes = 1;
 	return ctx;
 }
@@ -106,7 +106,7 @@ const char *rig_scheme(void)
 {
 	if (!strncmp(backend, "tcp", 3))
 		return "tcp";
-	return strcmp(backend, "shm-one") ? backend : "shm";
+	return strncmp(backend, "shm", 3) ? backend : "shm";
 }
 
 const struct afd__transport_ops *rig_ops(void)
@@ -273,12 +273,26 @@ static void *serve(void *user)
 	return NULL;
 }
 
+/* Every test runs with a key, and over TLS, too. */
+static void add_secret(struct afd_transport_params *p)
+{
+	static const char key[] = "the key of every test";
+	bool tls = !strncmp(backend, "tcp-tls", 7);
+
+	p->size = sizeof(*p);
+	if ((!tls && strcmp(backend, "shm-key")) || p->key || p->key_file)
+		return;
+	p->key = key;
+	p->key_bytes = sizeof(key) - 1;
+	p->tls = tls;
+}
+
 afd_transport *make_server(const char *address, const struct afd_transport_params *params)
 {
 	struct afd_transport_params p = params ? *params : (struct afd_transport_params){ 0 };
 	afd_transport *net;
 
-	p.size = sizeof(p);
+	add_secret(&p);
 	p.listen = &address;
 	p.n_listen = 1;
 	if (afd_transport_create(&net, server_ctx, &rig_contract, &p))
@@ -330,7 +344,7 @@ afd_transport *make_client(const char *address, const struct afd_transport_param
 	struct afd_transport_params p = params ? *params : (struct afd_transport_params){ 0 };
 	afd_transport *net;
 
-	p.size = sizeof(p);
+	add_secret(&p);
 	p.connect = &address;
 	p.n_connect = 1;
 	if (afd_transport_create(&net, client_ctx, &rig_contract, &p))
