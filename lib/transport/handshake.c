@@ -48,7 +48,7 @@ __attribute__((format(printf, 2, 3))) static void warn(afd_transport *net, const
 }
 
 /* With a key the message ends in a proof. */
-static int say(struct afd__link *link, const struct afd__hello *hello, enum afd__link_phase phase)
+int afd__shake_say(struct afd__link *link, const struct afd__hello *hello, enum afd__link_phase phase)
 {
 	link->message_bytes =
 		afd__hello_encode(link->message, AFD__HELLO_MAX - AFD__SEAL_BYTES, hello);
@@ -57,13 +57,13 @@ static int say(struct afd__link *link, const struct afd__hello *hello, enum afd_
 }
 
 /* 1: the message has gone. */
-static int send_message(struct afd__link *link)
+int afd__shake_send_message(struct afd__link *link)
 {
 	return link->wire.ops->hello_send(&link->wire, link->message, link->message_bytes);
 }
 
 /* 1: link->said is the peer's next message. A peer of another wire version has said only that. */
-static int receive_message(struct afd__link *link)
+int afd__shake_receive_message(struct afd__link *link)
 {
 	uint8_t message[AFD__HELLO_MAX];
 	size_t bytes;
@@ -79,7 +79,7 @@ static int receive_message(struct afd__link *link)
 
 /* With a key, before all else. 1: link->said is a nonce, and was taken; or it is another message,
  * of which only the prefix was looked at. */
-static int receive_nonce(struct afd__link *link)
+int afd__shake_receive_nonce(struct afd__link *link)
 {
 	uint8_t message[AFD__HELLO_MAX];
 	size_t bytes;
@@ -93,7 +93,7 @@ static int receive_nonce(struct afd__link *link)
 	return rc ? rc : 1;
 }
 
-static void keep_said(struct afd__link *link)
+void afd__shake_keep_said(struct afd__link *link)
 {
 	const struct afd__hello *said = link->said;
 
@@ -107,7 +107,7 @@ static void keep_said(struct afd__link *link)
 	link->gate = (int32_t)said->gate;
 }
 
-static int bind_slots(struct afd__link *link, int accepting)
+int afd__shake_bind_slots(struct afd__link *link, int accepting)
 {
 	struct afd__wire_slots geometry;
 
@@ -144,7 +144,7 @@ static void refuse(struct afd__link *link, const struct afd__hello *refusal)
 		refusal->refused_value, refusal->refuser_value, refusal->text[0] ? ": " : "",
 		refusal->text);
 	/* A proof that cannot be made leaves it a refusal all the same. */
-	(void)say(link, refusal, AFD__LINK_REFUSING);
+	(void)afd__shake_say(link, refusal, AFD__LINK_REFUSING);
 }
 
 /* Before a proof, and without one of ours: only that there is a key can be told by it. */
@@ -160,7 +160,7 @@ static int refuse_key(struct afd__link *link, const char *theirs)
 
 static int answer_nonce(struct afd__link *link)
 {
-	int rc = receive_nonce(link);
+	int rc = afd__shake_receive_nonce(link);
 	struct afd__hello refusal;
 
 	if (rc != 1)
@@ -221,7 +221,7 @@ static int answer_hello(struct afd__link *link)
 {
 	afd_transport *net = link->net;
 	struct afd__hello reply;
-	int rc = receive_message(link);
+	int rc = afd__shake_receive_message(link);
 
 	if (rc == -EACCES)
 		return refuse_key(link, "another");
@@ -243,8 +243,8 @@ static int answer_hello(struct afd__link *link)
 	if (reply.max_rows > link->said->max_rows)
 		reply.max_rows = link->said->max_rows;
 	link->said->max_rows = reply.max_rows;
-	keep_said(link);
-	rc = say(link, &reply, AFD__LINK_WELCOME);
+	afd__shake_keep_said(link);
+	rc = afd__shake_say(link, &reply, AFD__LINK_WELCOME);
 	return rc ? rc : 1;
 }
 
@@ -259,18 +259,18 @@ static int refused(const struct afd__link *link)
 /* A peer that does not like our welcome says so and hangs up, perhaps before we have bound. */
 static int bind_accepted(struct afd__link *link)
 {
-	int rc = bind_slots(link, 1);
+	int rc = afd__shake_bind_slots(link, 1);
 
 	if (rc != -ECONNRESET)
 		return rc;
-	if (receive_message(link) == 1 && link->said->kind == AFD__REFUSAL)
+	if (afd__shake_receive_message(link) == 1 && link->said->kind == AFD__REFUSAL)
 		return refused(link);
 	return afd__error(-ECONNRESET, "%s is gone", link->who);
 }
 
 static int take_ready(struct afd__link *link, uint64_t now)
 {
-	int rc = receive_message(link);
+	int rc = afd__shake_receive_message(link);
 
 	if (rc != 1)
 		return rc;
@@ -293,14 +293,14 @@ static int advance_accepted(struct afd__link *link, uint64_t now)
 	case AFD__LINK_NONCE:
 		return answer_nonce(link);
 	case AFD__LINK_ANSWER:
-		rc = send_message(link);
+		rc = afd__shake_send_message(link);
 		if (rc == 1)
 			link->phase = AFD__LINK_HELLO;
 		return rc;
 	case AFD__LINK_HELLO:
 		return answer_hello(link);
 	case AFD__LINK_WELCOME:
-		rc = send_message(link);
+		rc = afd__shake_send_message(link);
 		if (rc == 1)
 			link->phase = AFD__LINK_BINDING;
 		return rc;
@@ -312,7 +312,7 @@ static int advance_accepted(struct afd__link *link, uint64_t now)
 	case AFD__LINK_READY:
 		return take_ready(link, now);
 	case AFD__LINK_REFUSING:
-		rc = send_message(link);
+		rc = afd__shake_send_message(link);
 		/* Told and done; the warning has been written when it was refused. */
 		return rc == 1 ? -ECANCELED : rc;
 	default:
@@ -423,165 +423,6 @@ static int accept_all(afd_transport *net, uint64_t now)
 	return moved | net->listeners_stirred;
 }
 
-/* ---- the side that connects ---- */
-
-static int say_hello(struct afd__link *link)
-{
-	struct afd__hello hello;
-	int rc;
-
-	afd__hello_state_ours(link, &hello, AFD__HELLO);
-	rc = say(link, &hello, AFD__LINK_HELLO);
-	return rc ? rc : 1;
-}
-
-static int connect_link(struct afd__link *link, uint64_t now)
-{
-	int rc;
-
-	if (link->phase == AFD__LINK_IDLE && now < link->retry_ns)
-		return 0;
-	rc = link->wire.ops->connect(&link->wire, link->address->name);
-	link->open = rc >= 0;
-	if (rc == 0)
-		link->phase = AFD__LINK_CONNECTING;
-	if (rc != 1)
-		return rc;
-	if (!link->net->secret)
-		return say_hello(link);
-	link->phase = AFD__LINK_NONCE;
-	rc = afd__prove_begin(link);
-	return rc ? rc : 1;
-}
-
-static int take_nonce(struct afd__link *link)
-{
-	int rc = receive_nonce(link);
-
-	if (rc != 1)
-		return rc;
-	if (!link->sealed)
-		return afd__error(-EACCES, "%s proves no key; ours is required", link->who);
-	return say_hello(link);
-}
-
-static int take_welcome(struct afd__link *link)
-{
-	const struct afd__hello *said = link->said;
-	struct afd__hello refusal;
-	int rc = receive_message(link);
-
-	if (rc != 1)
-		return rc;
-	if (said->kind == AFD__REFUSAL && said->wire_version == AFD__WIRE_VERSION)
-		return afd__error(strcmp(said->field, "key") ? -EPROTO : -EACCES,
-			"refused by %s: %s is %s there, %s here%s%s", link->who, said->field,
-			said->refuser_value, said->refused_value, said->text[0] ? ": " : "",
-			said->text);
-	if (afd__welcome_judge(link, said, &refusal)) {
-		rc = afd__error(-EPROTO, "%s disagrees: %s is %s there, %s here", link->who,
-			refusal.field, refusal.refused_value, refusal.refuser_value);
-	} else {
-		keep_said(link);
-		rc = link->kind == AFD__LINK_TO_FFN ? afd__shards_place(link, &refusal) : 0;
-	}
-	if (rc) {
-		char text[sizeof(link->error_text)];
-
-		afd__error_save(text, sizeof(text));
-		if (!say(link, &refusal, AFD__LINK_REFUSING))
-			send_message(link);
-		return afd__error(rc, "%s", text);
-	}
-	link->phase = AFD__LINK_BINDING;
-	return 1;
-}
-
-static int advance_connecting(struct afd__link *link, uint64_t now)
-{
-	struct afd__hello ready = { .kind = AFD__READY, .wire_version = AFD__WIRE_VERSION };
-	int rc;
-
-	switch (link->phase) {
-	case AFD__LINK_IDLE:
-	case AFD__LINK_CONNECTING:
-		return connect_link(link, now);
-	case AFD__LINK_NONCE:
-		rc = send_message(link);
-		if (rc == 1)
-			link->phase = AFD__LINK_ANSWER;
-		return rc;
-	case AFD__LINK_ANSWER:
-		return take_nonce(link);
-	case AFD__LINK_HELLO:
-		rc = send_message(link);
-		if (rc == 1)
-			link->phase = AFD__LINK_WELCOME;
-		return rc;
-	case AFD__LINK_WELCOME:
-		return take_welcome(link);
-	case AFD__LINK_BINDING:
-		rc = bind_slots(link, 0);
-		if (rc == 1 && say(link, &ready, AFD__LINK_READY))
-			rc = -EIO;
-		return rc;
-	case AFD__LINK_READY:
-		rc = send_message(link);
-		if (rc == 1)
-			afd__link_joined(link, now);
-		return rc;
-	default:
-		return 0;
-	}
-}
-
-/* A server that is not up, or that went away before we had joined, is tried again until the time is
- * over. */
-static bool is_tried_again(int rc)
-{
-	return rc == -ECONNREFUSED || rc == -ECONNRESET;
-}
-
-static void retry(struct afd__link *link, uint64_t now)
-{
-	afd__error_save(link->error_text, sizeof(link->error_text));
-	if (link->open)
-		link->wire.ops->close(&link->wire);
-	link->open = link->placed = false;
-	link->wire.error = 0;
-	link->phase = AFD__LINK_IDLE;
-	link->retry_ns = now + AFD__RETRY_MS * MS;
-}
-
-static int move_connecting(struct afd__link *link, uint64_t now)
-{
-	afd_transport *net = link->net;
-	int rc, moved = 0;
-
-	if (!link->address || link->phase >= AFD__LINK_JOINED)
-		return 0;
-	do {
-		rc = advance_connecting(link, now);
-		moved |= rc == 1;
-	} while (rc == 1 && link->phase != AFD__LINK_JOINED);
-	if (link->phase == AFD__LINK_JOINED)
-		return 1;
-	if (is_tried_again(rc)) {
-		retry(link, now);
-		rc = 0;
-	}
-	if (!rc && now - net->created_ns > net->params.connect_timeout_ms * MS)
-		rc = afd__error(-ETIMEDOUT, "no %s joined within %u ms%s%s",
-			link->kind == AFD__LINK_TO_FFN ? "FFN peer" : link->who,
-			net->params.connect_timeout_ms, link->error_text[0] ? ": " : "",
-			link->error_text);
-	if (rc < 0) {
-		afd__link_fail(link, rc);
-		moved = 1;
-	}
-	return moved;
-}
-
 /* ---- both ---- */
 
 static bool has_come(const afd_transport *net, uint32_t rank)
@@ -614,7 +455,7 @@ int afd__handshake_round(afd_transport *net, uint64_t now)
 
 	for (uint32_t i = 0; net->attention && i < net->max_links; i++) {
 		if (net->links[i])
-			moved |= move_connecting(net->links[i], now);
+			moved |= afd__connect_move(net->links[i], now);
 	}
 	if (net->n_listeners)
 		moved |= accept_all(net, now);
@@ -626,7 +467,40 @@ int afd__handshake_round(afd_transport *net, uint64_t now)
 	}
 	if (net->attention && net->params.group_size > 1)
 		moved |= await_ranks(net, now);
+	if (net->attention && !net->complete)
+		moved |= afd__shards_complete(net, now);
 	return moved;
+}
+
+/* Something will be done for it without an event. */
+static bool is_timed(const struct afd__link *link)
+{
+	const afd_transport *net = link->net;
+
+	if (link->phase == AFD__LINK_JOINED)
+		return false;
+	if (link->phase > AFD__LINK_JOINED)
+		return net->complete && link->kind == AFD__LINK_TO_FFN &&
+		       afd__frames_untouched(link);
+	return !net->error || net->error_passes;
+}
+
+/* NULL: a rank that has to come to us. */
+static uint64_t timer_of(const afd_transport *net, const struct afd__link *link)
+{
+	uint64_t at = UINT64_MAX;
+
+	if (link && (link->phase == AFD__LINK_IDLE || link->phase > AFD__LINK_JOINED))
+		at = link->retry_ns;
+	else if (link)
+		at = link->since_ns +
+		     (net->complete ? AFD__HANDSHAKE_MS : AFD__REFUSED_MS + 1) * MS;
+	if (!net->complete && net->created_ns + net->params.connect_timeout_ms * MS < at)
+		at = net->created_ns + net->params.connect_timeout_ms * MS;
+	/* One that is waited for no longer holds up the others once. */
+	return !net->complete && link && link->phase > AFD__LINK_IDLE && at < afd__now_ns()
+		       ? UINT64_MAX
+		       : at;
 }
 
 uint64_t afd__handshake_timer(const afd_transport *net)
@@ -636,11 +510,9 @@ uint64_t afd__handshake_timer(const afd_transport *net)
 	for (uint32_t i = 0; net->attention && i < net->max_links; i++) {
 		const struct afd__link *link = net->links[i];
 
-		if (net->error || (link && link->phase >= AFD__LINK_JOINED))
+		if (link ? !is_timed(link) : net->error != 0)
 			continue;
-		at = net->created_ns + net->params.connect_timeout_ms * MS;
-		if (link && link->phase == AFD__LINK_IDLE && link->retry_ns < at)
-			at = link->retry_ns;
+		at = timer_of(net, link);
 		if (at < next)
 			next = at;
 	}

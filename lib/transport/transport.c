@@ -110,8 +110,8 @@ static int check_params(const struct afd_transport_params *p)
 		rc = check_dtype("to_attention_dtype", p->to_attention_dtype);
 	if (!rc && (p->gate < 0 || p->gate > AFD_GATE_FFN))
 		rc = afd__error(-EINVAL, "transport: gate is %d, limit %d", p->gate, AFD_GATE_FFN);
-	if (!rc && (p->_pad || p->_pad2))
-		rc = afd__error(-EINVAL, "transport: _pad is %u, must be 0", p->_pad | p->_pad2);
+	if (!rc && p->_pad)
+		rc = afd__error(-EINVAL, "transport: _pad is %u, must be 0", p->_pad);
 	if (!rc)
 		rc = check_key(p);
 	return rc;
@@ -515,7 +515,7 @@ void afd__transport_info(const afd_transport *net, struct afd__exchange_info *in
 		.first_layer = net->params.first_layer,
 		.n_layers = net->params.n_layers,
 		.gate = net->attention ? net->params.gate : 0,
-		.n_targets = net->attention ? net->n_addresses : 0,
+		.n_targets = net->n_targets ? net->n_targets : net->attention ? net->n_addresses : 0,
 		.group_index = net->params.group_index,
 		.group_size = net->params.group_size,
 		.shard = net->shard,

@@ -13,6 +13,7 @@
 
 afd_context *server_ctx, *client_ctx;
 struct afd_contract rig_contract;
+uint64_t rig_weights[2];
 
 static const char *backend = "loop";
 static int n_addresses;
@@ -274,7 +275,7 @@ static void *serve(void *user)
 }
 
 /* Every test runs with a key, and over TLS, too. */
-static void add_secret(struct afd_transport_params *p)
+void rig_secret(struct afd_transport_params *p)
 {
 	static const char key[] = "the key of every test";
 	bool tls = !strncmp(backend, "tcp-tls", 7);
@@ -292,11 +293,13 @@ afd_transport *make_server(const char *address, const struct afd_transport_param
 	struct afd_transport_params p = params ? *params : (struct afd_transport_params){ 0 };
 	afd_transport *net;
 
-	add_secret(&p);
+	rig_secret(&p);
 	p.listen = &address;
 	p.n_listen = 1;
 	if (afd_transport_create(&net, server_ctx, &rig_contract, &p))
 		return NULL;
+	if (rig_weights[0])
+		afd__transport_state(net, rig_weights, "c");
 	return net;
 }
 
@@ -344,7 +347,7 @@ afd_transport *make_client(const char *address, const struct afd_transport_param
 	struct afd_transport_params p = params ? *params : (struct afd_transport_params){ 0 };
 	afd_transport *net;
 
-	add_secret(&p);
+	rig_secret(&p);
 	p.connect = &address;
 	p.n_connect = 1;
 	if (afd_transport_create(&net, client_ctx, &rig_contract, &p))

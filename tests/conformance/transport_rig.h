@@ -45,6 +45,7 @@ struct server {
 /* Of the server's context and of the clients'; the same where the backend wants it. */
 extern afd_context *server_ctx, *client_ctx;
 extern struct afd_contract rig_contract;
+extern uint64_t rig_weights[2]; /* that servers state; 0, 0: none */
 
 /* Runs the group with the arguments of main: the backend's name. */
 int rig_run(
@@ -63,6 +64,9 @@ const struct afd__transport_ops *rig_ops(void); /* of the backend; lossy: loop's
 void rig_connect(struct afd__wire *wire, const char *address);
 bool rig_logged(const char *text);      /* by either side since rig_begin */
 void rig_wait_logged(const char *text); /* fails the test after 2 s */
+
+/* The key of a backend that has one, unless params have their own. */
+void rig_secret(struct afd_transport_params *params);
 
 /* NULL params: the defaults. The address is filled in when listen is not set. */
 afd_transport *make_server(const char *address, const struct afd_transport_params *params);

@@ -78,7 +78,7 @@ class Usage(Case):
             self.refuse("afd-generate", [*GENERATE, flag, value], flag, value, limit)
 
     def test_flags_of_later_versions_are_refused_by_name(self):
-        for flag in (["--reconnect-s", "5"], ["--device", "cuda:0"]):
+        for flag in (["--device", "cuda:0"]):
             self.refuse("afd-generate", [*GENERATE, *flag], *flag, "not in this version")
         for flag in (["--wire-dtype", "fp8"], ["--wire-dtype", "bf16:fp8"]):
             self.refuse("afd-generate", [*GENERATE, *flag], *flag, "not in this version")
@@ -104,7 +104,7 @@ class Usage(Case):
                 self.refuse("afd-serve-ffn", [*SERVE, flag, value], flag, "not a shard i/n")
 
     def test_values_that_only_later_versions_change_are_taken(self):
-        done = run("afd-generate", *GENERATE, "--attention-tp", "0/1", "--reconnect-s", "0", "--device", "cpu")
+        done = run("afd-generate", *GENERATE, "--attention-tp", "0/1", "--reconnect-s", "5", "--device", "cpu")
         self.assertEqual((done.returncode, done.stderr), (0, ""))
 
     def test_addresses_that_mean_nothing_are_wrong_usage(self):
