@@ -176,6 +176,21 @@ static int check_holding(const struct afd__link *link)
 		(unsigned long long)before->weights[1], (unsigned long long)before->weights[0]);
 }
 
+/* From the welcome on, since two peers of one shard may be on their way in together. */
+static void keep_holding(const struct afd__link *link)
+{
+	afd_transport *net = link->net;
+	struct afd__holding *holding = &net->holdings[link->rank];
+
+	net->n_targets = link->shard.n_targets;
+	if (holding->known)
+		return;
+	net->shards[link->rank] = link->shard;
+	memcpy(holding->weights, link->weights, sizeof(holding->weights));
+	memcpy(holding->device, link->device, sizeof(holding->device));
+	holding->known = true;
+}
+
 static int place(struct afd__link *link)
 {
 	afd_transport *net = link->net;
@@ -207,7 +222,7 @@ int afd__shards_place(struct afd__link *link, struct afd__hello *refusal)
 	keep_shard(link);
 	rc = place(link);
 	if (!rc) {
-		link->net->n_targets = link->shard.n_targets;
+		keep_holding(link);
 		return 0;
 	}
 	link->placed = false;
@@ -280,15 +295,8 @@ int afd__shards_complete(afd_transport *net, uint64_t now)
 void afd__shards_joined(struct afd__link *link)
 {
 	afd_transport *net = link->net;
-	struct afd__holding *holding = &net->holdings[link->rank];
 	struct afd__link *before = net->targets[link->rank];
 
-	if (!holding->known) {
-		net->shards[link->rank] = link->shard;
-		memcpy(holding->weights, link->weights, sizeof(holding->weights));
-		memcpy(holding->device, link->device, sizeof(holding->device));
-		holding->known = true;
-	}
 	if (before && takes_rows(before))
 		return;
 	net->targets[link->rank] = link;

@@ -144,6 +144,7 @@ static void hold_all(struct afd__link *link)
 	link->placed = true;
 	link->shard = (struct afd__target){ .n_targets = 1, .n_tp = 1, .max_rows = MAX_ROWS };
 	link->net->n_targets = 1;
+	link->net->shards[0] = link->shard;
 }
 
 static void join(afd_transport *net)
