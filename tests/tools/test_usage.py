@@ -78,7 +78,7 @@ class Usage(Case):
             self.refuse("afd-generate", [*GENERATE, flag, value], flag, value, limit)
 
     def test_flags_of_later_versions_are_refused_by_name(self):
-        for flag in (["--device", "cuda:0"]):
+        for flag in (["--device", "cuda:0"],):
             self.refuse("afd-generate", [*GENERATE, *flag], *flag, "not in this version")
         for flag in (["--wire-dtype", "fp8"], ["--wire-dtype", "bf16:fp8"]):
             self.refuse("afd-generate", [*GENERATE, *flag], *flag, "not in this version")
