@@ -31,7 +31,7 @@ struct flags {
 	struct tool_stage stage;
 	const char *ids, *batch, *logits, *trace, *group;
 	struct tool_list ffn, eos;
-	uint32_t max_tokens, lanes, gate, kv_pages, page_size, prefill_chunk, top_k;
+	uint32_t max_tokens, lanes, gate, kv_pages, page_size, prefill_chunk, top_k, reconnect_s;
 	uint32_t rank[2]; /* index and number in the attention group */
 	int32_t wire_dtypes[2], kv_dtype;
 	double temperature, top_p;
@@ -185,6 +185,9 @@ static int create_transport(struct program *program)
 		.max_rows = flags->stage.max_rows,
 		.gate = flags->gate,
 		.deadline_ms = flags->stage.deadline_ms,
+		.reconnect_ms = flags->reconnect_s * 1000,
+		.key_file = flags->stage.key,
+		.tls = (uint32_t)flags->stage.tls,
 		.connect_timeout_ms = flags->stage.connect_timeout_ms,
 		.to_ffn_dtype = flags->wire_dtypes[0],
 		.to_attention_dtype = flags->wire_dtypes[1],
@@ -445,7 +448,8 @@ static const struct tool_option options[] = {
 	{ "eos", "ID", "none", "an id that ends a sequence; may be repeated", tool_set_list,
 		&flags.eos, 0, 0 },
 	{ "ffn", "ADDR", "in this process",
-		"an FFN peer, shm:NAME; repeated for the shards, in any order", tool_set_list,
+		"an FFN peer, shm:NAME or tcp:HOST:PORT; repeated for shards and replicas, in any "
+		"order", tool_set_list,
 		&flags.ffn, 0, 0 },
 	{ "lanes", "1..4|auto", "1",
 		"micro-batches that overlap; auto: 2 from 8 sequences on when --ffn is given, else "
@@ -481,8 +485,9 @@ static const struct tool_option options[] = {
 	{ "logits", "FILE.npy", "none", "float32 [positions, vocab] of the one sequence",
 		tool_set_text, &flags.logits, 0, 0 },
 	{ "reconnect-s", "N", "0 s",
-		"wait for an FFN peer to come back; other values are not in this version",
-		tool_set_zero, NULL, 0, 0 },
+		"how long a step waits for an FFN peer to come (back) when none is left, 0 to "
+		"86400 s",
+		tool_set_u32, &flags.reconnect_s, 0, 86400 },
 	{ "trace", "FILE.json", "none", "Chrome trace of the steps", tool_set_text, &flags.trace, 0,
 		0 },
 	{ "json", NULL, NULL, "one JSON object on stdout", tool_set_flag, &flags.json, 0, 0 },

@@ -132,6 +132,8 @@ static int create(struct server *server)
 		.max_rows = flags->stage.max_rows,
 		.max_peers = flags->max_peers,
 		.deadline_ms = flags->stage.deadline_ms,
+		.key_file = flags->stage.key,
+		.tls = (uint32_t)flags->stage.tls,
 		.to_ffn_dtype = flags->wire_dtypes[0],
 		.to_attention_dtype = flags->wire_dtypes[1],
 		.shard = { flags->tp[0], flags->tp[1], flags->ep[0], flags->ep[1] },
@@ -186,7 +188,7 @@ static struct flags flags;
 
 static const struct tool_option options[] = {
 	TOOL_OPTIONS_STAGE(flags.stage),
-	{ "listen", "ADDR", NULL, "where to listen, shm:NAME; may be repeated; required",
+	{ "listen", "ADDR", NULL, "where to listen, shm:NAME or tcp:HOST:PORT; may be repeated; required",
 		tool_set_list, &flags.listen, 0, 0 },
 	{ "ffn-tp", "i/n", "0/1", "tensor-parallel shard: part i of n of the widths",
 		tool_set_shard, flags.tp, 0, 0 },

@@ -18,6 +18,8 @@ struct tool_stage {
 	uint32_t deadline_ms, max_rows, connect_timeout_ms;
 	int32_t log;
 	int quantize; /* both stages have the parameter, and one process may hold both */
+	const char *key;
+	int tls;
 };
 
 /* Rows for a tool's table. `s` is a struct tool_stage. */
@@ -47,10 +49,12 @@ struct tool_stage {
 	{ "quantize-activations", NULL, NULL, \
 		"inputs of products with e4m3 weights in e4m3, as GPUs do it; for all processes or none", \
 		tool_set_flag, &(s).quantize, 0, 0 }, \
-	{ "key", "FILE", NULL, "a key that both sides prove; not in this version", \
-		tool_set_later, NULL, 0, 0 }, \
-	{ "tls", NULL, NULL, "encrypted links; not in this version", \
-		tool_set_later, NULL, 0, 0 }
+	{ "key", "FILE", NULL, \
+		"a key of 16 to 4096 bytes that both sides prove; its owner alone may open the " \
+		"file", \
+		tool_set_text, &(s).key, 0, 0 }, \
+	{ "tls", NULL, NULL, "with a key, on tcp: the links are encrypted, too", tool_set_flag, \
+		&(s).tls, 0, 0 }
 
 /* The CPUs that this process may run on. */
 uint32_t tool_cores(void);

@@ -9,11 +9,16 @@
  * per layer and lane _dispatch and _collect.
  *
  * Addresses: "loop:NAME" inside one context, "shm:NAME" between processes of one user on one host
- * (and in one network namespace). NAME is 1 to 80 of [A-Za-z0-9._-]. A name is free again the
- * moment its listener is gone, however it went.
+ * (and in one network namespace), "tcp:HOST:PORT" between hosts. NAME is 1 to 80 of
+ * [A-Za-z0-9._-]; HOST is a name, an IPv4 address, or an IPv6 address in brackets; PORT 0 listens
+ * at a free one, see afd_transport_address. An address is free again the moment its listener is
+ * gone, however it went. A HOST that the system's resolver has to ask for may hold up _create
+ * (listen) or _poll (connect) for as long as that takes; numbers and /etc/hosts do not.
  *
  * Deadlines count silence, not work: a peer that computes sends beats. A peer that died is noticed
- * within one second. Once a link has failed it stays failed; the first cause is kept and named.
+ * within one second. Rows that an FFN peer has not answered when it is lost go to another one that
+ * holds the same shard, if there is one: the frame completes with the same bits. Without one the
+ * frame fails, the cause is kept and named, and the step can be repeated when a peer is back.
  */
 #ifndef AFD_TRANSPORT_H
 #define AFD_TRANSPORT_H
@@ -36,7 +41,8 @@ struct afd_transport_params {
 	size_t size;
 	/* Either listen (FFN side), or connect or group (attention side). */
 	const char *const *listen;  /* [n_listen] addresses to listen at */
-	const char *const *connect; /* [n_connect] addresses of all FFN peers, in any order */
+	/* [n_connect] addresses of all FFN peers, in any order; several of one shard are replicas */
+	const char *const *connect;
 	uint32_t n_listen;
 	uint32_t n_connect;
 	uint32_t lanes; /* attention side: batches that overlap, 1 .. AFD_MAX_LANES; 0 means 1 */
@@ -56,14 +62,24 @@ struct afd_transport_params {
 	uint32_t first_layer; /* FFN side: from this one on */
 	uint32_t _pad;        /* 0 */
 	/* FFN side: the part of each layer that is held; all 0: all of it. The FFN peers that an
-	 * attention peer connects to hold all shards of one way of sharding, each once. */
+	 * attention peer connects to hold all shards of one way of sharding. */
 	struct afd_shard shard;
 	/* Attention side: ranks of one attention group exchange their partial results. Rank 0
-	 * listens at this address, rank i at the same with ".i" after it, and each connects to
-	 * those of lower rank. NULL: no group */
+	 * listens at this address, rank i at the same with ".i" after it (tcp: at PORT + i), and
+	 * each connects to those of lower rank. NULL: no group */
 	const char *group;
 	uint32_t group_index; /* this rank, below group_size */
 	uint32_t group_size;  /* ranks, 2 .. 64; 0 or 1: no group */
+	/* A key that all peers prove to each other before anything else of theirs is looked at: a
+	 * file that its owner alone may open, whose bytes are the key, or bytes that are copied.
+	 * 16 .. 4096 bytes. Both NULL: no key, and whoever comes is heard. */
+	const char *key_file;
+	const void *key; /* [key_bytes] */
+	size_t key_bytes;
+	uint32_t tls; /* 1, with a key: tcp: links are encrypted (TLS 1.3) */
+	/* Attention side: how long a step waits for an FFN peer to come (back) when nobody holds a
+	 * shard any more; then, or at once with 0, it fails. */
+	uint32_t reconnect_ms;
 };
 
 /*
@@ -73,7 +89,9 @@ struct afd_transport_params {
  *
  *   -EINVAL      neither or both sides, a bad address, a field out of range, a contract without
  *                sizes
- *   -ENOSYS      the address names a transport that is not part of this build
+ *   -ENOSYS      the address names a transport that is not part of this build; or a key, and
+ *                there is no afd-tls.so
+ *   -EACCES      others may open the key's file; -ENOENT: there is none
  *   -EADDRINUSE  somebody listens there
  *   -ENOTSUP     AFD_DTYPE_FP8 (not in this version)
  *   -ENODEV      the machine cannot: shm: without memfd
@@ -86,15 +104,16 @@ AFD_API int afd_transport_create(afd_transport **out, afd_context *ctx,
 AFD_API void afd_transport_destroy(afd_transport *net);
 
 /*
- * Makes progress; never blocks. Returns 1 when all peers that were to be connected have joined (FFN
- * side: at once), 0 when some have not yet.
+ * Makes progress; never blocks. Returns 1 when the peers that have joined hold every shard (FFN
+ * side: at once), 0 when they do not yet, or not any more and reconnect_ms runs. Peers that are
+ * missing or lost are looked for on and on, and taken when they come.
  *
  *   -ETIMEDOUT     a peer did not come up within connect_timeout_ms, or was silent for deadline_ms
  *                  while it owed a reply
  *   -EPROTO        a peer disagrees or refuses; the text says field, both values and the address.
  *                  Or the FFN peers do not hold every shard: the text says which is missing
- *   -ENOTSUP       two FFN peers hold the same shard (replicas are not in this version): both named
- *   -ECONNRESET    a peer died or left (attention side; on the FFN side a lost peer is no error)
+ *   -ECONNRESET    a peer died or left, and no other one holds its shard (attention side; on the
+ *                FFN side a lost peer is no error); until one does again
  */
 AFD_API int afd_transport_poll(afd_transport *net);
 

@@ -33,6 +33,7 @@ struct afd_context {
 	struct afd__local *_Atomic local; /* what ends of links in this context share
 	                                     (transport/local.c); it has its own lock */
 	const struct afd__transport_ops *test_transport; /* one more backend: tests only */
+	int test_socket_bytes; /* of a socket's buffers; 0: the kernel's choice. Tests only */
 	_Atomic uint64_t n_allocations; /* large and small ones of the library after creation of a
 	                                   stage: the tests count */
 };

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Finds and opens device modules. They lie in afd/ beside libafd.so, wherever that was loaded from,
+ * Finds and opens modules. They lie in afd/ beside libafd.so, wherever that was loaded from,
  * so that a wheel or a DESTDIR works; AFD_MODULE_DIR names another folder. No code of a module runs
  * before its build was compared.
  */
@@ -27,9 +27,11 @@ const struct afd__module_host afd__module_host = {
 /* Which package brings a module, for the text of its absence. */
 static const char *package_of(const char *name)
 {
-	return !strcmp(name, "deferred")
-		       ? "it comes with libafd unless that was built with -Ddeferred=false"
-		       : "no package of this version has it";
+	if (!strcmp(name, "deferred"))
+		return "it comes with libafd unless that was built with -Ddeferred=false";
+	if (!strcmp(name, "tls"))
+		return "it comes with libafd when that was built with OpenSSL, Debian's libssl-dev";
+	return "no package of this version has it";
 }
 
 static int module_path(const char *name, char *path, size_t capacity)
@@ -43,7 +45,7 @@ static int module_path(const char *name, char *path, size_t capacity)
 	} else {
 		if (!dladdr((void *)&afd__module_host, &info) || !info.dli_fname)
 			return afd__error(-ENOSYS,
-				"device %s: the place of libafd.so is unknown; set AFD_MODULE_DIR",
+				"module %s: the place of libafd.so is unknown; set AFD_MODULE_DIR",
 				name);
 		slash = strrchr(info.dli_fname, '/');
 		n = snprintf(path, capacity, "%.*s/afd/afd-%s.so",
@@ -51,8 +53,7 @@ static int module_path(const char *name, char *path, size_t capacity)
 			name);
 	}
 	if (n < 0 || (size_t)n >= capacity)
-		return afd__error(-EINVAL,
-			"device %s: the path of its module has %d bytes, limit %zu", name, n,
+		return afd__error(-EINVAL, "module %s: its path has %d bytes, limit %zu", name, n,
 			capacity - 1);
 	return 0;
 }
@@ -69,7 +70,9 @@ static int check_build(const char *path, const struct afd__module *module)
 	return 0;
 }
 
-int afd__module_load(const char *name, void **handle, const struct afd__device_ops **ops)
+/* `what` is what was asked for, in the text: "device deferred", "key". */
+static int load(const char *name, const char *what, int flags, void **handle,
+	const struct afd__module **out)
 {
 	const struct afd__module *module;
 	char path[1024];
@@ -79,10 +82,10 @@ int afd__module_load(const char *name, void **handle, const struct afd__device_o
 	rc = module_path(name, path, sizeof(path));
 	if (rc)
 		return rc;
-	opened = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+	opened = dlopen(path, RTLD_NOW | RTLD_LOCAL | flags);
 	if (!opened)
-		return afd__error(-ENOSYS, "device %s: no module (%s): %s", name, package_of(name),
-			dlerror());
+		return afd__error(
+			-ENOSYS, "%s: no module (%s): %s", what, package_of(name), dlerror());
 	module = dlsym(opened, AFD__MODULE_SYMBOL);
 	rc = check_build(path, module);
 	if (rc) {
@@ -90,8 +93,36 @@ int afd__module_load(const char *name, void **handle, const struct afd__device_o
 		return rc;
 	}
 	*handle = opened;
-	*ops = module->ops;
+	*out = module;
 	return 0;
+}
+
+int afd__module_load(const char *name, void **handle, const struct afd__device_ops **ops)
+{
+	const struct afd__module *module;
+	char what[48];
+	int rc;
+
+	snprintf(what, sizeof(what), "device %s", name);
+	rc = load(name, what, 0, handle, &module);
+	if (!rc)
+		*ops = module->ops;
+	return rc;
+}
+
+int afd__module_load_secret(void **handle, const struct afd__secret_ops **ops)
+{
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__) || !defined(RTLD_DEEPBIND)
+	const int flags = RTLD_NODELETE; /* a sanitizer's malloc must be the module's, too */
+#else
+	const int flags = RTLD_NODELETE | RTLD_DEEPBIND;
+#endif
+	const struct afd__module *module;
+	int rc = load("tls", "key", flags, handle, &module);
+
+	if (!rc)
+		*ops = module->secret;
+	return rc;
 }
 
 void afd__module_unload(void *handle)

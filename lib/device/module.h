@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The private table between the library and a device module (afd-<name>.so). A module links nothing
+ * The private table between the library and a module (afd-<name>.so): a device, or afd-tls.so. A module links nothing
  * of the library: it gets what it needs here, and memory is freed by the side that allocated it.
  *
  * Invariant: both sides were built from the same headers. The module's one symbol,
@@ -11,6 +11,8 @@
 #define AFD_LIB_MODULE_H
 
 #include "device.h"
+
+struct afd__secret_ops;
 
 #define AFD__MODULE_BUILD_BYTES 96
 
@@ -29,8 +31,14 @@ struct afd__module_host {
 struct afd__module {
 	char build[AFD__MODULE_BUILD_BYTES]; /* AFD__BUILD_ID, made of the version and headers */
 	const struct afd__device_ops *ops;   /* they find the table above in dev->host */
+	const struct afd__secret_ops *secret; /* of afd-tls.so, which is no device */
 };
 
 #define AFD__MODULE_SYMBOL "afd_module_entry"
+
+/* afd-tls.so, for keys (transport/secret.c). Bound before all else, since a host may have another
+ * OpenSSL, and never unmapped, since OpenSSL leaves work for the end of the process. */
+int afd__module_load_secret(void **handle, const struct afd__secret_ops **ops);
+void afd__module_unload(void *handle);
 
 #endif

@@ -11,10 +11,10 @@
 enum { NAME_MAX_BYTES = 80 };
 
 static const struct afd__transport_ops *const backends[] = { &afd__transport_loop,
-	&afd__transport_shm };
+	&afd__transport_shm, &afd__transport_tcp };
 
 /* Of this library, but not of this build. */
-static const char *const other_schemes[] = { "tcp", "verbs", "nccl", "ipc", "auto" };
+static const char *const other_schemes[] = { "verbs", "nccl", "ipc", "auto" };
 
 static int check_name(const char *text, const char *name)
 {
@@ -46,7 +46,8 @@ static const struct afd__transport_ops *find_backend(
 	return NULL;
 }
 
-int afd__address_parse(struct afd__address *address, struct afd_context *ctx, const char *text)
+int afd__address_parse(
+	struct afd__address *address, struct afd_context *ctx, const char *text, bool to_listen)
 {
 	const char *colon = text ? strchr(text, ':') : NULL;
 	size_t bytes;
@@ -63,13 +64,18 @@ int afd__address_parse(struct afd__address *address, struct afd_context *ctx, co
 		if (strlen(other_schemes[i]) == bytes && !strncmp(other_schemes[i], text, bytes))
 			return afd__error(-ENOSYS,
 				"address \"%.100s\": %s: is not part of this build, which has "
-				"loop: and shm:",
+				"loop:, shm: and tcp:",
 				text, other_schemes[i]);
 	}
 	if (!address->ops)
 		return afd__error(-EINVAL,
-			"address \"%.100s\": unknown scheme; this build has loop: and shm:", text);
-	if (check_name(text, colon + 1))
+			"address \"%.100s\": unknown scheme; this build has loop:, shm: and "
+			"tcp:", text);
+	if (strlen(text) >= sizeof(address->text))
+		return afd__error(-EINVAL, "address \"%.100s\": has %zu characters, limit %zu",
+			text, strlen(text), sizeof(address->text) - 1);
+	if (address->ops->check_name ? address->ops->check_name(text, colon + 1, to_listen)
+				     : check_name(text, colon + 1))
 		return -EINVAL;
 	snprintf(address->text, sizeof(address->text), "%s", text);
 	address->name = address->text + bytes + 1;

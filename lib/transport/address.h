@@ -15,6 +15,7 @@ struct afd__address {
 };
 
 /* -EINVAL malformed, -ENOSYS a scheme that is not part of this build. */
-int afd__address_parse(struct afd__address *address, struct afd_context *ctx, const char *text);
+int afd__address_parse(struct afd__address *address, struct afd_context *ctx, const char *text,
+	bool to_listen);
 
 #endif

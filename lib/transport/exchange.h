@@ -30,7 +30,7 @@ struct afd__exchange_info {
 	uint32_t max_peers; /* FFN side: attention peers at once; at most 2 * max_peers *
 			       AFD_MAX_LANES parts are out */
 	int32_t gate;       /* enum afd_gate, attention side; FFN side: 0, parts with ids are routed */
-	uint32_t n_targets; /* attention side: FFN peers, of which each holds one shard */
+	uint32_t n_targets; /* attention side: shards of the FFN; before it has joined a guess */
 	uint32_t group_index, group_size; /* attention side; 0 of 1 without a group */
 	struct afd_shard shard;           /* FFN side: what is stated, counts at least 1 */
 };
@@ -56,9 +56,9 @@ int afd__transport_state_shard(afd_transport *net, const struct afd_shard *shard
 enum { AFD__TARGETS_MAX = 64 }; /* FFN peers of one attention peer */
 
 /*
- * A target is the FFN peer that holds one shard; targets are numbered by the rank of their shard,
- * rank = ep * n_tp + tp, whatever the order of addresses. Together they hold everything exactly
- * once. Known once joined.
+ * A target is a shard, and the FFN peer that holds it now; targets are numbered by the rank of
+ * their shard, rank = ep * n_tp + tp, whatever the order of addresses. Together they hold everything
+ * exactly once; replicas stand beside them unseen. Known once joined.
  */
 struct afd__target {
 	uint32_t n_targets;                 /* its shard is `rank` of n_targets of the dense widths */
@@ -85,9 +85,10 @@ struct afd__slot_rows {
 /*
  * How a frame's rows come out of and go into slots. fill writes rows row0 .. row0+n_rows-1 of what
  * the lane's frame sends to the target (counted from the target's own first row, so the stage knows
- * which rows of the lane they are); drain reads that target's partial y of the same rows. Both may
- * only enqueue (return 0): then `filled`/`drained` is asked until it returns 1. Returning 1 means
- * done. At most one fill and one drain of a (lane, target) are under way.
+ * which rows of the lane they are), and the same rows again when the peer that had them is lost
+ * before its answer; drain reads that target's partial y of the same rows, each once. Both may only
+ * enqueue (return 0): then `filled`/`drained` is asked until it returns 1. Returning 1 means done.
+ * At most one fill and one drain of a (lane, target) are under way.
  *
  * Parts are drained as they come, in no order among targets nor within one. For the same bits
  * always, the stage keeps partial results apart and adds them by target to +0.0 when the frame is

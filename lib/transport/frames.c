@@ -58,29 +58,113 @@ static void abandon(struct afd__link *link, uint32_t lane)
 	}
 }
 
-void afd__frame_end(struct afd__frame_out *frame, uint32_t lane, int rc)
+void afd__frame_end(afd_transport *net, uint32_t lane, int rc)
 {
+	struct afd__frame_out *frame = &net->frames[lane];
+
 	if (!frame->active)
 		return;
 	frame->active = false;
 	frame->error = rc;
 	if (rc < 0)
 		afd__error_save(frame->error_text, sizeof(frame->error_text));
-	for (uint32_t t = 0; t < frame->n_targets; t++)
-		abandon(frame->targets[t].link, lane);
+	for (uint32_t i = 0; i < net->n_addresses; i++)
+		abandon(net->links[i], lane);
 }
 
-/* All that the frame needs of this link is here already, and only has to be read. */
-static bool is_all_here(const struct afd__frame_target *target, uint32_t lane)
-{
-	const struct afd__slot_out *out = slots_of(target->link, lane);
+/* ---- another peer for the same shard ---- */
 
-	for (int i = 0; i < AFD__SLOTS_PER_LANE; i++) {
-		if (out[i].state != AFD__SLOT_FREE && out[i].state != AFD__SLOT_ARRIVED &&
-			out[i].state != AFD__SLOT_DRAINING)
-			return false;
+uint32_t afd__frame_count_parts(const struct afd__frame_target *target)
+{
+	uint32_t n_parts = 0;
+
+	for (uint32_t i = 0; target->link && i < target->n_ranges; i++)
+		n_parts += (target->ranges[i].n_rows - 1) / target->link->max_rows + 1;
+	return n_parts;
+}
+
+/* Rows that are to be sent (again). -ENOSPC: they lie in too many pieces. */
+static int give_back(struct afd__frame_target *target, uint32_t row0, uint32_t n_rows)
+{
+	struct afd__range *ranges = target->ranges;
+	uint32_t at = 0;
+
+	while (at < target->n_ranges && ranges[at].row0 < row0)
+		at++;
+	if (at < target->n_ranges && row0 + n_rows == ranges[at].row0) {
+		ranges[at].row0 = row0;
+		ranges[at].n_rows += n_rows;
+		return 0;
 	}
-	return target->next_part == target->n_parts;
+	if (target->n_ranges == AFD__RANGES_MAX)
+		return afd__error(-ENOSPC, "frame: its rows are lost in more than %d pieces",
+			AFD__RANGES_MAX);
+	memmove(&ranges[at + 1], &ranges[at], (target->n_ranges - at) * sizeof(*ranges));
+	ranges[at] = (struct afd__range){ row0, n_rows };
+	target->n_ranges++;
+	return 0;
+}
+
+/* A slot of a link that is lost. What has come is here and is still drained. */
+static void recover(struct afd__link *link, uint32_t lane, struct afd__slot_out *out)
+{
+	struct afd__frame_out *frame = &link->net->frames[lane];
+	struct afd__frame_target *target = &frame->targets[link->rank];
+	bool posted = out->state == AFD__SLOT_POSTED;
+
+	if (!posted && out->state != AFD__SLOT_FILLED && out->state != AFD__SLOT_FILLING)
+		return;
+	if (frame->active && !out->abandoned) {
+		target->n_again += posted ? out->n_rows : 0;
+		if (give_back(target, out->row0, out->n_rows))
+			afd__frame_end(link->net, lane, -ENOSPC);
+	}
+	if (out->state == AFD__SLOT_FILLING)
+		out->abandoned = true;
+	else
+		release(link, out);
+}
+
+void afd__frames_retarget(afd_transport *net, uint32_t rank)
+{
+	struct afd__link *link = net->targets[rank];
+
+	for (uint32_t lane = 0; lane < AFD_MAX_LANES; lane++) {
+		struct afd__frame_target *target = &net->frames[lane].targets[rank];
+
+		if (!net->frames[lane].active || target->link == link)
+			continue;
+		target->link = link;
+		target->next_part = 0;
+		if (afd__frame_count_parts(target) > UINT16_MAX) {
+			afd__frame_end(net, lane,
+				afd__error(-EINVAL,
+					"frame: its rows make more than %d parts of %u rows",
+					UINT16_MAX, link->max_rows));
+			continue;
+		}
+		target->n_parts = (uint16_t)afd__frame_count_parts(target);
+		if (!link)
+			continue;
+		link->counts.n_resent_rows += target->n_again;
+		afd__metric_count(net->resent_metric, target->n_again);
+		target->n_again = 0;
+	}
+	if (link && net->step_open)
+		afd__steps_tell(link);
+}
+
+void afd__frames_give_up(afd_transport *net)
+{
+	for (uint32_t lane = 0; lane < AFD_MAX_LANES; lane++) {
+		const struct afd__frame_out *frame = &net->frames[lane];
+
+		for (uint32_t t = 0; frame->active && t < frame->n_targets; t++) {
+			if (!frame->targets[t].link && frame->targets[t].n_ranges)
+				afd__frame_end(net, lane,
+					afd__error(net->error, "%s", net->error_text));
+		}
+	}
 }
 
 void afd__frames_lost(struct afd__link *link)
@@ -88,28 +172,28 @@ void afd__frames_lost(struct afd__link *link)
 	afd_transport *net = link->net;
 
 	for (uint32_t lane = 0; lane < AFD_MAX_LANES; lane++) {
-		struct afd__frame_out *frame = &net->frames[lane];
-		struct afd__slot_out *out = slots_of(link, lane);
-
-		for (uint32_t t = 0; t < frame->n_targets; t++) {
-			struct afd__frame_target *target = &frame->targets[t];
-
-			if (frame->active && target->link == link &&
-				!is_all_here(target, lane))
-				afd__frame_end(frame, lane, afd__link_error(link));
-		}
-		for (int i = 0; i < AFD__SLOTS_PER_LANE; i++) {
-			if (out[i].state == AFD__SLOT_POSTED)
-				release(link, &out[i]);
-		}
+		for (int i = 0; i < AFD__SLOTS_PER_LANE; i++)
+			recover(link, lane, &slots_of(link, lane)[i]);
 	}
 	link->n_owed = 0;
+	afd__shards_left(link);
+	if (net->error && !afd__shards_waits(net))
+		afd__frames_give_up(net);
+}
+
+bool afd__frames_untouched(const struct afd__link *link)
+{
+	for (uint32_t i = 0; i < AFD__N_ROW_SLOTS; i++) {
+		if (link->out[i].state != AFD__SLOT_FREE)
+			return false;
+	}
+	return true;
 }
 
 void afd__frames_disown(afd_transport *net)
 {
 	for (uint32_t lane = 0; lane < AFD_MAX_LANES; lane++) {
-		afd__frame_end(&net->frames[lane], lane, 0);
+		afd__frame_end(net, lane, 0);
 		for (uint32_t i = 0; i < net->n_addresses; i++) {
 			struct afd__slot_out *out = slots_of(net->links[i], lane);
 
@@ -168,7 +252,7 @@ static void take_refusal(struct afd__link *link, struct afd__slot_out *out,
 		if (*c < ' ' || *c > '~')
 			*c = '?';
 	}
-	afd__frame_end(&link->net->frames[out->lane], out->lane,
+	afd__frame_end(link->net, out->lane,
 		afd__error(afd__wire_errno(h->status), "FFN peer %s: layer %u: %s", link->name,
 			out->layer, text));
 }
@@ -215,10 +299,20 @@ static bool lane_has(struct afd__link *link, uint32_t lane, int state, int other
 	return false;
 }
 
-bool afd__frame_is_touched(const struct afd__frame_out *frame, uint32_t lane)
+bool afd__frame_is_touched(const afd_transport *net, uint32_t lane)
 {
-	for (uint32_t t = 0; t < frame->n_targets; t++) {
-		if (lane_has(frame->targets[t].link, lane, AFD__SLOT_FILLING, AFD__SLOT_DRAINING))
+	for (uint32_t i = 0; i < net->n_addresses; i++) {
+		if (lane_has(net->links[i], lane, AFD__SLOT_FILLING, AFD__SLOT_DRAINING))
+			return true;
+	}
+	return false;
+}
+
+/* The same of all peers of one shard: at most one of its slots is filled, and one drained. */
+static bool shard_has(afd_transport *net, uint32_t rank, uint32_t lane, int state)
+{
+	for (uint32_t i = 0; i < net->n_addresses; i++) {
+		if (net->links[i]->rank == rank && lane_has(net->links[i], lane, state, state))
 			return true;
 	}
 	return false;
@@ -281,27 +375,27 @@ static bool waits_for_its_turn(const struct afd__frame_out *frame, uint32_t t)
 	return false;
 }
 
-static int drain(afd_transport *net, uint32_t t, struct afd__slot_out *out)
+static int drain(afd_transport *net, struct afd__link *link, struct afd__slot_out *out)
 {
 	struct afd__frame_out *frame = &net->frames[out->lane];
-	struct afd__link *link = frame->targets[t].link;
+	uint32_t t = link->rank;
 	const uint8_t *memory = link->wire.ops->receive_slot(&link->wire, wire_slot(link, out));
 
-	if (lane_has(link, out->lane, AFD__SLOT_DRAINING, AFD__SLOT_DRAINING) ||
-		waits_for_its_turn(frame, t))
+	if (shard_has(net, t, out->lane, AFD__SLOT_DRAINING) || waits_for_its_turn(frame, t))
 		return 0;
 	out->state = AFD__SLOT_DRAINING;
 	return out->io.drain(out->io.user, out->lane, t, out->row0, out->n_rows,
 		memory + out->reply.header_bytes);
 }
 
-static void drained(afd_transport *net, struct afd__frame_target *target, struct afd__slot_out *out)
+static void drained(afd_transport *net, struct afd__link *link, struct afd__slot_out *out)
 {
 	struct afd__frame_out *frame = &net->frames[out->lane];
+	struct afd__frame_target *target = &frame->targets[link->rank];
 	bool counts = !out->abandoned;
 	uint32_t lane = out->lane;
 
-	release(target->link, out);
+	release(link, out);
 	if (!counts || !frame->active)
 		return;
 	target->rows_done += out->n_rows;
@@ -309,14 +403,14 @@ static void drained(afd_transport *net, struct afd__frame_target *target, struct
 		if (frame->targets[t].rows_done < frame->targets[t].n_rows)
 			return;
 	}
-	afd__frame_end(frame, lane, 0);
+	afd__frame_end(net, lane, 0);
 }
 
 /* Moves one slot on by as much as it can. 1: it moved. */
-static int advance(afd_transport *net, uint32_t t, struct afd__slot_out *out, uint32_t lane)
+static int advance(
+	afd_transport *net, struct afd__link *link, struct afd__slot_out *out, uint32_t lane)
 {
-	struct afd__frame_target *target = &net->frames[lane].targets[t];
-	struct afd__link *link = target->link;
+	uint32_t t = link->rank;
 	uint8_t before = out->state;
 	int rc = 0;
 
@@ -327,20 +421,20 @@ static int advance(afd_transport *net, uint32_t t, struct afd__slot_out *out, ui
 			out->state = AFD__SLOT_FILLED;
 		break;
 	case AFD__SLOT_ARRIVED:
-		rc = drain(net, t, out);
+		rc = drain(net, link, out);
 		if (rc == 1)
-			drained(net, target, out);
+			drained(net, link, out);
 		break;
 	case AFD__SLOT_DRAINING:
 		rc = out->io.drained(out->io.user, lane, t);
 		if (rc == 1)
-			drained(net, target, out);
+			drained(net, link, out);
 		break;
 	default:
 		break;
 	}
 	if (rc < 0) {
-		afd__frame_end(&net->frames[lane], lane, rc);
+		afd__frame_end(net, lane, rc);
 		release(link, out);
 		return 1;
 	}
@@ -366,29 +460,45 @@ static int fill(afd_transport *net, uint32_t t, struct afd__slot_out *out, struc
 	return out->io.fill(out->io.user, out->lane, t, out->row0, out->n_rows, &slot);
 }
 
+/* The next rows of the frame for this shard. */
+static struct afd__range cut(struct afd__frame_target *target)
+{
+	struct afd__range *first = &target->ranges[0], part = *first;
+
+	if (part.n_rows > target->link->max_rows)
+		part.n_rows = target->link->max_rows;
+	first->row0 += part.n_rows;
+	first->n_rows -= part.n_rows;
+	if (!first->n_rows)
+		memmove(first, first + 1, --target->n_ranges * sizeof(*first));
+	return part;
+}
+
 static int fill_next(afd_transport *net, uint32_t t, uint32_t lane)
 {
 	struct afd__frame_out *frame = &net->frames[lane];
 	struct afd__frame_target *target = &frame->targets[t];
 	struct afd__link *link = target->link;
-	struct afd__slot_out *out = &slots_of(link, lane)[link->turn[lane]];
-	uint32_t row0 = target->next_part * link->max_rows, rest = target->n_rows - row0;
+	struct afd__slot_out *out;
+	struct afd__range part;
 	int rc;
 
-	if (!frame->active || target->next_part == target->n_parts ||
-		link->phase != AFD__LINK_JOINED || link->leaving)
+	if (!frame->active || !target->n_ranges || !afd__link_is_joined(link) || link->leaving)
 		return 0;
+	out = &slots_of(link, lane)[link->turn[lane]];
 	if (out->state != AFD__SLOT_FREE || out->unsent ||
-		lane_has(link, lane, AFD__SLOT_FILLING, AFD__SLOT_FILLED))
+		lane_has(link, lane, AFD__SLOT_FILLED, AFD__SLOT_FILLED) ||
+		shard_has(net, t, lane, AFD__SLOT_FILLING))
 		return 0;
+	part = cut(target);
 	*out = (struct afd__slot_out){
 		.io = frame->io,
 		.lane = lane,
 		.layer = frame->layer,
 		.step = (uint32_t)net->step,
-		.row0 = row0,
+		.row0 = part.row0,
 		.part = target->next_part,
-		.n_rows = rest < link->max_rows ? rest : link->max_rows,
+		.n_rows = part.n_rows,
 		.n_parts = target->n_parts,
 		.state = AFD__SLOT_FILLING,
 		.top_k = afd__exchange_routed(net, frame->layer) ? (uint8_t)net->contract.top_k : 0,
@@ -397,11 +507,11 @@ static int fill_next(afd_transport *net, uint32_t t, uint32_t lane)
 	target->next_part++;
 	rc = fill(net, t, out, link);
 	if (rc < 0) {
-		afd__frame_end(frame, lane, rc);
+		afd__frame_end(net, lane, rc);
 		release(link, out);
 	} else if (rc == 1) {
 		out->state = AFD__SLOT_FILLED;
-		advance(net, t, out, lane);
+		advance(net, link, out, lane);
 	}
 	return 1;
 }
@@ -411,13 +521,16 @@ int afd__frames_round(afd_transport *net)
 	int moved = 0;
 
 	for (uint32_t lane = 0; lane < net->params.lanes; lane++) {
-		for (uint32_t t = 0; t < net->frames[lane].n_targets; t++) {
-			struct afd__frame_target *target = &net->frames[lane].targets[t];
+		for (uint32_t i = 0; i < net->n_addresses; i++) {
+			struct afd__link *link = net->links[i];
 
-			for (int i = 0; i < AFD__SLOTS_PER_LANE; i++)
-				moved |= advance(net, t, &slots_of(target->link, lane)[i], lane);
-			moved |= fill_next(net, t, lane);
+			for (int k = 0; k < AFD__SLOTS_PER_LANE; k++)
+				moved |= advance(net, link, &slots_of(link, lane)[k], lane);
 		}
+		for (uint32_t t = 0; t < net->frames[lane].n_targets; t++)
+			moved |= fill_next(net, t, lane);
 	}
+	if (net->error_passes && !afd__shards_waits(net))
+		afd__frames_give_up(net);
 	return moved;
 }

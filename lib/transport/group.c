@@ -381,8 +381,10 @@ static int check_start(const afd_transport *net, uint32_t lane, uint32_t layer, 
 /* A rank that has all it needs of us may leave before we read what it sent. */
 static int check_ranks(const afd_transport *net, const struct afd__group_op *op, uint32_t lane)
 {
-	if (net->error)
-		return afd__error(net->error, "%s", net->error_text);
+	int rc = afd__shards_error(net);
+
+	if (rc)
+		return rc;
 	for (uint32_t rank = 0; rank < net->params.group_size; rank++) {
 		struct afd__link *link = rank == afd__rank_own(net) ? NULL : afd__rank_link(net, rank);
 

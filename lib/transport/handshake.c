@@ -3,8 +3,9 @@
  * From a connection to a joined link. The attention side states what it is and wants (hello); the
  * FFN side answers with what it is and what the link will be (welcome), or with a refusal that
  * names the field and both values; both bind the slots; the attention side says that it has them
- * (ready). What each side accepts stands in judge.c and shards.c. Ranks of an attention group meet in
- * the same way: the one that connects acts as the attention side here, the other as the FFN side.
+ * (ready). With a key a nonce of each goes first, and every message proves the key (prove.c). What
+ * each side accepts stands in judge.c and shards.c. Ranks of an attention group meet in the same
+ * way: the one that connects acts as the attention side here, the other as the FFN side.
  *
  * A stranger costs little: at most AFD__PENDING_MAX handshakes are under way, each for at most
  * AFD__HANDSHAKE_MS; when there are more, the oldest that has said nothing goes.
@@ -46,20 +47,23 @@ __attribute__((format(printf, 2, 3))) static void warn(afd_transport *net, const
 	afd__log(net->ctx, AFD_LOG_WARN, "%s", text);
 }
 
-static void say(struct afd__link *link, const struct afd__hello *hello, enum afd__link_phase phase)
+/* With a key the message ends in a proof. */
+int afd__shake_say(struct afd__link *link, const struct afd__hello *hello, enum afd__link_phase phase)
 {
-	link->message_bytes = afd__hello_encode(link->message, AFD__HELLO_MAX, hello);
+	link->message_bytes =
+		afd__hello_encode(link->message, AFD__HELLO_MAX - AFD__SEAL_BYTES, hello);
 	link->phase = phase;
+	return afd__prove_seal(link);
 }
 
 /* 1: the message has gone. */
-static int send_message(struct afd__link *link)
+int afd__shake_send_message(struct afd__link *link)
 {
 	return link->wire.ops->hello_send(&link->wire, link->message, link->message_bytes);
 }
 
 /* 1: link->said is the peer's next message. A peer of another wire version has said only that. */
-static int receive_message(struct afd__link *link)
+int afd__shake_receive_message(struct afd__link *link)
 {
 	uint8_t message[AFD__HELLO_MAX];
 	size_t bytes;
@@ -67,11 +71,29 @@ static int receive_message(struct afd__link *link)
 
 	if (rc != 1)
 		return rc;
-	rc = afd__hello_decode(link->said, message, bytes);
+	rc = afd__prove_check(link, message, bytes);
+	if (!rc)
+		rc = afd__hello_decode(link->said, message, bytes);
 	return rc ? rc : 1;
 }
 
-static void keep_said(struct afd__link *link)
+/* With a key, before all else. 1: link->said is a nonce, and was taken; or it is another message,
+ * of which only the prefix was looked at. */
+int afd__shake_receive_nonce(struct afd__link *link)
+{
+	uint8_t message[AFD__HELLO_MAX];
+	size_t bytes;
+	int rc = link->wire.ops->hello_receive(&link->wire, message, sizeof(message), &bytes);
+
+	if (rc != 1)
+		return rc;
+	rc = afd__hello_decode_prefix(link->said, message, bytes);
+	if (!rc && link->said->kind == AFD__NONCE && link->said->wire_version == AFD__WIRE_VERSION)
+		rc = afd__prove_nonce(link, message, bytes);
+	return rc ? rc : 1;
+}
+
+void afd__shake_keep_said(struct afd__link *link)
 {
 	const struct afd__hello *said = link->said;
 
@@ -85,7 +107,7 @@ static void keep_said(struct afd__link *link)
 	link->gate = (int32_t)said->gate;
 }
 
-static int bind_slots(struct afd__link *link, int accepting)
+int afd__shake_bind_slots(struct afd__link *link, int accepting)
 {
 	struct afd__wire_slots geometry;
 
@@ -117,10 +139,41 @@ static void end_pending(struct afd__link *link)
 
 static void refuse(struct afd__link *link, const struct afd__hello *refusal)
 {
-	warn(link->net, "peer %s refused: %s is %s there, %s here%s%s", link->name, refusal->field,
+	warn(link->net, "peer %s%s%s refused: %s is %s there, %s here%s%s", link->name,
+		link->wire.peer[0] ? " from " : "", link->wire.peer, refusal->field,
 		refusal->refused_value, refusal->refuser_value, refusal->text[0] ? ": " : "",
 		refusal->text);
-	say(link, refusal, AFD__LINK_REFUSING);
+	/* A proof that cannot be made leaves it a refusal all the same. */
+	(void)afd__shake_say(link, refusal, AFD__LINK_REFUSING);
+}
+
+/* Before a proof, and without one of ours: only that there is a key can be told by it. */
+static int refuse_key(struct afd__link *link, const char *theirs)
+{
+	struct afd__hello refusal;
+
+	link->sealed = false;
+	afd__hello_refuse(&refusal, "key", "required", "%s", theirs);
+	refuse(link, &refusal);
+	return 1;
+}
+
+static int answer_nonce(struct afd__link *link)
+{
+	int rc = afd__shake_receive_nonce(link);
+	struct afd__hello refusal;
+
+	if (rc != 1)
+		return rc;
+	if (link->said->wire_version != AFD__WIRE_VERSION) {
+		afd__hello_judge(link, link->said, &refusal);
+		refuse(link, &refusal);
+		return 1;
+	}
+	if (link->said->kind != AFD__NONCE)
+		return refuse_key(link, "none");
+	link->phase = AFD__LINK_ANSWER;
+	return 1;
 }
 
 /* A place among the joined; 0 when all are taken. */
@@ -168,8 +221,10 @@ static int answer_hello(struct afd__link *link)
 {
 	afd_transport *net = link->net;
 	struct afd__hello reply;
-	int rc = receive_message(link);
+	int rc = afd__shake_receive_message(link);
 
+	if (rc == -EACCES)
+		return refuse_key(link, "another");
 	if (rc != 1)
 		return rc;
 	if (afd__hello_judge(link, link->said, &reply)) {
@@ -188,9 +243,9 @@ static int answer_hello(struct afd__link *link)
 	if (reply.max_rows > link->said->max_rows)
 		reply.max_rows = link->said->max_rows;
 	link->said->max_rows = reply.max_rows;
-	keep_said(link);
-	say(link, &reply, AFD__LINK_WELCOME);
-	return 1;
+	afd__shake_keep_said(link);
+	rc = afd__shake_say(link, &reply, AFD__LINK_WELCOME);
+	return rc ? rc : 1;
 }
 
 static int refused(const struct afd__link *link)
@@ -204,18 +259,18 @@ static int refused(const struct afd__link *link)
 /* A peer that does not like our welcome says so and hangs up, perhaps before we have bound. */
 static int bind_accepted(struct afd__link *link)
 {
-	int rc = bind_slots(link, 1);
+	int rc = afd__shake_bind_slots(link, 1);
 
 	if (rc != -ECONNRESET)
 		return rc;
-	if (receive_message(link) == 1 && link->said->kind == AFD__REFUSAL)
+	if (afd__shake_receive_message(link) == 1 && link->said->kind == AFD__REFUSAL)
 		return refused(link);
 	return afd__error(-ECONNRESET, "%s is gone", link->who);
 }
 
 static int take_ready(struct afd__link *link, uint64_t now)
 {
-	int rc = receive_message(link);
+	int rc = afd__shake_receive_message(link);
 
 	if (rc != 1)
 		return rc;
@@ -235,10 +290,17 @@ static int advance_accepted(struct afd__link *link, uint64_t now)
 	int rc;
 
 	switch (link->phase) {
+	case AFD__LINK_NONCE:
+		return answer_nonce(link);
+	case AFD__LINK_ANSWER:
+		rc = afd__shake_send_message(link);
+		if (rc == 1)
+			link->phase = AFD__LINK_HELLO;
+		return rc;
 	case AFD__LINK_HELLO:
 		return answer_hello(link);
 	case AFD__LINK_WELCOME:
-		rc = send_message(link);
+		rc = afd__shake_send_message(link);
 		if (rc == 1)
 			link->phase = AFD__LINK_BINDING;
 		return rc;
@@ -250,7 +312,7 @@ static int advance_accepted(struct afd__link *link, uint64_t now)
 	case AFD__LINK_READY:
 		return take_ready(link, now);
 	case AFD__LINK_REFUSING:
-		rc = send_message(link);
+		rc = afd__shake_send_message(link);
 		/* Told and done; the warning has been written when it was refused. */
 		return rc == 1 ? -ECANCELED : rc;
 	default:
@@ -277,7 +339,8 @@ static int move_pending(struct afd__link *link, uint64_t now)
 	if (rc >= 0)
 		return moved;
 	if (link->phase != AFD__LINK_REFUSING)
-		warn(link->net, "peer %s did not join: %s", link->name, afd_last_error());
+		warn(link->net, "peer %s%s%s did not join: %s", link->name,
+			link->wire.peer[0] ? " from " : "", link->wire.peer, afd_last_error());
 	end_pending(link);
 	return 1;
 }
@@ -287,14 +350,16 @@ static void evict(afd_transport *net)
 	struct afd__link *victim = net->pending[0];
 
 	for (uint32_t i = 0; i < net->n_pending; i++) {
-		if (net->pending[i]->phase == AFD__LINK_HELLO) {
+		if (net->pending[i]->phase <= AFD__LINK_HELLO) {
 			victim = net->pending[i];
 			break;
 		}
 	}
 	warn(net,
-		"peer %s refused: %d handshakes are under way, and it is the oldest that is silent",
-		victim->name, AFD__PENDING_MAX);
+		"peer %s%s%s refused: %d handshakes are under way, and it is the oldest that is "
+		"silent",
+		victim->name, victim->wire.peer[0] ? " from " : "", victim->wire.peer,
+		AFD__PENDING_MAX);
 	end_pending(victim);
 }
 
@@ -312,10 +377,15 @@ static int accept_one(afd_transport *net, struct afd__listener *ln, uint64_t now
 		return rc;
 	}
 	link->open = true;
+	rc = net->secret ? afd__prove_begin(link) : 0;
+	if (rc) {
+		afd__link_destroy(link);
+		return rc;
+	}
 	link->kind = net->attention ? AFD__LINK_IN_GROUP : AFD__LINK_FROM_ATTENTION;
 	snprintf(link->who, sizeof(link->who), "the attention peer");
 	link->number = ++net->n_accepted;
-	link->phase = AFD__LINK_HELLO;
+	link->phase = net->secret ? AFD__LINK_NONCE : AFD__LINK_HELLO;
 	link->since_ns = now;
 	link->stirred = true;
 	snprintf(link->name, sizeof(link->name), "%.100s#%llu", ln->address,
@@ -353,132 +423,6 @@ static int accept_all(afd_transport *net, uint64_t now)
 	return moved | net->listeners_stirred;
 }
 
-/* ---- the side that connects ---- */
-
-static int connect_link(struct afd__link *link, uint64_t now)
-{
-	struct afd__hello hello;
-	int rc;
-
-	if (link->phase == AFD__LINK_IDLE && now < link->retry_ns)
-		return 0;
-	rc = link->wire.ops->connect(&link->wire, link->address->name);
-	if (rc == 0)
-		link->phase = AFD__LINK_CONNECTING;
-	if (rc != 1)
-		return rc;
-	link->open = true;
-	afd__hello_state_ours(link, &hello, AFD__HELLO);
-	say(link, &hello, AFD__LINK_HELLO);
-	return 1;
-}
-
-static int take_welcome(struct afd__link *link)
-{
-	const struct afd__hello *said = link->said;
-	struct afd__hello refusal;
-	int rc = receive_message(link);
-
-	if (rc != 1)
-		return rc;
-	if (said->kind == AFD__REFUSAL && said->wire_version == AFD__WIRE_VERSION)
-		return afd__error(-EPROTO, "refused by %s: %s is %s there, %s here%s%s", link->who,
-			said->field, said->refuser_value, said->refused_value,
-			said->text[0] ? ": " : "", said->text);
-	if (afd__welcome_judge(link, said, &refusal)) {
-		rc = afd__error(-EPROTO, "%s disagrees: %s is %s there, %s here", link->who,
-			refusal.field, refusal.refused_value, refusal.refuser_value);
-	} else {
-		keep_said(link);
-		rc = link->kind == AFD__LINK_TO_FFN ? afd__shards_place(link, &refusal) : 0;
-	}
-	if (rc) {
-		link->message_bytes = afd__hello_encode(link->message, AFD__HELLO_MAX, &refusal);
-		send_message(link);
-		return rc;
-	}
-	link->phase = AFD__LINK_BINDING;
-	return 1;
-}
-
-static int advance_connecting(struct afd__link *link, uint64_t now)
-{
-	struct afd__hello ready = { .kind = AFD__READY, .wire_version = AFD__WIRE_VERSION };
-	int rc;
-
-	switch (link->phase) {
-	case AFD__LINK_IDLE:
-	case AFD__LINK_CONNECTING:
-		return connect_link(link, now);
-	case AFD__LINK_HELLO:
-		rc = send_message(link);
-		if (rc == 1)
-			link->phase = AFD__LINK_WELCOME;
-		return rc;
-	case AFD__LINK_WELCOME:
-		return take_welcome(link);
-	case AFD__LINK_BINDING:
-		rc = bind_slots(link, 0);
-		if (rc == 1)
-			say(link, &ready, AFD__LINK_READY);
-		return rc;
-	case AFD__LINK_READY:
-		rc = send_message(link);
-		if (rc == 1)
-			afd__link_joined(link, now);
-		return rc;
-	default:
-		return 0;
-	}
-}
-
-/* A server that is not up, or that went away before we had joined, is tried again until the time is
- * over. */
-static bool is_tried_again(int rc)
-{
-	return rc == -ECONNREFUSED || rc == -ECONNRESET;
-}
-
-static void retry(struct afd__link *link, uint64_t now)
-{
-	afd__error_save(link->error_text, sizeof(link->error_text));
-	if (link->open)
-		link->wire.ops->close(&link->wire);
-	link->open = link->placed = false;
-	link->wire.error = 0;
-	link->phase = AFD__LINK_IDLE;
-	link->retry_ns = now + AFD__RETRY_MS * MS;
-}
-
-static int move_connecting(struct afd__link *link, uint64_t now)
-{
-	afd_transport *net = link->net;
-	int rc, moved = 0;
-
-	if (!link->address || link->phase >= AFD__LINK_JOINED)
-		return 0;
-	do {
-		rc = advance_connecting(link, now);
-		moved |= rc == 1;
-	} while (rc == 1 && link->phase != AFD__LINK_JOINED);
-	if (link->phase == AFD__LINK_JOINED)
-		return 1;
-	if (is_tried_again(rc)) {
-		retry(link, now);
-		rc = 0;
-	}
-	if (!rc && now - net->created_ns > net->params.connect_timeout_ms * MS)
-		rc = afd__error(-ETIMEDOUT, "no %s joined within %u ms%s%s",
-			link->kind == AFD__LINK_TO_FFN ? "FFN peer" : link->who,
-			net->params.connect_timeout_ms, link->error_text[0] ? ": " : "",
-			link->error_text);
-	if (rc < 0) {
-		afd__link_fail(link, rc);
-		moved = 1;
-	}
-	return moved;
-}
-
 /* ---- both ---- */
 
 static bool has_come(const afd_transport *net, uint32_t rank)
@@ -511,7 +455,7 @@ int afd__handshake_round(afd_transport *net, uint64_t now)
 
 	for (uint32_t i = 0; net->attention && i < net->max_links; i++) {
 		if (net->links[i])
-			moved |= move_connecting(net->links[i], now);
+			moved |= afd__connect_move(net->links[i], now);
 	}
 	if (net->n_listeners)
 		moved |= accept_all(net, now);
@@ -523,7 +467,40 @@ int afd__handshake_round(afd_transport *net, uint64_t now)
 	}
 	if (net->attention && net->params.group_size > 1)
 		moved |= await_ranks(net, now);
+	if (net->attention && !net->complete)
+		moved |= afd__shards_complete(net, now);
 	return moved;
+}
+
+/* Something will be done for it without an event. */
+static bool is_timed(const struct afd__link *link)
+{
+	const afd_transport *net = link->net;
+
+	if (link->phase == AFD__LINK_JOINED)
+		return false;
+	if (link->phase > AFD__LINK_JOINED)
+		return net->complete && link->kind == AFD__LINK_TO_FFN &&
+		       afd__frames_untouched(link);
+	return !net->error || net->error_passes;
+}
+
+/* NULL: a rank that has to come to us. */
+static uint64_t timer_of(const afd_transport *net, const struct afd__link *link)
+{
+	uint64_t at = UINT64_MAX;
+
+	if (link && (link->phase == AFD__LINK_IDLE || link->phase > AFD__LINK_JOINED))
+		at = link->retry_ns;
+	else if (link)
+		at = link->since_ns +
+		     (net->complete ? AFD__HANDSHAKE_MS : AFD__REFUSED_MS + 1) * MS;
+	if (!net->complete && net->created_ns + net->params.connect_timeout_ms * MS < at)
+		at = net->created_ns + net->params.connect_timeout_ms * MS;
+	/* One that is waited for no longer holds up the others once. */
+	return !net->complete && link && link->phase > AFD__LINK_IDLE && at < afd__now_ns()
+		       ? UINT64_MAX
+		       : at;
 }
 
 uint64_t afd__handshake_timer(const afd_transport *net)
@@ -533,11 +510,9 @@ uint64_t afd__handshake_timer(const afd_transport *net)
 	for (uint32_t i = 0; net->attention && i < net->max_links; i++) {
 		const struct afd__link *link = net->links[i];
 
-		if (net->error || (link && link->phase >= AFD__LINK_JOINED))
+		if (link ? !is_timed(link) : net->error != 0)
 			continue;
-		at = net->created_ns + net->params.connect_timeout_ms * MS;
-		if (link && link->phase == AFD__LINK_IDLE && link->retry_ns < at)
-			at = link->retry_ns;
+		at = timer_of(net, link);
 		if (at < next)
 			next = at;
 	}

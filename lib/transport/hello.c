@@ -129,11 +129,19 @@ size_t afd__hello_encode(void *bytes, size_t capacity, const struct afd__hello *
 			return 0;
 		at += wrote;
 	}
-	afd__put32(out, MAGIC);
+	afd__hello_prefix(out, hello->kind, (uint32_t)at);
 	afd__put16(out + 4, (uint16_t)hello->wire_version);
-	afd__put16(out + 6, (uint16_t)hello->kind);
-	afd__put32(out + 8, (uint32_t)at);
 	return at;
+}
+
+void afd__hello_prefix(void *bytes, uint32_t kind, uint32_t n_bytes)
+{
+	uint8_t *out = bytes;
+
+	afd__put32(out, MAGIC);
+	afd__put16(out + 4, AFD__WIRE_VERSION);
+	afd__put16(out + 6, (uint16_t)kind);
+	afd__put32(out + 8, n_bytes);
 }
 
 /* FNV-1a, 64 bits: names a contract in few bytes. It protects nothing, and the fields themselves
@@ -247,8 +255,11 @@ static int check_complete(const struct afd__hello *hello, uint64_t seen)
 	return 0;
 }
 
-static int decode_prefix(struct afd__hello *hello, const uint8_t *in, size_t n_bytes)
+int afd__hello_decode_prefix(struct afd__hello *hello, const void *bytes, size_t n_bytes)
 {
+	const uint8_t *in = bytes;
+
+	memset(hello, 0, sizeof(*hello));
 	if (n_bytes < PREFIX_BYTES)
 		return afd__error(-EPROTO, "handshake: %zu bytes came, a message has at least %d",
 			n_bytes, PREFIX_BYTES);
@@ -259,9 +270,9 @@ static int decode_prefix(struct afd__hello *hello, const uint8_t *in, size_t n_b
 	hello->kind = afd__take16(in + 6);
 	if (hello->wire_version != AFD__WIRE_VERSION)
 		return 0;
-	if (hello->kind < AFD__HELLO || hello->kind > AFD__REFUSAL)
+	if (hello->kind < AFD__HELLO || hello->kind > AFD__NONCE)
 		return afd__error(
-			-EPROTO, "handshake: kind is %u, limit %d", hello->kind, AFD__REFUSAL);
+			-EPROTO, "handshake: kind is %u, limit %d", hello->kind, AFD__NONCE);
 	if (afd__take32(in + 8) != n_bytes)
 		return afd__error(-EPROTO, "handshake: %zu bytes came, the message says %u",
 			n_bytes, afd__take32(in + 8));
@@ -275,8 +286,7 @@ int afd__hello_decode(struct afd__hello *hello, const void *bytes, size_t n_byte
 	uint64_t seen = 0;
 	int rc;
 
-	memset(hello, 0, sizeof(*hello));
-	rc = decode_prefix(hello, in, n_bytes);
+	rc = afd__hello_decode_prefix(hello, in, n_bytes);
 	if (rc || hello->wire_version != AFD__WIRE_VERSION)
 		return rc;
 	while (at < n_bytes) {

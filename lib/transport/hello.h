@@ -19,6 +19,7 @@ enum afd__hello_kind {
 	AFD__WELCOME = 2, /* FFN side: who I am, and what the link will be */
 	AFD__READY = 3,   /* attention side: I have the slots */
 	AFD__REFUSAL = 4, /* either side, instead of its next message; then it closes */
+	AFD__NONCE = 5,   /* either side, first, when it has a key */
 };
 
 struct afd__hello {
@@ -49,10 +50,13 @@ struct afd__hello {
 /* Fills the contract's fields and their digest. */
 void afd__hello_state(struct afd__hello *hello, const struct afd_contract *contract);
 
+/* The 12 bytes that no version changes. */
+void afd__hello_prefix(void *out, uint32_t kind, uint32_t bytes);
 /* Bytes written, or 0 when they do not fit (they do in AFD__HELLO_MAX). */
 size_t afd__hello_encode(void *bytes, size_t capacity, const struct afd__hello *hello);
 /* -EPROTO names what is wrong. A message of another wire version decodes as far as its prefix: only
  * kind and wire_version are set. */
+int afd__hello_decode_prefix(struct afd__hello *hello, const void *bytes, size_t n_bytes);
 int afd__hello_decode(struct afd__hello *hello, const void *bytes, size_t n_bytes);
 
 /* 0 when ours and the peer's contract agree; else 1, and the refusal is filled from our point of

@@ -137,7 +137,7 @@ static int host_drain(void *user, uint32_t lane, uint32_t target, uint32_t row0,
 	struct rows from = wire_rows(net, slot, net->params.to_attention_dtype);
 	uint32_t row = nth_row(net, f, target, row0);
 
-	if (net->n_addresses == 1) {
+	if (net->n_targets == 1) {
 		convert(net, from, rows_at(f->y, f->y_row_bytes, f->y_dtype, row), n_rows);
 		return 1;
 	}
@@ -215,12 +215,12 @@ static int check_choices(const afd_transport *net, struct afd_frame *frame)
 static void count_rows(
 	const afd_transport *net, const struct afd_frame *frame, uint32_t n_rows[AFD__TARGETS_MAX])
 {
-	for (uint32_t t = 0; t < net->n_addresses; t++) {
+	for (uint32_t t = 0; t < net->n_targets; t++) {
 		n_rows[t] = frame->ids ? 0 : frame->n_rows;
 		for (uint32_t row = 0; frame->ids && row < frame->n_rows; row++)
 			n_rows[t] += next_row(net, frame, t, row) == row;
 	}
-	for (uint32_t row = 0; net->n_addresses > 1 && row < frame->n_rows; row++)
+	for (uint32_t row = 0; net->n_targets > 1 && row < frame->n_rows; row++)
 		memset((uint8_t *)frame->y + row * frame->y_row_bytes, 0,
 			net->contract.hidden_size * sizeof(float));
 }
@@ -246,11 +246,11 @@ static int check_frame(const afd_transport *net, struct afd_frame *frame)
 		rc = check_memory(net, "y", frame->y, &frame->y_dtype, &frame->y_row_bytes);
 	if (!rc)
 		rc = check_choices(net, frame);
-	if (!rc && net->n_addresses > 1 && (frame->y_dtype != AFD_DTYPE_F32 || frame->x == frame->y))
+	if (!rc && net->n_targets > 1 && (frame->y_dtype != AFD_DTYPE_F32 || frame->x == frame->y))
 		rc = afd__error(-EINVAL,
-			"frame: y is %s, with %u FFN peers it must be f32 and not x",
+			"frame: y is %s, with %u shards it must be f32 and not x",
 			frame->x == frame->y ? "x" : afd_dtype_name(frame->y_dtype),
-			net->n_addresses);
+			net->n_targets);
 	if (!rc && frame->x == frame->y &&
 		(frame->x_dtype != frame->y_dtype || frame->x_row_bytes != frame->y_row_bytes))
 		rc = afd__error(

@@ -81,6 +81,10 @@ static int judge_version(const struct afd__hello *said, uint32_t kind, struct af
 	if (said->wire_version != AFD__WIRE_VERSION)
 		return refuse_number(
 			refusal, "wire_version", AFD__WIRE_VERSION, said->wire_version);
+	if (said->kind == AFD__NONCE) {
+		afd__hello_refuse(refusal, "key", "none", "required");
+		return 1;
+	}
 	if (said->kind != kind)
 		return refuse_number(refusal, "message kind", kind, said->kind);
 	return 0;

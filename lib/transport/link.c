@@ -29,8 +29,10 @@ struct afd__link *afd__link_create(afd_transport *net, const struct afd__address
 		afd__link_destroy(link);
 		return NULL;
 	}
-	link->wire =
-		(struct afd__wire){ .ctx = net->ctx, .epoll_fd = net->epoll_fd, .tag = &link->tag };
+	link->wire = (struct afd__wire){ .ctx = net->ctx,
+		.epoll_fd = net->epoll_fd,
+		.tag = &link->tag,
+		.secret = net->params.tls ? net->secret : NULL };
 	link->address = address;
 	if (address) {
 		link->wire.ops = address->ops;
@@ -83,7 +85,10 @@ void afd__link_joined(struct afd__link *link, uint64_t now)
 		link->in[i].slot = AFD__N_CONTROL + i;
 	}
 	link->net->n_joined++;
+	link->ended = AFD__LINK_IDLE;
 	afd__peers_joined(link);
+	if (link->kind == AFD__LINK_TO_FFN)
+		afd__shards_joined(link);
 }
 
 /* ---- the end ---- */
@@ -98,7 +103,8 @@ static void end_link(struct afd__link *link, enum afd__link_phase phase)
 	bool joined = link->phase == AFD__LINK_JOINED;
 	afd_transport *net = link->net;
 
-	link->phase = phase;
+	link->phase = link->ended = phase;
+	link->retry_ns = afd__now_ns() + (joined ? AFD__RETURN_MS : AFD__REFUSED_MS) * MS;
 	if (link->open)
 		link->wire.ops->shut(&link->wire);
 	if (!joined)
@@ -120,7 +126,10 @@ static void keep_cause(struct afd__link *link, int rc, bool in_order)
 
 	link->error = rc;
 	afd__error_save(link->error_text, sizeof(link->error_text));
-	if (net->attention && !net->error && !(in_order && link->kind == AFD__LINK_IN_GROUP)) {
+	if (net->attention && !net->error && !(in_order && link->kind == AFD__LINK_IN_GROUP) &&
+		!afd__shards_spare(link)) {
+		net->error_passes = net->complete && link->kind == AFD__LINK_TO_FFN;
+		net->uncovered_ns = afd__now_ns();
 		net->error = rc;
 		memcpy(net->error_text, link->error_text, sizeof(net->error_text));
 	}
@@ -137,6 +146,8 @@ void afd__link_fail(struct afd__link *link, int rc)
 	if (link->phase == AFD__LINK_JOINED) {
 		afd__log(net->ctx, AFD_LOG_WARN, "peer lost: %s", link->error_text);
 		afd__metric_count(net->lost_metric, 1);
+	} else if (net->complete) {
+		afd__log(net->ctx, AFD_LOG_WARN, "peer not taken: %s", link->error_text);
 	}
 	end_link(link, AFD__LINK_LOST);
 }
@@ -229,6 +240,8 @@ static int take_goodbye(struct afd__link *link, const void *payload, size_t byte
 	if (reason == AFD__GOODBYE_DRAIN && link->kind == AFD__LINK_TO_FFN &&
 		owes_or_has_replied(link))
 		link->leaving = true;
+	if (link->leaving)
+		afd__shards_left(link);
 	else
 		afd__link_leave(link, text);
 	return 0;
@@ -333,7 +346,9 @@ int afd__link_poll(struct afd__link *link, uint64_t now)
 	do {
 		n = link->wire.ops->poll(&link->wire, done, COMPLETIONS);
 		if (n < 0)
-			afd__link_fail(link, n);
+			afd__link_fail(link, n == -ECONNRESET
+						     ? afd__error(n, "%s is gone", link->who)
+						     : n);
 		for (int i = 0; i < n && link->phase == AFD__LINK_JOINED; i++) {
 			rc = complete(link, &done[i], now);
 			if (rc < 0)

@@ -161,14 +161,16 @@ int afd__net_settle(afd_transport *net)
 
 static int state_of(const afd_transport *net)
 {
-	if (net->error)
-		return afd__error(net->error, "%s", net->error_text);
+	int rc = afd__shards_error(net);
+
+	if (rc)
+		return rc;
 	/* A rank that has left. */
 	for (uint32_t i = net->n_addresses; net->attention && i < net->max_links; i++) {
 		if (net->links[i] && net->links[i]->error)
 			return afd__link_error(net->links[i]);
 	}
-	return !net->attention || net->n_joined == net->n_links_wanted;
+	return !net->attention || (net->complete && !net->error);
 }
 
 int afd_transport_poll(afd_transport *net)
@@ -218,6 +220,11 @@ int afd_transport_fd(const afd_transport *net)
 uint64_t afd__net_next_timer(const afd_transport *net)
 {
 	uint64_t next = afd__handshake_timer(net), at;
+
+	if (afd__shards_waits(net)) {
+		at = net->uncovered_ns + net->params.reconnect_ms * MS;
+		next = at < next ? at : next;
+	}
 
 	for (uint32_t i = 0; i < net->max_links; i++) {
 		if (!afd__link_is_joined(net->links[i]))

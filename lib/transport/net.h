@@ -16,6 +16,7 @@
 #include "exchange.h"
 #include "hello.h"
 #include "ops.h"
+#include "secret.h"
 #include "wire.h"
 
 enum {
@@ -23,11 +24,16 @@ enum {
 	AFD__CONTROL_BYTES = 512,
 	AFD__SLOTS_PER_LANE = 2,
 	AFD__N_ROW_SLOTS = AFD__SLOTS_PER_LANE * AFD_MAX_LANES,
+	AFD__NONCE_MESSAGE_BYTES = 48,
+	AFD__SEAL_BYTES = 36, /* what a proof adds to a message */
 	AFD__PENDING_MAX = 64, /* handshakes under way on the FFN side */
 	AFD__GROUP_MAX = 64,   /* ranks of an attention group */
 	AFD__BEAT_MS = 50, /* so that a peer hears from us every 100 ms, whatever the timers do */
 	AFD__HANDSHAKE_MS = 5000, /* FFN side: the longest that a stranger may take */
 	AFD__RETRY_MS = 20,       /* attention side: how often a server that is not up is tried */
+	AFD__RETURN_MS = 200,     /* the same, once the others hold everything */
+	AFD__REFUSED_MS = 1000,   /* the same, of one that refused or was refused then */
+	AFD__RANGES_MAX = 8,
 	/* Attention side: silence is confirmed once more, as both processes may have been frozen.
 	 */
 	AFD__GRACE_MS = 100,
@@ -38,6 +44,8 @@ enum {
 enum afd__link_phase {
 	AFD__LINK_IDLE, /* attention side: to be connected at retry_ns */
 	AFD__LINK_CONNECTING,
+	AFD__LINK_NONCE,  /* with a key. Attention: ours goes out. FFN: the peer's is awaited */
+	AFD__LINK_ANSWER, /* with a key. Attention: the peer's is awaited. FFN: ours goes out */
 	AFD__LINK_HELLO,   /* attention: our hello goes out. FFN: the peer's is awaited */
 	AFD__LINK_WELCOME, /* attention: awaited. FFN: goes out */
 	AFD__LINK_BINDING,
@@ -116,9 +124,14 @@ struct afd__link {
 
 	/* handshake */
 	uint64_t since_ns, retry_ns;
+	enum afd__link_phase ended; /* attention side: how it ended last, until it joins again */
 	struct afd__hello *said; /* by the peer */
 	uint8_t *message;        /* [AFD__HELLO_MAX] what goes out */
 	size_t message_bytes;    /* 0: nothing does */
+	/* with a key (prove.c) */
+	bool sealed; /* both nonces are known: messages end in a proof */
+	uint8_t nonce_here[AFD__NONCE_MESSAGE_BYTES], nonce_there[AFD__NONCE_MESSAGE_BYTES];
+	uint8_t chain[AFD__MAC_BYTES];
 
 	/* what was agreed on */
 	uint32_t lanes, max_rows;
@@ -167,11 +180,19 @@ struct afd__link {
 
 /* ---- a frame on its way (attention side) ---- */
 
+/* Rows of a frame for one shard. They go to the peer that holds it now; when that is lost, those
+ * without an answer go to the next one, as a frame of its own. */
+struct afd__range {
+	uint32_t row0, n_rows;
+};
 struct afd__frame_target {
-	struct afd__link *link;
+	struct afd__link *link; /* NULL: nobody holds the shard now */
 	uint32_t n_rows; /* 0: it has no part in this frame */
 	uint32_t rows_done;
-	uint16_t n_parts, next_part; /* next to fill */
+	struct afd__range ranges[AFD__RANGES_MAX]; /* [n_ranges] ascending: not in a slot yet */
+	uint32_t n_ranges;
+	uint32_t n_again; /* rows of these that were sent before */
+	uint16_t n_parts, next_part; /* of the frame as the link sees it; next to fill */
 };
 
 struct afd__frame_out {
@@ -220,6 +241,8 @@ struct afd_transport {
 	bool listeners_stirred;
 	uint64_t accept_again_ns; /* descriptors had run out; 0: no */
 
+	struct afd__secret *secret; /* NULL: no key */
+
 	const void *owner;
 	struct afd_shard shard; /* FFN side */
 	bool shard_given;       /* by the params */
@@ -228,8 +251,20 @@ struct afd_transport {
 
 	struct afd__link **links; /* [max_links]; attention: FFN peers by address, then the other
 				     ranks, NULL: has not come. FFN: by index, NULL is free */
-	struct afd__link *targets[AFD__TARGETS_MAX]; /* attention: by rank of shard, once all are
-							placed */
+	/* attention: by rank of shard, who holds it now; NULL: nobody */
+	struct afd__link *targets[AFD__TARGETS_MAX];
+	uint32_t n_targets; /* shards; 0: no FFN peer has said it yet */
+	struct afd__target shards[AFD__TARGETS_MAX]; /* by rank, as its first peer stated it */
+	struct afd__holding {
+		uint64_t weights[2];
+		char device[16];
+		bool known;
+	} holdings[AFD__TARGETS_MAX]; /* by rank: what its first peer stated, and others must too */
+	bool complete;         /* attention: all shards and ranks were there once */
+	bool error_passes;     /* `error` is of a shard that nobody holds, until somebody does */
+	uint64_t uncovered_ns; /* since when */
+	uint32_t step_rows[AFD_MAX_LANES]; /* of the open step */
+	uint8_t trace_id[16];
 	uint32_t max_links;
 	struct afd__link *pending[AFD__PENDING_MAX]; /* FFN side: handshakes, oldest first */
 	uint32_t n_pending;
@@ -254,7 +289,7 @@ struct afd_transport {
 	bool undone;        /* a poll ended with work left */
 	uint64_t warned_ns; /* refusals are logged at a limited rate */
 	uint32_t n_warned, n_unwarned;
-	struct afd__metric *peers_metric, *refused_metric, *lost_metric;
+	struct afd__metric *peers_metric, *refused_metric, *lost_metric, *resent_metric;
 };
 
 /* ---- net.c: progress ---- */
@@ -271,6 +306,30 @@ uint64_t afd__handshake_timer(const afd_transport *net);
 /* A summary of who is missing, for errors of waiting. */
 void afd__handshake_missing(const afd_transport *net, char *text, size_t capacity);
 
+/* What both sides of a handshake use. say: the link's message becomes this one; the rest as the
+ * operations of a backend, 1 done, 0 not now. */
+int afd__shake_say(
+	struct afd__link *link, const struct afd__hello *hello, enum afd__link_phase phase);
+int afd__shake_send_message(struct afd__link *link);
+int afd__shake_receive_message(struct afd__link *link);
+int afd__shake_receive_nonce(struct afd__link *link);
+void afd__shake_keep_said(struct afd__link *link);
+int afd__shake_bind_slots(struct afd__link *link, int accepting);
+
+/* ---- connect.c ---- */
+/* 1 when it moved. Errors end the link. */
+int afd__connect_move(struct afd__link *link, uint64_t now);
+
+/* ---- prove.c ---- */
+/* A fresh nonce becomes the link's message. */
+int afd__prove_begin(struct afd__link *link);
+/* The peer's, which has come; from now on messages are sealed. -EPROTO */
+int afd__prove_nonce(struct afd__link *link, const uint8_t *message, size_t bytes);
+/* Appends the proof to the link's message, when it is sealed. */
+int afd__prove_seal(struct afd__link *link);
+/* Before a byte behind the prefix is looked at: -EACCES when the message does not prove the key. */
+int afd__prove_check(struct afd__link *link, const uint8_t *message, size_t bytes);
+
 /* ---- judge.c ---- */
 void afd__hello_state_ours(const struct afd__link *link, struct afd__hello *hello, uint32_t kind);
 /* The side that accepted: 1 when the peer is refused, and the refusal is filled. */
@@ -286,6 +345,17 @@ int afd__shards_check(const afd_transport *net, const struct afd_shard *shard);
 /* Attention side: takes what an FFN peer said of its shard; with the last of them all are held
  * together. An error fills the refusal too. */
 int afd__shards_place(struct afd__link *link, struct afd__hello *refusal);
+/* All that is wanted is there: 1 from the first time on. */
+int afd__shards_complete(afd_transport *net, uint64_t now);
+/* A link has joined: takes its shard if nobody holds it, and rows that wait for that. */
+void afd__shards_joined(struct afd__link *link);
+/* A link takes no new rows, or is lost: another one takes its shard, if there is one. */
+void afd__shards_left(struct afd__link *link);
+/* True when its end takes no shard away: another peer holds it, or it held none. */
+bool afd__shards_spare(const struct afd__link *link);
+/* The transport's error as far as it counts: while a shard is waited for there is none. */
+int afd__shards_error(const afd_transport *net);
+bool afd__shards_waits(const afd_transport *net);
 
 /* ---- link.c ---- */
 struct afd__link *afd__link_create(afd_transport *net, const struct afd__address *address);
@@ -340,15 +410,25 @@ int afd__frames_round(afd_transport *net);
 int afd__frames_take(struct afd__link *link, uint32_t slot, const struct afd__header *h,
 	size_t bytes, uint64_t now);
 void afd__frames_lost(struct afd__link *link);
+/* The shard's rows that are in no slot yet go to its present holder, or wait for one. */
+void afd__frames_retarget(afd_transport *net, uint32_t rank);
+/* Ends what waits for a shard, with the transport's error. */
+void afd__frames_give_up(afd_transport *net);
+/* How many parts the ranges make at the target's link. */
+uint32_t afd__frame_count_parts(const struct afd__frame_target *target);
+/* Nothing of the link is written or read any more. */
+bool afd__frames_untouched(const struct afd__link *link);
 /* The stage is gone: nothing is filled or drained any more. */
 void afd__frames_disown(afd_transport *net);
 
 /* Ends a frame with its result; what is still on the wire is dropped when it comes. */
-void afd__frame_end(struct afd__frame_out *frame, uint32_t lane, int rc);
+void afd__frame_end(afd_transport *net, uint32_t lane, int rc);
 /* A fill or drain of the lane is under way. */
-bool afd__frame_is_touched(const struct afd__frame_out *frame, uint32_t lane);
+bool afd__frame_is_touched(const afd_transport *net, uint32_t lane);
 
 /* ---- steps.c ---- */
+/* Tells the peer of the open step, before its first rows. */
+void afd__steps_tell(struct afd__link *link);
 /* The first cause of why nothing can be sent; 0 when something can. */
 int afd__steps_check_links(const afd_transport *net);
 /* A frame without rows: what the last one left is forgotten. */

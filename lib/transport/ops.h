@@ -24,7 +24,8 @@
 
 #include "../context/core.h"
 
-#define AFD__HELLO_MAX 4096 /* bytes of one handshake message */
+/* Bytes of one handshake message. Each begins with "AFDH" and says its bytes at 8. */
+#define AFD__HELLO_MAX 4096
 #define AFD__SLOTS_MAX 256  /* slots of a wire, each way */
 
 struct afd__wire_slots {                  /* the geometry, the same on both sides */
@@ -43,6 +44,7 @@ struct afd__completion {
 };
 
 struct afd__transport_ops;
+struct afd__secret;
 
 /*
  * What an event on a descriptor is for. The backend adds its descriptors to epoll_fd with the
@@ -62,6 +64,9 @@ struct afd__wire { /* one end of a connection; the backend's part of a link */
 	struct afd__tag *tag;
 	struct afd__wire_slots geometry;
 	int error;
+	const struct afd__secret *secret; /* links that leave the host are encrypted with it; NULL:
+					     they are not */
+	char peer[64]; /* where it came from, for the log; "" when the address says it all */
 };
 struct afd__listener {
 	struct afd__tag tag;
@@ -75,6 +80,12 @@ struct afd__listener {
 struct afd__transport_ops {
 	const char *scheme; /* "shm" in "shm:name" */
 
+	/* -EINVAL and text when what follows the colon of `text` is no name; NULL: 1 to 80 of
+	 * [A-Za-z0-9._-]. */
+	int (*check_name)(const char *text, const char *name, bool to_listen);
+	/* Where rank i of a group listens when rank 0 does at name; NULL: at "name.i". -EINVAL:
+	 * there is no such place. */
+	int (*rank_name)(char *out, size_t capacity, const char *name, uint32_t rank);
 	/* 0, or why this machine cannot: -ENODEV, -ENOSYS, with text. */
 	int (*probe)(struct afd_context *ctx);
 	int (*listen)(struct afd__listener *ln, const char *name);
@@ -82,8 +93,9 @@ struct afd__transport_ops {
 	/* 1: *wire has a new connection; 0: none waits; -EACCES: one came and was refused, there
 	 * may be more. */
 	int (*accept)(struct afd__listener *ln, struct afd__wire *wire);
-	/* Begins; 1 when connected, 0 while it is under way (called again), -ECONNREFUSED: nobody
-	 * listens (may be tried again). After an error there is nothing to close. */
+	/* Begins; 1 when connected, 0 while it is under way (called again; may be closed),
+	 * -ECONNREFUSED: nobody listens (may be tried again). After an error there is nothing to
+	 * close. */
 	int (*connect)(struct afd__wire *wire, const char *name);
 
 	/* 1: sent or received (*bytes set) whole; 0: not now. A peer that went away: -ECONNRESET.
@@ -122,6 +134,7 @@ struct afd__transport_ops {
 	void (*close)(struct afd__wire *wire); /* shut, and frees */
 };
 
-extern const struct afd__transport_ops afd__transport_loop, afd__transport_shm;
+extern const struct afd__transport_ops afd__transport_loop, afd__transport_shm,
+	afd__transport_tcp;
 
 #endif

@@ -374,7 +374,8 @@ void afd__transport_beat(afd_transport *net)
 		if (!afd__link_is_joined(link) || !is_beat_thought_of(link, now))
 			continue;
 		/* Slots of earlier beats come back by polling; what else came waits in the queue.
-		 */
+		 * Events are not looked at here, so the backend looks for itself. */
+		link->wire.ops->ready(&link->wire);
 		afd__link_poll(link, now);
 		if (link->phase == AFD__LINK_JOINED)
 			afd__link_timers(link, now);

@@ -45,6 +45,12 @@ static const struct afd__metric_family lost_family = {
 	.help = "Joined peers that were lost without a goodbye.",
 };
 
+static const struct afd__metric_family resent_family = {
+	.name = "afd_transport_resent_rows_total",
+	.kind = AFD__COUNTER,
+	.help = "Rows that were sent once more, to another FFN peer, because the first was lost.",
+};
+
 int afd__peers_create(afd_transport *net)
 {
 	char labels[32] = "";
@@ -54,7 +60,10 @@ int afd__peers_create(afd_transport *net)
 	net->peers_metric = afd__metric_add(net->ctx, &peers_family, labels);
 	net->refused_metric = afd__metric_add(net->ctx, &refused_family, labels);
 	net->lost_metric = afd__metric_add(net->ctx, &lost_family, labels);
-	return net->peers_metric && net->refused_metric && net->lost_metric ? 0 : -ENOMEM;
+	net->resent_metric = afd__metric_add(net->ctx, &resent_family, labels);
+	return net->peers_metric && net->refused_metric && net->lost_metric && net->resent_metric
+		       ? 0
+		       : -ENOMEM;
 }
 
 void afd__peers_destroy(afd_transport *net)
@@ -62,6 +71,7 @@ void afd__peers_destroy(afd_transport *net)
 	afd__metric_remove(net->ctx, net->peers_metric);
 	afd__metric_remove(net->ctx, net->refused_metric);
 	afd__metric_remove(net->ctx, net->lost_metric);
+	afd__metric_remove(net->ctx, net->resent_metric);
 }
 
 static struct afd__metric *add(struct afd__link *link, int family)
@@ -114,7 +124,9 @@ void afd__peers_gone(struct afd__link *link)
 
 static int32_t state_of(const struct afd__link *link)
 {
-	switch (link->phase) {
+	switch (link->phase == AFD__LINK_JOINED ? link->phase
+		: link->ended ? link->ended
+			      : link->phase) {
 	case AFD__LINK_JOINED:
 		return AFD_PEER_JOINED;
 	case AFD__LINK_LEFT:

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Who holds what: each FFN peer states its shard in its welcome, and when the last of them has, all
- * shards of one way of sharding must be there, each once. Peers are connected to in any order; from
- * here on they are targets, numbered by the rank of their shard. Called by the handshake, and by
- * the attention stage to find out which rows go where.
+ * Who holds what: each FFN peer states its shard in its welcome; together they must hold all shards
+ * of one way of sharding. Several of one shard are replicas: one of them, the target, gets the rows,
+ * and when it is lost another one. Targets are numbered by the rank of their shard, whatever the
+ * order of addresses. Called by the handshake, by links that come and go, and by the attention
+ * stage to find out which rows go where.
  */
 #include <assert.h>
 #include <stdio.h>
@@ -124,53 +125,70 @@ static int check_same_way(const struct afd__link *link, const struct afd__link *
 		ours, other->name, theirs);
 }
 
-/* The text of what is missing and what is there twice; the code says which of them it is. */
-static int describe(const afd_transport *net, const struct afd__link *link, const uint32_t *n_of,
-	const uint32_t *first, const uint32_t *last)
+/* The text of what is missing. */
+static int describe(const struct afd__link *link, const uint32_t *n_of)
 {
 	char text[384] = "", name[NAME_BYTES];
-	uint32_t n_missing = 0, n_doubled = 0;
 	size_t at = 0;
 
 	for (uint32_t rank = 0; rank < link->shard.n_targets; rank++) {
-		n_missing += !n_of[rank];
-		n_doubled += n_of[rank] > 1;
-		if (n_of[rank] == 1 || at > sizeof(text) - 2)
+		if (n_of[rank] || at > sizeof(text) - 2)
 			continue;
 		name_shard(name, rank, link->shard.n_tp, link->shard.n_targets);
-		if (!n_of[rank])
-			at += (size_t)snprintf(text + at, sizeof(text) - at,
-				"%sno FFN peer holds %s", at ? "; " : "", name);
-		else
-			at += (size_t)snprintf(text + at, sizeof(text) - at, "%s%s is held by %s and %s",
-				at ? "; " : "", name, net->links[first[rank]]->name,
-				net->links[last[rank]]->name);
+		at += (size_t)snprintf(text + at, sizeof(text) - at, "%sno FFN peer holds %s",
+			at ? "; " : "", name);
 	}
-	if (n_missing)
-		return afd__error(-EPROTO, "shards: %s", text);
-	if (n_doubled)
-		return afd__error(
-			-ENOTSUP, "shards: %s; replicas are not supported in this version", text);
-	return 0;
+	return at ? afd__error(-EPROTO, "shards: %s", text) : 0;
 }
 
 /* All peers have said what they hold. */
-static int check_cover(afd_transport *net, const struct afd__link *link)
+static int check_cover(const afd_transport *net, const struct afd__link *link)
 {
-	uint32_t n_of[AFD__TARGETS_MAX] = { 0 }, first[AFD__TARGETS_MAX], last[AFD__TARGETS_MAX];
-	int rc;
+	uint32_t n_of[AFD__TARGETS_MAX] = { 0 };
 
-	for (uint32_t i = 0; i < net->n_addresses; i++) {
-		uint32_t rank = net->links[i]->rank;
+	for (uint32_t i = 0; i < net->n_addresses; i++)
+		n_of[net->links[i]->rank]++;
+	return describe(link, n_of);
+}
 
-		if (!n_of[rank]++)
-			first[rank] = i;
-		last[rank] = i;
+/* Who holds a shard that another peer has held before must hold the same. */
+static int check_holding(const struct afd__link *link)
+{
+	const struct afd__holding *before = &link->net->holdings[link->rank];
+
+	if (!before->known)
+		return 0;
+	if (strcmp(before->device, link->device))
+		return afd__error(-EPROTO, "its device is %s, that of the shard's first peer was %s",
+			link->device, before->device);
+	if (!(link->weights[0] | link->weights[1]) || !(before->weights[0] | before->weights[1])) {
+		afd__log(link->net->ctx, AFD_LOG_WARN,
+			"link %s: that it holds the same weights as the other peer of its shard is "
+			"not known",
+			link->name);
+		return 0;
 	}
-	rc = describe(net, link, n_of, first, last);
-	for (uint32_t rank = 0; !rc && rank < link->shard.n_targets; rank++)
-		net->targets[rank] = net->links[first[rank]];
-	return rc;
+	if (!memcmp(before->weights, link->weights, sizeof(link->weights)))
+		return 0;
+	return afd__error(-EPROTO,
+		"its weights are %016llx%016llx, those of the shard's first peer were %016llx%016llx",
+		(unsigned long long)link->weights[1], (unsigned long long)link->weights[0],
+		(unsigned long long)before->weights[1], (unsigned long long)before->weights[0]);
+}
+
+/* From the welcome on, since two peers of one shard may be on their way in together. */
+static void keep_holding(const struct afd__link *link)
+{
+	afd_transport *net = link->net;
+	struct afd__holding *holding = &net->holdings[link->rank];
+
+	net->n_targets = link->shard.n_targets;
+	if (holding->known)
+		return;
+	net->shards[link->rank] = link->shard;
+	memcpy(holding->weights, link->weights, sizeof(holding->weights));
+	memcpy(holding->device, link->device, sizeof(holding->device));
+	holding->known = true;
 }
 
 static int place(struct afd__link *link)
@@ -187,6 +205,9 @@ static int place(struct afd__link *link)
 			return rc;
 		n_placed++;
 	}
+	rc = check_holding(link);
+	if (rc)
+		return rc;
 	return n_placed == net->n_addresses ? check_cover(net, link) : 0;
 }
 
@@ -200,8 +221,10 @@ int afd__shards_place(struct afd__link *link, struct afd__hello *refusal)
 			refusal->field, refusal->refused_value, refusal->refuser_value);
 	keep_shard(link);
 	rc = place(link);
-	if (!rc)
+	if (!rc) {
+		keep_holding(link);
 		return 0;
+	}
 	link->placed = false;
 	name_shard(value, link->rank, link->shard.n_tp, link->shard.n_targets);
 	afd__hello_refuse(refusal, "shard", "one that completes the others", "%s", value);
@@ -209,14 +232,133 @@ int afd__shards_place(struct afd__link *link, struct afd__hello *refusal)
 	return rc;
 }
 
+/* ---- who holds them now ---- */
+
+static bool takes_rows(const struct afd__link *link)
+{
+	return afd__link_is_joined(link) && !link->leaving;
+}
+
+static struct afd__link *find_holder(const afd_transport *net, uint32_t rank,
+	const struct afd__link *except)
+{
+	for (uint32_t i = 0; i < net->n_addresses; i++) {
+		struct afd__link *link = net->links[i];
+
+		if (link != except && takes_rows(link) && link->rank == rank)
+			return link;
+	}
+	return NULL;
+}
+
+static bool is_covered(const afd_transport *net)
+{
+	for (uint32_t rank = 0; rank < net->n_targets; rank++) {
+		if (!net->targets[rank] || !afd__link_is_joined(net->targets[rank]))
+			return false;
+	}
+	return net->n_targets || !net->n_addresses;
+}
+
+/* A peer that is up is heard before the others go on without it: it may contradict them. */
+static bool is_under_way(const struct afd__link *link, uint64_t now)
+{
+	return link->phase > AFD__LINK_IDLE && link->phase < AFD__LINK_JOINED &&
+	       now - link->since_ns < AFD__REFUSED_MS * UINT64_C(1000000);
+}
+
+int afd__shards_complete(afd_transport *net, uint64_t now)
+{
+	if (net->complete)
+		return 1;
+	if (net->error || !is_covered(net))
+		return 0;
+	for (uint32_t i = net->n_addresses; i < net->max_links; i++) {
+		if (!net->links[i] || net->links[i]->phase < AFD__LINK_JOINED)
+			return 0;
+	}
+	for (uint32_t i = 0; i < net->n_addresses; i++) {
+		if (is_under_way(net->links[i], now))
+			return 0;
+	}
+	for (uint32_t i = 0; i < net->n_addresses; i++) {
+		if (net->links[i]->phase < AFD__LINK_JOINED)
+			afd__log(net->ctx, AFD_LOG_WARN,
+				"link %s: has not joined yet; the other FFN peers hold all shards%s%s",
+				net->links[i]->name, net->links[i]->error_text[0] ? ": " : "",
+				net->links[i]->error_text);
+	}
+	net->complete = true;
+	return 1;
+}
+
+void afd__shards_joined(struct afd__link *link)
+{
+	afd_transport *net = link->net;
+	struct afd__link *before = net->targets[link->rank];
+
+	if (before && takes_rows(before))
+		return;
+	net->targets[link->rank] = link;
+	afd__frames_retarget(net, link->rank);
+	if (!net->error_passes || !is_covered(net))
+		return;
+	afd__log(net->ctx, AFD_LOG_INFO, "link %s: all shards are held again", link->name);
+	net->error = 0;
+	net->error_passes = false;
+}
+
+void afd__shards_left(struct afd__link *link)
+{
+	afd_transport *net = link->net;
+	struct afd__link *next;
+
+	if (net->targets[link->rank] != link)
+		return;
+	next = find_holder(net, link->rank, link);
+	if (next)
+		afd__log(net->ctx, AFD_LOG_WARN, "link %s: its shard is taken over by %s",
+			link->name, next->name);
+	/* One that drains is named in the error until it is gone. */
+	if (!next && link->leaving && link->phase == AFD__LINK_JOINED &&
+		!net->params.reconnect_ms)
+		return;
+	net->targets[link->rank] = next;
+	afd__frames_retarget(net, link->rank);
+}
+
+bool afd__shards_spare(const struct afd__link *link)
+{
+	const afd_transport *net = link->net;
+
+	if (!net->complete || link->kind != AFD__LINK_TO_FFN)
+		return false;
+	return link->phase < AFD__LINK_JOINED || net->targets[link->rank] != link ||
+	       find_holder(net, link->rank, link);
+}
+
+bool afd__shards_waits(const afd_transport *net)
+{
+	return net->error_passes && net->params.reconnect_ms &&
+	       afd__now_ns() - net->uncovered_ns <
+		       net->params.reconnect_ms * UINT64_C(1000000);
+}
+
+int afd__shards_error(const afd_transport *net)
+{
+	if (!net->error || afd__shards_waits(net))
+		return 0;
+	return afd__error(net->error, "%s", net->error_text);
+}
+
 /* ---- what the attention stage asks ---- */
 
 int afd__exchange_target(const afd_transport *net, uint32_t target, struct afd__target *out)
 {
-	if (target >= net->n_addresses || !net->targets[target])
+	if (target >= net->n_targets || !net->shards[target].n_targets)
 		return afd__error(-ENOENT, "transport: target is %u, %u are known", target,
-			net->targets[0] ? net->n_addresses : 0);
-	*out = net->targets[target]->shard;
+			net->n_targets);
+	*out = net->shards[target];
 	return 0;
 }
 
@@ -228,7 +370,7 @@ bool afd__exchange_routed(const afd_transport *net, uint32_t layer)
 bool afd__exchange_wants(
 	const afd_transport *net, uint32_t target, uint32_t layer, const int32_t *ids)
 {
-	const struct afd__target *shard = &net->targets[target]->shard;
+	const struct afd__target *shard = &net->shards[target];
 
 	if (!afd__exchange_routed(net, layer) || net->contract.shared_experts)
 		return true;

@@ -12,37 +12,60 @@
 
 int afd__steps_check_links(const afd_transport *net)
 {
+	int rc;
+
 	if (!net->attention)
 		return afd__error(-EINVAL,
 			"transport: made to listen, frames are sent by the attention side");
-	if (net->error)
-		return afd__error(net->error, "%s", net->error_text);
+	rc = afd__shards_error(net);
+	if (rc)
+		return rc;
 	for (uint32_t i = net->n_addresses; i < net->max_links; i++) {
 		if (net->links[i] && net->links[i]->error)
 			return afd__group_error(net->links[i]);
 	}
-	if (net->n_joined < net->n_links_wanted)
+	if (!net->complete)
 		return afd__error(-EAGAIN, "transport: %u of %u peers have joined", net->n_joined,
 			net->n_links_wanted);
-	for (uint32_t i = 0; i < net->n_addresses; i++) {
-		if (net->links[i]->leaving)
+	for (uint32_t t = 0; t < net->n_targets; t++) {
+		if (net->targets[t] && net->targets[t]->leaving)
 			return afd__error(-ECONNRESET, "link %s: the FFN peer is leaving",
-				net->links[i]->name);
+				net->targets[t]->name);
 	}
 	return 0;
 }
 
 /* In a group FFN peers are told this rank's share, the other ranks the whole. */
-static void tell_rows(struct afd__link *link, const struct afd_step_params *params)
+static void tell_rows(struct afd__link *link)
 {
 	const struct afd_transport_params *p = &link->net->params;
 	uint64_t rows, n = link->kind == AFD__LINK_TO_FFN ? p->group_size : 1;
 	uint64_t i = link->kind == AFD__LINK_TO_FFN ? p->group_index : 0;
 
 	for (uint32_t lane = 0; lane < AFD_MAX_LANES; lane++) {
-		rows = params->n_rows[lane];
+		rows = link->net->step_rows[lane];
 		link->step_open.n_rows[lane] = (uint32_t)((i + 1) * rows / n - i * rows / n);
 	}
+}
+
+void afd__steps_tell(struct afd__link *link)
+{
+	afd_transport *net = link->net;
+
+	if (link->step_open.step == net->step)
+		return;
+	link->step_open.step = net->step;
+	tell_rows(link);
+	memcpy(link->step_open.trace_id, net->trace_id, sizeof(net->trace_id));
+	link->open_due = true;
+	afd__link_timers(link, afd__now_ns());
+}
+
+/* Replicas hear of a step when they get rows of it, so that their gather waits for nobody. */
+static bool is_told(const struct afd__link *link)
+{
+	return afd__link_is_joined(link) && (link->kind == AFD__LINK_IN_GROUP ||
+						    link->net->targets[link->rank] == link);
 }
 
 static int begin(afd_transport *net, const struct afd_step_params *params)
@@ -69,16 +92,13 @@ static int begin(afd_transport *net, const struct afd_step_params *params)
 		return rc;
 	net->step++;
 	net->step_open = true;
+	memcpy(net->step_rows, params->n_rows, sizeof(net->step_rows));
+	memcpy(net->trace_id, params->trace_id, sizeof(net->trace_id));
 	for (uint32_t i = 0; i < net->max_links; i++) {
-		struct afd__link *link = net->links[i];
-
-		link->step_open.step = net->step;
-		tell_rows(link, params);
-		memcpy(link->step_open.trace_id, params->trace_id, sizeof(params->trace_id));
-		link->open_due = true;
-		afd__link_timers(link, afd__now_ns());
+		if (net->links[i] && is_told(net->links[i]))
+			afd__steps_tell(net->links[i]);
 	}
-	return net->error ? afd__error(net->error, "%s", net->error_text) : 0;
+	return afd__shards_error(net);
 }
 
 /* A rank of our group may wait for what will not come, whether it has heard of the step or not. */
@@ -86,7 +106,8 @@ static void close_step(struct afd__link *link, const char *cause)
 {
 	bool in_group = link->kind == AFD__LINK_IN_GROUP;
 
-	if ((in_group || !link->open_due) && afd__link_is_joined(link)) {
+	if ((in_group || (!link->open_due && link->step_open.step == link->net->step)) &&
+		afd__link_is_joined(link)) {
 		link->step_close = (struct afd__step_close){ .step = link->net->step,
 			.reason = AFD__CLOSE_CANCELLED };
 		if (in_group && cause)
@@ -116,7 +137,7 @@ int afd__exchange_cancel(afd_transport *net, const char *cause)
 		return afd__error(
 			-EINVAL, "transport: made to listen, steps are the attention side's");
 	for (uint32_t lane = 0; lane < AFD_MAX_LANES; lane++) {
-		afd__frame_end(&net->frames[lane], lane, 0);
+		afd__frame_end(net, lane, 0);
 		net->frames[lane].error = 0;
 	}
 	afd__group_cancel(net);
@@ -171,8 +192,8 @@ static int check_parts(const afd_transport *net, const uint32_t *n_rows)
 {
 	uint32_t any = 0;
 
-	for (uint32_t t = 0; t < net->n_addresses; t++) {
-		uint32_t limit = net->targets[t]->max_rows;
+	for (uint32_t t = 0; t < net->n_targets; t++) {
+		uint32_t limit = net->shards[t].max_rows;
 
 		any |= n_rows[t];
 		if (n_rows[t] && (n_rows[t] - 1) / limit + 1 > UINT16_MAX)
@@ -200,15 +221,17 @@ int afd__exchange_send(afd_transport *net, uint32_t lane, uint32_t layer, const 
 	frame->error = 0;
 	frame->layer = layer;
 	frame->io = *io;
-	frame->n_targets = net->n_addresses;
+	frame->n_targets = net->n_targets;
 	for (uint32_t t = 0; t < frame->n_targets; t++) {
-		struct afd__link *link = net->targets[t];
+		struct afd__frame_target *target = &frame->targets[t];
 
-		frame->targets[t] = (struct afd__frame_target){
-			.link = link,
-			.n_rows = n_rows[t],
-			.n_parts = (uint16_t)((n_rows[t] + link->max_rows - 1) / link->max_rows),
-		};
+		target->link = net->targets[t];
+		target->n_rows = n_rows[t];
+		target->rows_done = target->n_again = 0;
+		target->ranges[0] = (struct afd__range){ 0, n_rows[t] };
+		target->n_ranges = n_rows[t] != 0;
+		target->next_part = 0;
+		target->n_parts = (uint16_t)afd__frame_count_parts(target);
 	}
 	return 0;
 }
@@ -229,8 +252,7 @@ int afd__exchange_progress(afd_transport *net)
 	if (moved < 0)
 		return moved;
 	/* What outlives its link needs nothing of it any more, and is let come to its end. */
-	return net->error && !any_frame_is_out(net) ? afd__error(net->error, "%s", net->error_text)
-						    : moved;
+	return net->error && !any_frame_is_out(net) && afd__shards_error(net) ? net->error : moved;
 }
 
 int afd__exchange_done(afd_transport *net, uint32_t lane)
@@ -241,7 +263,7 @@ int afd__exchange_done(afd_transport *net, uint32_t lane)
 	if (frame->active)
 		return 0;
 	/* The stage may not take its memory back while it is still written or read. */
-	if (afd__frame_is_touched(frame, lane))
+	if (afd__frame_is_touched(net, lane))
 		return 0;
 	return frame->error ? afd__error(frame->error, "%s", frame->error_text) : 1;
 }

@@ -80,6 +80,20 @@ static int check_sides(const struct afd_transport_params *p)
 	return check_group(p);
 }
 
+static int check_key(const struct afd_transport_params *p)
+{
+	if (p->key && p->key_file)
+		return afd__error(-EINVAL, "transport: key and key_file are both given");
+	if (!p->key != !p->key_bytes)
+		return afd__error(-EINVAL, "transport: key is %s, and key_bytes is %zu",
+			p->key ? "given" : "NULL", p->key_bytes);
+	if (p->tls > 1)
+		return check_range("tls", p->tls, 1);
+	if (p->tls && !p->key && !p->key_file)
+		return afd__error(-EINVAL, "transport: tls is 1, and there is no key");
+	return 0;
+}
+
 static int check_params(const struct afd_transport_params *p)
 {
 	int rc = check_sides(p);
@@ -98,6 +112,8 @@ static int check_params(const struct afd_transport_params *p)
 		rc = afd__error(-EINVAL, "transport: gate is %d, limit %d", p->gate, AFD_GATE_FFN);
 	if (!rc && p->_pad)
 		rc = afd__error(-EINVAL, "transport: _pad is %u, must be 0", p->_pad);
+	if (!rc)
+		rc = check_key(p);
 	return rc;
 }
 
@@ -183,7 +199,8 @@ static int fill_params(afd_transport *net, const struct afd_transport_params *gi
 
 	*p = *given;
 	p->listen = p->connect = NULL;
-	p->group = NULL;
+	p->group = p->key_file = NULL;
+	p->key = NULL;
 	p->group_size = or_default(p->group_size, 1);
 	p->lanes = or_default(p->lanes, 1);
 	p->max_rows = or_default(p->max_rows, DEFAULT_ROWS);
@@ -289,21 +306,37 @@ static int prepare_links(afd_transport *net)
 	return rc || net->params.group_size < 2 ? rc : prepare_group(net);
 }
 
-/* Rank 0 listens at the address that was given, rank i at the same with ".i". */
+/* Rank 0 listens at the address that was given; the others where the backend says, as a rule at
+ * the same with ".i". */
+static int parse_rank(afd_transport *net, uint32_t rank, const char *text)
+{
+	const struct afd__address *first = &net->group[0];
+	char name[160], place[128];
+	int rc;
+
+	if (!rank)
+		return afd__address_parse(&net->group[0], net->ctx, text, false);
+	if (!first->ops->rank_name) {
+		snprintf(name, sizeof(name), "%.140s.%u", text, rank);
+		return afd__address_parse(&net->group[rank], net->ctx, name, false);
+	}
+	rc = first->ops->rank_name(place, sizeof(place), first->name, rank);
+	if (rc)
+		return rc;
+	snprintf(name, sizeof(name), "%s:%s", first->ops->scheme, place);
+	return afd__address_parse(&net->group[rank], net->ctx, name, false);
+}
+
 static int parse_group(afd_transport *net, const char *text)
 {
 	uint32_t n = net->params.group_index + 1;
-	char name[160];
 	int rc = 0;
 
 	net->group = afd__alloc(net->ctx, n, sizeof(*net->group));
 	if (!net->group)
 		return -ENOMEM;
-	for (uint32_t rank = 0; rank < n && !rc; rank++) {
-		if (rank)
-			snprintf(name, sizeof(name), "%.140s.%u", text, rank);
-		rc = afd__address_parse(&net->group[rank], net->ctx, rank ? name : text);
-	}
+	for (uint32_t rank = 0; rank < n && !rc; rank++)
+		rc = parse_rank(net, rank, text);
 	return rc;
 }
 
@@ -317,7 +350,7 @@ static int parse_addresses(afd_transport *net, const struct afd_transport_params
 	if (!net->addresses)
 		return -ENOMEM;
 	for (uint32_t i = 0; i < net->n_addresses && !rc; i++)
-		rc = afd__address_parse(&net->addresses[i], net->ctx, texts[i]);
+		rc = afd__address_parse(&net->addresses[i], net->ctx, texts[i], !net->attention);
 	return rc || !given->group ? rc : parse_group(net, given->group);
 }
 
@@ -351,6 +384,12 @@ static int open_transport(afd_transport *net, const struct afd_transport_params 
 	net->row = afd__alloc(net->ctx, net->contract.hidden_size, sizeof(*net->row));
 	if (!net->links || !net->departed || !net->row)
 		return -ENOMEM;
+	if (given->key || given->key_file) {
+		rc = afd__secret_open(&net->secret, net->ctx, given->key_file, given->key,
+			given->key_bytes, (int)given->tls);
+		if (rc)
+			return rc;
+	}
 	net->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
 	if (net->epoll_fd < 0)
 		return afd__error(-EIO, "transport: epoll_create1: %s", strerror(errno));
@@ -450,6 +489,7 @@ void afd_transport_destroy(afd_transport *net)
 		afd__peers_destroy(net);
 	if (net->epoll_fd >= 0)
 		close(net->epoll_fd);
+	afd__secret_close(net->secret);
 	afd__free(net->row);
 	afd__free(net->departed);
 	afd__free(net->links);
@@ -475,7 +515,7 @@ void afd__transport_info(const afd_transport *net, struct afd__exchange_info *in
 		.first_layer = net->params.first_layer,
 		.n_layers = net->params.n_layers,
 		.gate = net->attention ? net->params.gate : 0,
-		.n_targets = net->attention ? net->n_addresses : 0,
+		.n_targets = net->n_targets ? net->n_targets : net->attention ? net->n_addresses : 0,
 		.group_index = net->params.group_index,
 		.group_size = net->params.group_size,
 		.shard = net->shard,

@@ -35,7 +35,7 @@ HOLDS(afd_role_info, 24, bytes, 16);
 HOLDS(afd_shard_params, 40, n_layers, 36);
 HOLDS(afd_tensor_info, 80, bytes, 72);
 
-HOLDS(afd_transport_params, 112, group_size, 108);
+HOLDS(afd_transport_params, 144, reconnect_ms, 140);
 HOLDS(afd_step_params, 48, _pad, 44);
 HOLDS(afd_frame, 80, weights, 72);
 HOLDS(afd_peer_info, 248, _pad2, 244);

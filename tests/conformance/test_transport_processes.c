@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * shm: between processes: ends by SIGKILL and SIGSTOP, and names that are free at once. Children
+ * Between processes: ends by SIGKILL and SIGSTOP, and names that are free at once. Children
  * are forked before they make anything of the library.
  */
 #include "transport_rig.h"
@@ -156,6 +156,9 @@ static void a_killed_server_is_noticed_although_its_child_lives(void **state)
 	uint64_t start;
 	pid_t pid;
 
+	/* Between machines nobody can tell that from silence. */
+	if (!strcmp(rig_scheme(), "tcp"))
+		skip();
 	rig_address(address);
 	pid = spawn_server(address, 1, 1);
 	net = join_at(address, NULL);

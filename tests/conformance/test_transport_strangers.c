@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * shm: peers of the same user that do not keep to the rules: handshakes that stop anywhere, another
- * wire version, memory that could shrink, and a peer that writes what it likes where both can
- * write.
+ * Peers that do not keep to the rules: handshakes that stop anywhere, another wire version; shm:
+ * memory that could shrink, and a peer that writes what it likes where both can write; tcp: records
+ * that cannot be, bytes one by one, and readers that do not read.
  */
 #include "transport_rig.h"
 
@@ -15,18 +15,26 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include <netinet/in.h>
+
 #include "../../lib/transport/hello.h"
 #include "../../lib/transport/pair.h"
+#include "../../lib/transport/tcp.h"
 
 static struct afd__tag stranger_tag = { .kind = AFD__TAG_WIRE };
 
 static void connect_stranger(struct afd__wire *wire, int epoll_fd, const char *address)
 {
-	*wire = (struct afd__wire){ .ops = &afd__transport_shm,
+	*wire = (struct afd__wire){ .ops = rig_ops(),
 		.ctx = client_ctx,
 		.epoll_fd = epoll_fd,
 		.tag = &stranger_tag };
-	assert_int_equal(wire->ops->connect(wire, strchr(address, ':') + 1), 1);
+	rig_connect(wire, address);
+}
+
+static bool is_tcp(void)
+{
+	return !strcmp(rig_scheme(), "tcp");
 }
 
 static void make_hello(struct afd__hello *hello, uint32_t kind)
@@ -156,6 +164,8 @@ static void a_peer_that_scribbles_in_the_memory_loses_its_own_link_only(void **s
 	struct afd__wire wire;
 	afd_transport *net;
 
+	if (is_tcp())
+		skip();
 	server_start(&server, NULL);
 	net = join(&server, NULL);
 	for (unsigned seed = 1; seed <= 60; seed++) {
@@ -186,7 +196,20 @@ static void a_peer_that_scribbles_in_the_memory_loses_its_own_link_only(void **s
 	close(epoll_fd);
 }
 
-static int listen_raw(const char *address)
+static int listen_at_port(const char *address)
+{
+	struct sockaddr_in v4 = { .sin_family = AF_INET,
+		.sin_port = htons((uint16_t)atoi(strrchr(address, ':') + 1)),
+		.sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+	int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0), one = 1;
+
+	setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
+	assert_int_equal(bind(fd, (struct sockaddr *)&v4, sizeof(v4)), 0);
+	assert_int_equal(listen(fd, 8), 0);
+	return fd;
+}
+
+static int listen_at_name(const char *address)
 {
 	struct sockaddr_un sun = { .sun_family = AF_UNIX };
 	int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
@@ -199,6 +222,11 @@ static int listen_raw(const char *address)
 		0);
 	assert_int_equal(listen(fd, 8), 0);
 	return fd;
+}
+
+static int listen_raw(const char *address)
+{
+	return is_tcp() ? listen_at_port(address) : listen_at_name(address);
 }
 
 /* A server that welcomes and then hands over memory of this size and these seals. */
@@ -247,6 +275,8 @@ static void memory_that_could_shrink_or_is_too_small_is_refused(void **state)
 {
 	int before = count_descriptors();
 
+	if (is_tcp())
+		skip();
 	expect_memory_refused(0, F_SEAL_GROW, "has seals 0x4, must have 0x6");
 	expect_memory_refused(0, F_SEAL_SHRINK, "has seals 0x2, must have 0x6");
 	expect_memory_refused(-4096, F_SEAL_GROW | F_SEAL_SHRINK, "the peer's memory has");
@@ -279,6 +309,201 @@ static void a_server_that_hangs_up_is_tried_again_until_a_real_one_comes(void **
 	server_stop(&server);
 }
 
+/* ---- tcp: a stream of anything ---- */
+
+/* A stranger that has joined, and its socket. */
+static int join_stranger(struct afd__wire *wire, int epoll_fd, const char *address)
+{
+	static struct afd__hello hello;
+
+	connect_stranger(wire, epoll_fd, address);
+	make_hello(&hello, AFD__HELLO);
+	say(wire, &hello);
+	assert_int_equal(hear(wire, &hello), 0);
+	bind_stranger(wire);
+	hello.kind = AFD__READY;
+	say(wire, &hello);
+	return tcp_of(wire)->fd;
+}
+
+struct bad_record {
+	uint16_t kind, slot;
+	uint32_t bytes;
+	const char *text;
+};
+
+static void records_that_cannot_be_end_their_own_link_only(void **state)
+{
+	static const struct bad_record cases[] = {
+		{ 0, 0, 0, "a record of kind 0 with 0 bytes" },
+		{ 3, 0, 0, "a record of kind 3" },
+		{ 1, 6, 64, "the peer sent slot 6, which it did not have" },
+		{ 1, 65535, 64, "the peer sent slot 65535" },
+		{ 1, 0, 513, "the peer sent 513 bytes in slot 0, limit 512" },
+		{ 1, 4, UINT32_MAX, "the peer sent 4294967295 bytes in slot 4, limit 1024" },
+		{ 1, 4, 0, "the peer sent 0 bytes in slot 4" },
+		{ 2, 0, 0, "the peer gave back slot 0, which it did not hold" },
+		{ 2, 65535, 0, "the peer gave back slot 65535, which it did not hold" },
+		{ 2, 0, 1, "a record of kind 2 with 1 bytes" },
+	};
+	int epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+	struct server server;
+	afd_transport *net;
+
+	if (!is_tcp())
+		skip();
+	server_start(&server, NULL);
+	net = join(&server, NULL);
+	for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+		struct afd__wire wire;
+		int fd = join_stranger(&wire, epoll_fd, server.address);
+
+		assert_int_equal(send(fd, &cases[i], TCP_RECORD_BYTES, MSG_NOSIGNAL),
+			TCP_RECORD_BYTES);
+		rig_wait_logged(cases[i].text);
+		run_step(net, 3, (int)i);
+		wire.ops->close(&wire);
+	}
+	afd_transport_destroy(net);
+	server_stop(&server);
+	close(epoll_fd);
+}
+
+static void random_bytes_after_the_handshake_end_their_own_link_only(void **state)
+{
+	int epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+	uint64_t random = 1;
+	struct server server;
+	afd_transport *net;
+
+	if (!is_tcp())
+		skip();
+	server_start(&server, NULL);
+	net = join(&server, NULL);
+	for (int round = 0; round < 40; round++) {
+		struct afd__wire wire;
+		uint8_t bytes[600];
+		int fd = join_stranger(&wire, epoll_fd, server.address);
+
+		for (size_t i = 0; i < sizeof(bytes); i++) {
+			random = random * UINT64_C(6364136223846793005) + 1442695040888963407u;
+			bytes[i] = (uint8_t)(random >> 56) & (i < 8 && round % 2 ? 3 : 255);
+		}
+		(void)!send(fd, bytes, sizeof(bytes), MSG_NOSIGNAL);
+		run_step(net, 3, round);
+		wire.ops->close(&wire);
+	}
+	wait_for(&server.n_joined, 1);
+	afd_transport_destroy(net);
+	server_stop(&server);
+	close(epoll_fd);
+}
+
+static void a_handshake_that_comes_byte_by_byte_is_read(void **state)
+{
+	static struct afd__hello hello;
+	int epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+	uint8_t message[AFD__HELLO_MAX];
+	struct afd__wire wire;
+	struct server server;
+	size_t bytes;
+
+	if (!is_tcp())
+		skip();
+	server_start(&server, NULL);
+	connect_stranger(&wire, epoll_fd, server.address);
+	make_hello(&hello, AFD__HELLO);
+	bytes = afd__hello_encode(message, sizeof(message), &hello);
+	for (size_t i = 0; i < bytes; i++) {
+		assert_int_equal(send(tcp_of(&wire)->fd, message + i, 1, MSG_NOSIGNAL), 1);
+		if (i % 16 == 0)
+			sleep_ms(1);
+	}
+	assert_int_equal(hear(&wire, &hello), 0);
+	assert_int_equal(hello.kind, AFD__WELCOME);
+	wire.ops->close(&wire);
+	server_stop(&server);
+	close(epoll_fd);
+}
+
+static void a_message_longer_than_its_limit_is_refused_by_its_prefix(void **state)
+{
+	static const uint8_t prefix[12] = { 'A', 'F', 'D', 'H', 1, 0, 1, 0, 0x01, 0x10, 0, 0 };
+	int epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+	struct afd__wire wire;
+	struct server server;
+
+	if (!is_tcp())
+		skip();
+	server_start(&server, NULL);
+	connect_stranger(&wire, epoll_fd, server.address);
+	assert_int_equal(send(tcp_of(&wire)->fd, prefix, 12, MSG_NOSIGNAL), 12);
+	rig_wait_logged("handshake: a message says 4097 bytes, must have 12 .. 4096");
+	wire.ops->close(&wire);
+	server_stop(&server);
+	close(epoll_fd);
+}
+
+/* It asks without end and reads no answer: the socket fills, and only it waits. */
+static void a_peer_that_does_not_read_holds_up_nobody(void **state)
+{
+	struct afd_transport_params params = { .lanes = 4, .max_rows = 2000 };
+	static float x[8000 * HIDDEN], y[8000 * HIDDEN];
+	struct server server;
+	afd_transport *stalled, *net;
+
+	if (!is_tcp())
+		skip();
+	server_start(&server, &params);
+	stalled = join(&server, &params);
+	assert_int_equal(begin_step(stalled, 8000), 0);
+	for (int32_t lane = 0; lane < 4; lane++) {
+		struct afd_frame frame = frame_of(0, lane, 8000, x, y);
+
+		assert_int_equal(afd_transport_dispatch(stalled, &frame), 0);
+	}
+	net = join(&server, NULL);
+	for (int i = 0; i < 50; i++)
+		run_step(net, 3, i);
+	afd_transport_destroy(net);
+	afd_transport_destroy(stalled);
+	server_stop(&server);
+}
+
+static void port_0_takes_a_free_one_and_says_it(void **state)
+{
+	const char *addresses[2] = { "tcp:127.0.0.1:0", "tcp:localhost:0" };
+	struct afd_transport_params params = {
+		.size = sizeof(params), .listen = addresses, .n_listen = 2
+	};
+	char first[128], second[128];
+	afd_transport *net;
+
+	if (!is_tcp())
+		skip();
+	assert_int_equal(afd_transport_create(&net, server_ctx, &rig_contract, &params), 0);
+	assert_int_equal(afd_transport_address(net, 0, first, sizeof(first)), 0);
+	assert_int_equal(afd_transport_address(net, 1, second, sizeof(second)), 0);
+	assert_memory_equal(first, "tcp:127.0.0.1:", 14);
+	assert_memory_equal(second, "tcp:localhost:", 14);
+	assert_true(atoi(first + 14) > 0 && atoi(second + 14) > 0);
+	addresses[0] = second;
+	params.n_listen = 0;
+	params.connect = addresses;
+	params.n_connect = 1;
+	{
+		afd_transport *peer;
+
+		assert_int_equal(
+			afd_transport_create(&peer, client_ctx, &rig_contract, &params), 0);
+		while (afd_transport_poll(peer) == 0)
+			assert_int_equal(afd_transport_poll(net), 1);
+		assert_int_equal(afd_transport_poll(peer), 1);
+		afd_transport_destroy(peer);
+	}
+	afd_transport_destroy(net);
+}
+
 int main(int argc, char **argv)
 {
 	const struct CMUnitTest tests[] = {
@@ -287,6 +512,12 @@ int main(int argc, char **argv)
 		RIG_TEST(a_peer_that_scribbles_in_the_memory_loses_its_own_link_only),
 		RIG_TEST(memory_that_could_shrink_or_is_too_small_is_refused),
 		RIG_TEST(a_server_that_hangs_up_is_tried_again_until_a_real_one_comes),
+		RIG_TEST(records_that_cannot_be_end_their_own_link_only),
+		RIG_TEST(random_bytes_after_the_handshake_end_their_own_link_only),
+		RIG_TEST(a_handshake_that_comes_byte_by_byte_is_read),
+		RIG_TEST(a_message_longer_than_its_limit_is_refused_by_its_prefix),
+		RIG_TEST(a_peer_that_does_not_read_holds_up_nobody),
+		RIG_TEST(port_0_takes_a_free_one_and_says_it),
 	};
 	return RIG_RUN(argc, argv, tests);
 }

@@ -3,7 +3,9 @@
 #include "transport_rig.h"
 
 #include <dirent.h>
+#include <netinet/in.h>
 #include <stdio.h>
+#include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -11,6 +13,7 @@
 
 afd_context *server_ctx, *client_ctx;
 struct afd_contract rig_contract;
+uint64_t rig_weights[2];
 
 static const char *backend = "loop";
 static int n_addresses;
@@ -52,7 +55,7 @@ void rig_wait_logged(const char *text)
 
 static bool has_one_context(void)
 {
-	return strcmp(backend, "shm");
+	return strcmp(backend, "shm") && strcmp(backend, "shm-key") && strncmp(backend, "tcp", 3);
 }
 
 static afd_context *make_context(void)
@@ -64,6 +67,9 @@ static afd_context *make_context(void)
 	if (afd_context_create(&ctx, &params))
 		fail_msg("%s", afd_last_error());
 	lossy_add(ctx);
+	/* So small that every record crosses in many pieces. */
+	if (strstr(backend, "-tiny"))
+		ctx->test_socket_bytes = 1;
 	return ctx;
 }
 
@@ -99,12 +105,68 @@ int rig_run(int argc, char **argv, const char *name, const struct CMUnitTest *te
 
 const char *rig_scheme(void)
 {
-	return strcmp(backend, "shm-one") ? backend : "shm";
+	if (!strncmp(backend, "tcp", 3))
+		return "tcp";
+	return strncmp(backend, "shm", 3) ? backend : "shm";
+}
+
+const struct afd__transport_ops *rig_ops(void)
+{
+	if (!strcmp(rig_scheme(), "tcp"))
+		return &afd__transport_tcp;
+	return strcmp(rig_scheme(), "shm") ? &afd__transport_loop : &afd__transport_shm;
+}
+
+void rig_connect(struct afd__wire *wire, const char *address)
+{
+	for (int i = 0; i < 5000; i++) {
+		int rc = wire->ops->connect(wire, strchr(address, ':') + 1);
+
+		if (rc == 1)
+			return;
+		if (rc < 0 && rc != -ECONNREFUSED)
+			fail_msg("%s: %s", address, afd_last_error());
+		sleep_ms(1);
+	}
+	fail_msg("%s: not connected after 5 s", address);
+}
+
+/* A port that nobody has, and as many after it as a test may want. */
+static unsigned free_port(int family)
+{
+	struct sockaddr_in6 v6 = { .sin6_family = AF_INET6, .sin6_addr = IN6ADDR_LOOPBACK_INIT };
+	struct sockaddr_in v4 = { .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+	bool six = family == AF_INET6;
+	static unsigned next;
+	unsigned port = 0;
+
+	while (!port) {
+		int fd = socket(family, SOCK_STREAM, 0), one = 1;
+
+		if (fd < 0)
+			fail_msg("no socket of family %d", family);
+		if (!next)
+			next = 20000 + (unsigned)getpid() % 600 * 64;
+		v4.sin_port = v6.sin6_port = htons((uint16_t)next);
+		setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
+		if (!bind(fd, six ? (struct sockaddr *)&v6 : (struct sockaddr *)&v4,
+			    six ? sizeof(v6) : sizeof(v4)))
+			port = next;
+		next = next < 60000 ? next + 8 : 20000;
+		close(fd);
+	}
+	return port;
 }
 
 void rig_address(char address[96])
 {
-	snprintf(address, 96, "%s:test-%d-%d", rig_scheme(), (int)getpid(), n_addresses++);
+	if (!strcmp(backend, "tcp6"))
+		snprintf(address, 96, "tcp:[::1]:%u", free_port(AF_INET6));
+	else if (!strncmp(backend, "tcp", 3))
+		snprintf(address, 96, "tcp:127.0.0.1:%u", free_port(AF_INET));
+	else
+		snprintf(address, 96, "%s:test-%d-%d", rig_scheme(), (int)getpid(),
+			n_addresses++);
 }
 
 /* ---- numbers of the wire ---- */
@@ -212,16 +274,32 @@ static void *serve(void *user)
 	return NULL;
 }
 
+/* Every test runs with a key, and over TLS, too. */
+void rig_secret(struct afd_transport_params *p)
+{
+	static const char key[] = "the key of every test";
+	bool tls = !strncmp(backend, "tcp-tls", 7);
+
+	p->size = sizeof(*p);
+	if ((!tls && strcmp(backend, "shm-key")) || p->key || p->key_file)
+		return;
+	p->key = key;
+	p->key_bytes = sizeof(key) - 1;
+	p->tls = tls;
+}
+
 afd_transport *make_server(const char *address, const struct afd_transport_params *params)
 {
 	struct afd_transport_params p = params ? *params : (struct afd_transport_params){ 0 };
 	afd_transport *net;
 
-	p.size = sizeof(p);
+	rig_secret(&p);
 	p.listen = &address;
 	p.n_listen = 1;
 	if (afd_transport_create(&net, server_ctx, &rig_contract, &p))
 		return NULL;
+	if (rig_weights[0])
+		afd__transport_state(net, rig_weights, "c");
 	return net;
 }
 
@@ -269,7 +347,7 @@ afd_transport *make_client(const char *address, const struct afd_transport_param
 	struct afd_transport_params p = params ? *params : (struct afd_transport_params){ 0 };
 	afd_transport *net;
 
-	p.size = sizeof(p);
+	rig_secret(&p);
 	p.connect = &address;
 	p.n_connect = 1;
 	if (afd_transport_create(&net, client_ctx, &rig_contract, &p))

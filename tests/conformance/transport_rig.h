@@ -2,8 +2,10 @@
 /*
  * A server in a thread and clients that are plain hosts, over the backend that the first argument
  * names: "loop", "shm" (each side has a context of its own), "shm-one" (both in one context, so
- * with one mapping), "lossy". The server answers y = x + layer + 1; what it does besides is told in
- * its fields, which may change while it runs.
+ * with one mapping), "tcp" (IPv4), "tcp6", "tcp-tiny" (sockets that hold next to nothing), "lossy".
+ * "shm-key", "tcp-tls" and "tcp-tls-tiny" are the same with a key, and with TLS.
+ * The server answers y = x + layer + 1; what it does besides is told in its fields, which may
+ * change while it runs.
  */
 #ifndef AFD_TEST_TRANSPORT_RIG_H
 #define AFD_TEST_TRANSPORT_RIG_H
@@ -21,6 +23,7 @@
 #include <string.h>
 
 #include "../../lib/transport/exchange.h"
+#include "../../lib/transport/ops.h"
 
 enum { HIDDEN = 24, LAYERS = 3, MANY = 64 };
 
@@ -42,6 +45,7 @@ struct server {
 /* Of the server's context and of the clients'; the same where the backend wants it. */
 extern afd_context *server_ctx, *client_ctx;
 extern struct afd_contract rig_contract;
+extern uint64_t rig_weights[2]; /* that servers state; 0, 0: none */
 
 /* Runs the group with the arguments of main: the backend's name. */
 int rig_run(
@@ -53,10 +57,16 @@ int rig_begin(void **state);
 int rig_end(void **state);
 #define RIG_TEST(f) cmocka_unit_test_setup_teardown(f, rig_begin, rig_end)
 
-const char *rig_scheme(void);           /* "shm" also for "shm-one" */
+const char *rig_scheme(void);           /* "shm" also for "shm-one", "tcp" for all of tcp */
 void rig_address(char address[96]);     /* a fresh one */
+const struct afd__transport_ops *rig_ops(void); /* of the backend; lossy: loop's */
+/* Connects a stranger's wire, whose ops, ctx, epoll_fd and tag are set. */
+void rig_connect(struct afd__wire *wire, const char *address);
 bool rig_logged(const char *text);      /* by either side since rig_begin */
 void rig_wait_logged(const char *text); /* fails the test after 2 s */
+
+/* The key of a backend that has one, unless params have their own. */
+void rig_secret(struct afd_transport_params *params);
 
 /* NULL params: the defaults. The address is filled in when listen is not set. */
 afd_transport *make_server(const char *address, const struct afd_transport_params *params);

@@ -138,6 +138,15 @@ static afd_transport *create(afd_context *ctx, int attention)
 	return net;
 }
 
+/* What the handshake would have found: one FFN peer that holds everything. */
+static void hold_all(struct afd__link *link)
+{
+	link->placed = true;
+	link->shard = (struct afd__target){ .n_targets = 1, .n_tp = 1, .max_rows = MAX_ROWS };
+	link->net->n_targets = 1;
+	link->net->shards[0] = link->shard;
+}
+
 static void join(afd_transport *net)
 {
 	struct afd__link *link = net->links[0] ? net->links[0] : afd__link_create(net, NULL);
@@ -154,8 +163,9 @@ static void join(afd_transport *net)
 		link->kind = AFD__LINK_IN_GROUP;
 		link->rank = 1 - net->params.group_index;
 	} else if (net->attention) {
-		net->targets[0] = link;
+		hold_all(link);
 	}
+	net->complete = net->attention;
 	afd__link_joined(link, afd__now_ns());
 }
 

@@ -24,7 +24,7 @@ def parameters():
         for name, body in re.findall(r"^struct (afd_\w+_params) \{(.*?)^\};", text, re.M | re.S):
             for line in body.split(";"):
                 for field in re.findall(r"(\w+)\s*(?:\[[^\]]*\])?\s*(?:,|$)", line.strip()):
-                    if field not in ("size", "_pad"):
+                    if field != "size" and not field.startswith("_pad"):
                         yield name, field
 
 

@@ -78,12 +78,25 @@ class Usage(Case):
             self.refuse("afd-generate", [*GENERATE, flag, value], flag, value, limit)
 
     def test_flags_of_later_versions_are_refused_by_name(self):
-        for flag in (["--key", "/dev/null"], ["--tls"], ["--reconnect-s", "5"], ["--device", "cuda:0"]):
+        for flag in (["--device", "cuda:0"],):
             self.refuse("afd-generate", [*GENERATE, *flag], *flag, "not in this version")
         for flag in (["--wire-dtype", "fp8"], ["--wire-dtype", "bf16:fp8"]):
             self.refuse("afd-generate", [*GENERATE, *flag], *flag, "not in this version")
-        for flag in (["--key", "/dev/null"], ["--tls"], ["--device", "cuda:1"], ["--wire-dtype", "fp8"]):
+        for flag in (["--device", "cuda:1"], ["--wire-dtype", "fp8"]):
             self.refuse("afd-serve-ffn", [*SERVE, *flag], *flag, "not in this version")
+
+    def test_keys_that_are_none_are_refused_by_file_and_limit(self):
+        key = self.scratch / "key"
+        for text, mode, words in (("short", 0o600, ("16",)), (17 * "x", 0o644, ("others", "600"))):
+            key.write_text(text)
+            key.chmod(mode)
+            for tool, flags in (("afd-serve-ffn", SERVE), ("afd-generate", [*GENERATE, "--ffn", "shm:nobody"])):
+                done = run(tool, *flags, "--key", key)
+                self.assertIn(done.returncode, (1, 2))
+                self.assertEqual(done.stderr.count("\n"), 1)
+                for word in (str(key), *words):
+                    self.assertIn(word, done.stderr)
+        self.refuse("afd-serve-ffn", [*SERVE, "--tls"], "tls", "key")
 
     def test_shards_that_there_are_not_are_refused(self):
         for value in ("2/2", "0/0", "1", "a/2", "0/2x", "-1/2", "0/4294967296", ""):
@@ -91,12 +104,13 @@ class Usage(Case):
                 self.refuse("afd-serve-ffn", [*SERVE, flag, value], flag, "not a shard i/n")
 
     def test_values_that_only_later_versions_change_are_taken(self):
-        done = run("afd-generate", *GENERATE, "--attention-tp", "0/1", "--reconnect-s", "0", "--device", "cpu")
+        done = run("afd-generate", *GENERATE, "--attention-tp", "0/1", "--reconnect-s", "5", "--device", "cpu")
         self.assertEqual((done.returncode, done.stderr), (0, ""))
 
     def test_addresses_that_mean_nothing_are_wrong_usage(self):
-        for address in ("nowhere", "shm:", "shm:a/b", "fax:1", "tcp:127.0.0.1:0", "shm:" + 81 * "x"):
-            self.refuse("afd-serve-ffn", ["--model", WIDE, "--listen", address], address.split(":")[0])
+        for address in ("nowhere", "shm:", "shm:a/b", "fax:1", "tcp:127.0.0.1:0", "tcp:127.0.0.1", "shm:" + 81 * "x"):
+            if not address.endswith(":0"):
+                self.refuse("afd-serve-ffn", ["--model", WIDE, "--listen", address], address.split(":")[0])
             self.refuse("afd-generate", [*GENERATE, "--ffn", address], address.split(":")[0])
 
     def test_logits_of_several_sequences_are_wrong_usage(self):
