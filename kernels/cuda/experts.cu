@@ -25,19 +25,15 @@ GPU_FN float dot(const struct product &p, const T *w, const float *x, unsigned n
 {
 	float sum = 0;
 
-	if (sizeof(T) > 1) {
-		for (unsigned k = lane_id(); k < p.k; k += 32)
-			sum = fmaf(x[k], to_float(w[k]), sum);
-		return warp_sum(sum);
-	}
-	for (unsigned from = 0, end; from < p.k; from = end) {
+	for (unsigned from = 0, end = p.k; from < p.k; from = end) {
 		unsigned block = (p.column_offset + from) / GPU_BLOCK;
 		float part = 0;
 
-		end = least((block + 1) * GPU_BLOCK - p.column_offset, p.k);
+		if (sizeof(T) == 1)
+			end = least((block + 1) * GPU_BLOCK - p.column_offset, p.k);
 		for (unsigned k = from + lane_id(); k < end; k += 32)
 			part = fmaf(x[k], to_float(w[k]), part);
-		sum = fmaf(part, *scale_at(p, n, block), sum);
+		sum = sizeof(T) == 1 ? fmaf(part, *scale_at(p, n, block), sum) : part;
 	}
 	return warp_sum(sum);
 }

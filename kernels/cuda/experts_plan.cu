@@ -29,7 +29,7 @@ GPU_FN unsigned count_entries(const experts &e, int expert)
 	for (unsigned base = 0; base < n; base += 32) {
 		unsigned i = base + lane_id();
 
-		count += (unsigned)__builtin_popcount(ballot(i < n && e.entries[i] == expert));
+		count += count_bits(warp_ballot(i < n && e.entries[i] == expert));
 	}
 	return count;
 }
@@ -83,14 +83,14 @@ GPU_FN void place_entries(const experts &e, int expert, int32_t *found)
 	for (unsigned base = 0; base < n; base += 32) {
 		unsigned i = base + lane_id();
 		bool mine = i < n && e.entries[i] == expert;
-		unsigned mask = ballot(mine),
-			 before = (unsigned)__builtin_popcount(mask & ((1u << lane_id()) - 1));
+		unsigned mask = warp_ballot(mine),
+			 before = count_bits(mask & ((1u << lane_id()) - 1));
 
 		if (mine) {
 			e.rows[at + before] = i / e.top_k;
 			found[i] = (int32_t)(at + before);
 		}
-		at += (unsigned)__builtin_popcount(mask);
+		at += count_bits(mask);
 	}
 }
 

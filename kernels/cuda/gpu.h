@@ -102,7 +102,7 @@ GPU_FN float shuffle_xor(float v, unsigned lanes) { return __shfl_xor_sync(~0u, 
 GPU_FN int shuffle_xor(int v, unsigned lanes) { return __shfl_xor_sync(~0u, v, lanes); }
 GPU_FN float shuffle(float v, unsigned lane) { return __shfl_sync(~0u, v, lane); }
 GPU_FN unsigned shuffle(unsigned v, unsigned lane) { return __shfl_sync(~0u, v, lane); }
-GPU_FN unsigned ballot(bool p) { return __ballot_sync(~0u, p); }
+GPU_FN unsigned warp_ballot(bool p) { return __ballot_sync(~0u, p); }
 #else
 GPU_FN void warp_sync(const char *file = __builtin_FILE(), int line = __builtin_LINE())
 {
@@ -128,7 +128,7 @@ template <class T> GPU_FN T shuffle_xor(T v, unsigned lanes GPU_PLACE)
 	return shuffle<T>(v, lane_id() ^ lanes GPU_PASS_PLACE);
 }
 
-GPU_FN unsigned ballot(bool p GPU_PLACE)
+GPU_FN unsigned warp_ballot(bool p GPU_PLACE)
 {
 	struct Arg {
 		bool in;
@@ -342,6 +342,11 @@ GPU_FN uint32_t f16x2_of_fp8x2(uint32_t pair)
 }
 #endif
 
+#ifdef __CUDACC__
+GPU_FN unsigned count_bits(unsigned bits) { return (unsigned)__popc(bits); }
+#else
+GPU_FN unsigned count_bits(unsigned bits) { return (unsigned)__builtin_popcount(bits); }
+#endif
 GPU_FN bool is_finite(float x) { return (bits_of(x) & 0x7f800000) != 0x7f800000; }
 GPU_BOTH unsigned least(unsigned a, unsigned b) { return a < b ? a : b; }
 GPU_BOTH size_t divide_up(size_t a, size_t b) { return (a + b - 1) / b; }
