@@ -1,14 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Routed experts: plan, the product with gate and up, activation, the product with down, and the
- * weighted sum of a row's slots, ascending. Rows go in chunks for which there is scratch.
+ * weighted sum of a row's slots, ascending. Rows go in chunks for which there is scratch. Products
+ * run on tensor cores where the weights lie for it (tile.h), else plainly, a warp per column.
  *
  * Invariant: a (row, slot) is computed alone, so neither chunks nor other rows show.
  */
-#include "experts.h"
 #include "group.h"
+#include "tile.h"
 
-enum { WARPS = 4, ROWS = 4, MAX_ENTRIES = 8192, ALIGNMENT = 256 };
+enum { WARPS = 4, MAX_ENTRIES = 8192, ALIGNMENT = 256 };
 
 /* ---- kernels ---- */
 
@@ -140,6 +141,24 @@ template <class T> static T *take(char *memory, size_t *bytes, size_t n, size_t 
 	return memory ? (T *)(memory + at) : NULL;
 }
 
+/* Rows of a task: about as many as an expert gets. */
+static uint32_t task_rows_of(size_t n_entries, uint32_t n_stack)
+{
+	size_t each = n_entries / n_stack;
+
+	return each <= 8 ? 8 : each <= 16 ? 16 : each <= 32 ? 32 : 64;
+}
+
+static struct tile_x take_inputs(
+	char *memory, size_t *bytes, const struct afd__matrix *w, size_t n_rows)
+{
+	struct tile_x x = tile_shape(w);
+
+	x.numbers = take<uint16_t>(memory, bytes, n_rows, x.row_numbers);
+	x.scales = x.n_scales ? take<float>(memory, bytes, n_rows, x.n_scales) : NULL;
+	return x;
+}
+
 static size_t lay_out(experts *e, const struct afd__experts_args *a, uint32_t n_rows, char *memory)
 {
 	size_t n_entries = (size_t)n_rows * a->top_k, bytes = 0;
@@ -151,7 +170,9 @@ static size_t lay_out(experts *e, const struct afd__experts_args *a, uint32_t n_
 	e->hidden = a->down.n;
 	e->width = a->down.k;
 	e->first_expert = a->first_expert;
-	e->max_tasks = (uint32_t)(n_entries / EXPERTS_TASK +
+	e->on_tiles = tile_fits(&a->gate_up) && tile_fits(&a->down);
+	e->task_rows = task_rows_of(n_entries, e->n_stack);
+	e->max_tasks = (uint32_t)(n_entries / e->task_rows +
 		(n_entries < e->n_stack ? n_entries : e->n_stack));
 	e->n_tasks = take<uint32_t>(memory, &bytes, 1, 1);
 	e->n_entries = take<uint32_t>(memory, &bytes, 1, 1);
@@ -163,6 +184,10 @@ static size_t lay_out(experts *e, const struct afd__experts_args *a, uint32_t n_
 	e->out = take<float>(memory, &bytes, n_entries, e->hidden);
 	if (a->quantize)
 		e->x_quantized = take<float>(memory, &bytes, n_rows, e->hidden);
+	if (e->on_tiles) {
+		e->x_tiles = take_inputs(memory, &bytes, &a->gate_up, n_rows);
+		e->activated_tiles = take_inputs(memory, &bytes, &a->down, n_entries);
+	}
 	return bytes == SIZE_MAX ? bytes : bytes + ALIGNMENT; /* to align what is given */
 }
 
@@ -199,7 +224,8 @@ static uint32_t chunk_rows(const struct afd__experts_args *a)
 
 /* ---- launches ---- */
 
-static int run_product(const struct afd_gpu *gpu, const experts &e, const struct afd__matrix *w,
+/* y of each entry. x: [n_rows][x_stride] by `rows`, or of each entry when that is NULL. */
+static int run_plain(const struct afd_gpu *gpu, const experts &e, const struct afd__matrix *w,
 	const float *x, size_t x_stride, const uint32_t *rows, float *y)
 {
 	grouped g = { product_of(w), w->data_stride, w->scales_stride, rows, e.n_tasks, e.tasks };
@@ -212,6 +238,32 @@ static int run_product(const struct afd_gpu *gpu, const experts &e, const struct
 		return gpu_launch(gpu, "grouped_plain", grouped_plain_kernel<decltype(t)>,
 			{ (unsigned)divide_up(w->n, WARPS), e.max_tasks, 1 }, WARPS * 32, 0, g);
 	});
+}
+
+static int run_product(const struct afd_gpu *gpu, const experts &e, const struct afd__matrix *w,
+	const float *x, size_t x_stride, const uint32_t *rows, float *y)
+{
+	struct tile_work t = {};
+	int rc;
+
+	if (!e.on_tiles)
+		return run_plain(gpu, e, w, x, x_stride, rows, y);
+	t.p = product_of(w);
+	t.p.y = y;
+	t.p.y_stride = w->n;
+	t.x = rows ? e.x_tiles : e.activated_tiles;
+	t.lead = w->column_offset % TILE_K;
+	t.n_slices = 1;
+	t.rows = e.task_rows;
+	t.tasks = e.tasks;
+	t.n_tasks = e.n_tasks;
+	t.max_tasks = e.max_tasks;
+	t.x_rows = rows;
+	t.w_stride = w->data_stride;
+	t.scales_stride = w->scales_stride;
+	rc = tile_inputs(gpu, w, x, x_stride, rows ? e.n_rows : e.n_rows * e.top_k,
+		rows ? NULL : e.n_entries, &t.x);
+	return rc ? rc : tile_product(gpu, &t);
 }
 
 static int run_chunk(const struct afd_gpu *gpu, const experts &e, const struct afd__experts_args *a)

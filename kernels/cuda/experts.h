@@ -2,7 +2,7 @@
 /*
  * The plan of `experts`: which rows each expert takes, made on the device, since the ids are there.
  * An entry is a (row, slot) that counts; entries are sorted by expert, then by row. A task is up to
- * EXPERTS_TASK entries of one expert: its weights are read once for all of them.
+ * task_rows entries of one expert: its weights are read once for all of them.
  *
  * Invariant: the host knows only how many tasks there can be; blocks beyond n_tasks leave.
  */
@@ -11,10 +11,15 @@
 
 #include "product.h"
 
-enum { EXPERTS_TASK = 64 };
-
 struct expert_task {
 	uint32_t expert, first, n_entries;
+};
+
+/* Rows as tensor cores take them (tile.h). */
+struct tile_x {
+	uint16_t *numbers; /* [n_rows][row_numbers] */
+	float *scales;     /* [n_rows][n_scales]; none for bf16 */
+	uint32_t row_numbers, n_scales;
 };
 
 /* All in scratch, of a chunk of n_rows. */
@@ -23,7 +28,7 @@ struct experts {
 	const int32_t *ids;
 	const float *weights; /* [n_rows][top_k] */
 	float *y;             /* [n_rows][hidden] */
-	uint32_t n_rows, top_k, n_stack, hidden, width, max_tasks;
+	uint32_t n_rows, top_k, n_stack, hidden, width, task_rows, max_tasks;
 	int32_t first_expert;
 	uint32_t *n_tasks, *n_entries;
 	uint32_t *first;       /* [n_stack]: of each expert's entries */
@@ -33,6 +38,8 @@ struct experts {
 	float *x_quantized;    /* [n_rows][hidden], or NULL */
 	float *gate_up;        /* [n_entries][2 * width]; activated in the first half */
 	float *out;            /* [n_entries][hidden] */
+	int on_tiles;          /* products run on tensor cores, from these: */
+	struct tile_x x_tiles, activated_tiles;
 };
 
 int experts_plan(const struct afd_gpu *gpu, const experts &e);

@@ -60,12 +60,12 @@ GPU_FN void place_experts(const experts &e, uint32_t *counts)
 		unsigned first = n_entries + sum_before(count, &all);
 
 		n_entries += all;
-		unsigned n = (count + EXPERTS_TASK - 1) / EXPERTS_TASK;
+		unsigned n = (count + e.task_rows - 1) / e.task_rows;
 		unsigned task = n_tasks + sum_before(n, &all);
 		n_tasks += all;
 		for (unsigned j = 0; j < n; j++)
-			e.tasks[task + j] = { i, first + j * EXPERTS_TASK,
-				least(count - j * EXPERTS_TASK, EXPERTS_TASK) };
+			e.tasks[task + j] = { i, first + j * e.task_rows,
+				least(count - j * e.task_rows, e.task_rows) };
 		if (i < e.n_stack)
 			e.first[i] = first;
 	}

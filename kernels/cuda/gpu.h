@@ -14,6 +14,7 @@
 #ifdef __CUDACC__
 #include <cuda_runtime.h>
 #define GPU_FN static __device__ __forceinline__
+#define GPU_INLINE __device__ __forceinline__ /* of a specialisation */
 #define GPU_BOTH static __host__ __device__ __forceinline__
 #define GPU_KERNEL(n_threads) static __global__ void __launch_bounds__(n_threads)
 #define GPU_SHARED(type, name, count) __shared__ __align__(16) type name[count]
@@ -24,6 +25,7 @@
 #else
 #include <emu.h>
 #define GPU_FN static inline
+#define GPU_INLINE inline
 #define GPU_BOTH static inline
 #define GPU_KERNEL(n_threads) static void
 #define GPU_SHARED(type, name, count) \

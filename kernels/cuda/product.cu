@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * y = x w^T + bias. Here: the product in float32 for weights of any dtype and alignment, a warp per
- * column. A lane takes every 32nd number of k, FP8 by blocks of scales.
+ * y = x w^T + bias: on tensor cores (tile.h), or, for weights in float32 and rows that do not lie at
+ * multiples of 16 bytes, the plain product here, a warp per column, in float32. There a lane takes
+ * every 32nd number of k, FP8 by blocks of scales.
  *
  * Invariant: the order of the additions of a (row, column) is decided by k and column_offset.
  */
-#include "product.h"
+#include "tile.h"
 
 enum { WARPS = 4, ROWS = 4 };
 
@@ -75,6 +76,55 @@ static int product_plain(const struct afd_gpu *gpu, struct product p)
 	return 0;
 }
 
+/* How often k is cut, so that a narrow matrix too keeps the whole GPU reading. */
+static uint32_t slices_of(const struct afd_gpu *gpu, const struct product *p, uint32_t row_numbers)
+{
+	uint32_t tiles = (uint32_t)divide_up(p->n, 32), most = row_numbers / TILE_K / 4;
+	uint32_t wanted = (uint32_t)divide_up(2 * (size_t)gpu->n_sms, tiles);
+
+	return most < 1 ? 1 : least(least(wanted, most), 16);
+}
+
+/* Rows of one pass: inputs and parts must fit into the workspace. */
+static uint32_t rows_of_pass(const struct afd_gpu *gpu, const struct product *p,
+	const struct tile_work *t)
+{
+	size_t row_bytes = tile_x_bytes(&t->x, 1) +
+			   (t->n_slices > 1 ? t->n_slices * (size_t)p->n * sizeof(float) : 0);
+	size_t most = gpu->workspace_bytes / row_bytes;
+
+	return most > p->n_rows ? p->n_rows : most > 65535 ? 65535 : (uint32_t)most;
+}
+
+static int product_tiles(const struct afd_gpu *gpu, struct product p, const struct afd__matrix *w)
+{
+	struct tile_work t = {};
+	uint32_t left = p.n_rows, pass;
+	int rc = 0;
+
+	t.x = tile_shape(w);
+	t.lead = w->column_offset % TILE_K;
+	t.n_slices = slices_of(gpu, &p, t.x.row_numbers);
+	pass = rows_of_pass(gpu, &p, &t);
+	if (!pass)
+		return product_plain(gpu, p);
+	for (; !rc && left; left -= t.p.n_rows) {
+		t.p = p;
+		t.p.n_rows = least(left, pass);
+		t.rows = t.p.n_rows <= 8 ? 8 : t.p.n_rows <= 16 ? 16 : t.p.n_rows <= 32 ? 32 : 64;
+		t.x.numbers = (uint16_t *)gpu->workspace;
+		t.x.scales = t.x.n_scales
+			? (float *)(t.x.numbers + (size_t)t.p.n_rows * t.x.row_numbers) : NULL;
+		t.parts = (float *)((char *)gpu->workspace + tile_x_bytes(&t.x, t.p.n_rows));
+		rc = tile_inputs(gpu, w, p.x, p.x_stride, t.p.n_rows, NULL, &t.x);
+		if (!rc)
+			rc = tile_product(gpu, &t);
+		p.x += t.p.n_rows * p.x_stride;
+		p.y += t.p.n_rows * p.y_stride;
+	}
+	return rc;
+}
+
 int afd_gpu_product(const struct afd_gpu *gpu, const struct afd__product_args *a)
 {
 	struct product p = product_of(&a->w);
@@ -85,5 +135,5 @@ int afd_gpu_product(const struct afd_gpu *gpu, const struct afd__product_args *a
 	p.x_stride = a->x_stride;
 	p.y_stride = a->y_stride;
 	p.n_rows = a->n_rows;
-	return product_plain(gpu, p);
+	return tile_fits(&a->w) ? product_tiles(gpu, p, &a->w) : product_plain(gpu, p);
 }

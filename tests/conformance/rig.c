@@ -278,6 +278,13 @@ void rig_encode(void *numbers, size_t i, int32_t dtype, double x)
 	memcpy((char *)numbers + 2 * i, &h, 2);
 }
 
+double rig_product_unit(int32_t dtype)
+{
+	if (strncmp(device_name, "cuda", 4) || dtype == AFD_DTYPE_F32)
+		return 0;
+	return dtype == AFD_DTYPE_BF16 ? 0x1p-8 : 0x1p-11;
+}
+
 void rig_near(double got, double want, double relative, double absolute, const char *what, size_t i)
 {
 	if (!(fabs(got - want) <= relative * fabs(want) + absolute))

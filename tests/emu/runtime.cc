@@ -7,6 +7,7 @@
  * launch:N, malloc:N, copy:N (the N-th of its kind fails). A fault of a launch is sticky, as on a
  * GPU.
  */
+#include <atomic>
 #include <condition_variable>
 #include <deque>
 #include <malloc.h>
@@ -27,6 +28,7 @@ struct Context {
 };
 Context contexts[N_DEVICES] = { { 0 }, { 1 } };
 thread_local Context *current; /* NULL: the thread has none yet */
+std::atomic<unsigned> n_allocations;
 
 std::mutex heap_lock;
 std::map<const char *, std::pair<size_t, cudaMemoryType>> heap; /* by address */
@@ -52,6 +54,7 @@ void *take(size_t bytes, cudaMemoryType type)
 {
 	void *memory = bytes >> 46 ? NULL : memalign(256, bytes);
 
+	n_allocations++;
 	if (memory) {
 		memset(memory, 0xff, bytes);
 		std::lock_guard<std::mutex> held(heap_lock);
@@ -169,6 +172,23 @@ int enqueue(cudaStream_t stream, const char *name, Index grid, unsigned n_thread
 } // namespace emu
 
 extern "C" {
+
+/* For tests: what this thread's context is, and how much was allocated. */
+#define EMU_API __attribute__((visibility("default")))
+EMU_API void *emu_context(void)
+{
+	return current;
+}
+
+EMU_API void emu_set_context(int device)
+{
+	current = device < 0 ? NULL : &contexts[device];
+}
+
+EMU_API unsigned emu_n_allocations(void)
+{
+	return n_allocations;
+}
 
 cudaError_t cudaDriverGetVersion(int *version)
 {
