@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * softmax(q k^T * scale) v over what a row sees. Here: attention in float32 for caches of any dtype
- * and heads of any size, a warp per query head. A lane scores one of 32 positions, then adds its
- * columns of v.
+ * softmax(q k^T * scale) v over what a row sees: on tensor cores (attend_split.cu), or, for caches in
+ * float32 and heads of odd or large sizes, here, in float32, a warp per query head. A lane scores
+ * one of 32 positions, then adds its columns of v.
  *
  * Invariant: positions are combined in blocks of 32 at fixed absolute positions; what a row does not
  * see is not read.
  */
-#include "dispatch.h"
+#include "attend.h"
 
 enum { WARPS = 4, BLOCK = 32 };
 
@@ -15,15 +15,12 @@ struct task {
 	const float *q;       /* [head_dim] */
 	float *out;           /* [head_dim] */
 	const int32_t *pages; /* of the sequence */
-	size_t head_bytes;
+	unsigned kv_head;
 };
 
 GPU_FN const char *k_of(const struct afd__attend_args &a, const task &t, unsigned position)
 {
-	size_t page = (size_t)t.pages[position / a.kv.page_size];
-
-	return (const char *)a.kv.data + page * a.kv.page_stride + t.head_bytes +
-	       position % a.kv.page_size * a.kv.position_stride;
+	return (const char *)a.kv.data + k_offset(a, t.pages, t.kv_head, position);
 }
 
 /* The lane's position of a block; NULL: not seen. */
@@ -72,11 +69,11 @@ GPU_KERNEL(WARPS * 32) attend_plain_kernel(struct afd__attend_args a)
 	if (head >= a.n_heads) /* the whole warp */
 		return;
 	unsigned position = (unsigned)a.positions[row];
-	unsigned from = a.window && position >= a.window ? position - a.window + 1 : 0;
+	unsigned from = first_seen(a, position);
 	task t = { a.qkv + row * width + (size_t)head * head_dim,
 		a.out + (row * a.n_heads + head) * head_dim,
 		a.page_table + (size_t)a.sequences[row] * a.table_stride,
-		head / group * a.kv.head_stride };
+		head / group };
 	float maximum = -INFINITY, total = 0;
 
 	for (unsigned b = from / BLOCK; b <= position / BLOCK; b++) {
@@ -100,6 +97,8 @@ GPU_KERNEL(WARPS * 32) attend_plain_kernel(struct afd__attend_args a)
 
 int afd_gpu_attend(const struct afd_gpu *gpu, const struct afd__attend_args *a)
 {
+	if (attend_split_fits(a))
+		return attend_split(gpu, a);
 	return with_dtype(a->kv.dtype, [&](auto t) {
 		return gpu_launch(gpu, "attend_plain", attend_plain_kernel<decltype(t)>,
 			{ a->n_rows, (unsigned)divide_up(a->n_heads, WARPS), 1 }, WARPS * 32, 0, *a);
