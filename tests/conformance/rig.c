@@ -25,6 +25,8 @@ int rig_device(int argc, char **argv)
 
 	if (argc > 1)
 		device_name = argv[1];
+	if (getenv("AFD_TEST_ONLY")) /* a name, with * and ? */
+		cmocka_set_test_filter(getenv("AFD_TEST_ONLY"));
 	if (!afd_context_create(&ctx, NULL)) {
 		afd_context_destroy(ctx);
 		return 0;

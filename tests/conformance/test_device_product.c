@@ -22,6 +22,10 @@ static struct product_data *make(struct rig *r, int32_t dtype, float scale)
 	struct product_data *t = malloc(sizeof(*t));
 
 	rig_fill(r, t->x, MAX_ROWS * X_STRIDE, scale);
+	for (size_t i = 0; i < MAX_ROWS * X_STRIDE; i++) {
+		if (i % X_STRIDE >= K) /* no part of the row */
+			t->x[i] = NAN;
+	}
 	rig_fill(r, t->bias, N, scale);
 	for (size_t i = 0; i < N * K; i++)
 		rig_encode(t->w, i, dtype, rig_random(r, 0.1f));

@@ -21,6 +21,8 @@
 
 namespace {
 
+/* Fresh memory is NaN; of large pieces the beginning, since filling all would take most of the time. */
+const size_t POISON_MAX = 1 << 20;
 enum { N_DEVICES = 2, PENDING_MAX = 4 };
 
 struct Context {
@@ -56,7 +58,7 @@ void *take(size_t bytes, cudaMemoryType type)
 
 	n_allocations++;
 	if (memory) {
-		memset(memory, 0xff, bytes);
+		memset(memory, 0xff, bytes < POISON_MAX ? bytes : POISON_MAX);
 		std::lock_guard<std::mutex> held(heap_lock);
 		heap[(const char *)memory] = { bytes, type };
 	}
