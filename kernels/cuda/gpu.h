@@ -3,8 +3,8 @@
  * The words of a GPU that kernels use, each with two meanings side by side: PTX under nvcc, plain
  * C++ under the tests' emulation (tests/emu). A kernel file includes this and nothing of CUDA.
  *
- * Invariant: both meanings agree; tests/emu checks them by definition, and where a GPU is, against
- * it. Intrinsics, asm and CUDA's own words stand in this file only.
+ * Invariant: both meanings agree. Without a GPU only their use is checked, by results; on one, each is
+ * to be compared with the other (docs/cuda.md). Intrinsics, asm and CUDA's own words stand in this file only.
  */
 #ifndef AFD_KERNELS_CUDA_GPU_H
 #define AFD_KERNELS_CUDA_GPU_H
