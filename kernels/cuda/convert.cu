@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Rows from one dtype to another, gathered by an index if there is one, or added to float rows.
+ * Rows from one dtype to another, gathered or scattered by an index if there is one, or added to
+ * float rows.
  * Exact: to nearest even, denormals kept. Source and destination may be slots in host memory.
  */
 #include "dispatch.h"
@@ -11,9 +12,10 @@ template <class From, class To>
 GPU_KERNEL(THREADS) convert_kernel(struct afd__convert_args a)
 {
 	size_t row = block_x(), first = (size_t)block_y() * COLUMNS + thread_x();
-	size_t from = a.index ? (size_t)a.index[row] : row;
+	size_t other = a.index ? (size_t)a.index[row] : row, from = a.scatter ? row : other,
+	       to = a.scatter ? other : row;
 	const From *src = (const From *)((const char *)a.src + from * a.src_stride);
-	To *dst = (To *)((char *)a.dst + row * a.dst_stride);
+	To *dst = (To *)((char *)a.dst + to * a.dst_stride);
 
 	GPU_UNROLL
 	for (size_t i = first; i < first + COLUMNS; i += THREADS) {
@@ -31,9 +33,10 @@ GPU_KERNEL(THREADS) convert_kernel(struct afd__convert_args a)
 template <class T> GPU_KERNEL(THREADS) move_kernel(struct afd__convert_args a)
 {
 	size_t row = block_x(), first = (size_t)block_y() * COLUMNS + thread_x();
-	size_t from = a.index ? (size_t)a.index[row] : row;
+	size_t other = a.index ? (size_t)a.index[row] : row, from = a.scatter ? row : other,
+	       to = a.scatter ? other : row;
 	const T *src = (const T *)((const char *)a.src + from * a.src_stride);
-	T *dst = (T *)((char *)a.dst + row * a.dst_stride);
+	T *dst = (T *)((char *)a.dst + to * a.dst_stride);
 
 	GPU_UNROLL
 	for (size_t i = first; i < first + COLUMNS; i += THREADS) {

@@ -34,7 +34,8 @@ PLANTED = {
     "an_activation_one_column_too_far": (
         "activation.cu", "if (i < a.width)", "if (i <= a.width)", "rows", "activation_a*", "asan", "first"),
     "a_gather_that_ignores_the_index": (
-        "convert.cu", "size_t from = a.index ? (size_t)a.index[row] : row;\n\tconst From", "size_t from = row;\n\tconst From",
+        "convert.cu", "size_t other = a.index ? (size_t)a.index[row] : row, from = a.scatter ? row : other,\n\t       to = a.scatter ? other : row;\n"
+        "\tconst From", "size_t from = row, to = row;\n\tconst From",
         "convert", "rows_are*", "plain", "first"),
     "a_convert_that_forgets_to_add": (
         "convert.cu", "x += to_float(dst[i]);", "(void)x;", "convert", "rows_are*", "plain", "first"),
