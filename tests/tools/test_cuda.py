@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The module afd-cuda.so as it was built: what it needs, what it shows, and what the compiler said of its kernels. No GPU."""
+import array
 import ctypes
+import math
 import os
 import pathlib
 import re
 import subprocess
+import tempfile
 import unittest
 
 from sentences import BUILD, ROOT
@@ -76,6 +79,30 @@ class Module(unittest.TestCase):
         self.assertTrue(found)
         for name, _, _, shared, _ in found:
             self.assertLessEqual(shared, SHARED_BYTES, name)
+
+
+class WholeModels(unittest.TestCase):
+    """On the emulated GPU. What products round x to is most of the difference (docs/cuda.md)."""
+    LIMITS = {"bf16-tied": 0.03, "odd-bf16": 0.03, "moe-bf16": 0.03, "afmoe-bf16": 0.03, "window-off": 0.03, "fp8-moe": 0.03,
+              "fp8-ragged": 0.03, "f16-untied": 0.005, "moe-f16": 0.005, "f32-tied": 1e-4, "moe-f32": 1e-4}
+
+    def logits(self, model, device, folder):
+        with tempfile.NamedTemporaryFile(suffix=".npy") as file:
+            subprocess.run([BUILD / "examples/afd-generate", "--model", ROOT / "tests/golden" / model, "--ids", "1 2 3 4 5 6 7",
+                            "--max-tokens", "1", "--device", device, "--logits", file.name], check=True, capture_output=True,
+                           env=dict(os.environ, AFD_MODULE_DIR=str(BUILD / folder)))
+            data = pathlib.Path(file.name).read_bytes()
+        return array.array("f", data[10 + int.from_bytes(data[8:10], "little"):])  # version 1 of the format
+
+    def test_logits_on_the_emulated_gpu_are_near_those_of_the_cpu(self):
+        if not (BUILD / "tests/emu/afd-cuda.so").exists() or not (BUILD / "examples/afd-generate").exists():
+            self.skipTest("a build without the emulator or without tools")
+        for model, limit in self.LIMITS.items():
+            with self.subTest(model):
+                want, got = self.logits(model, "cpu", "modules"), self.logits(model, "cuda:0", "tests/emu")
+                self.assertEqual(len(want), len(got))
+                error = math.fsum((a - b) ** 2 for a, b in zip(want, got)) / math.fsum(a * a for a in want)
+                self.assertLess(math.sqrt(error), limit)
 
 
 class Sources(unittest.TestCase):
