@@ -66,8 +66,8 @@ PLANTED = {
     "a_tile_that_adds_before_all_warps_have_written": (
         "tile.cu", "\tbarrier();\n\tfor (unsigned i = thread_x(); i < at.n_rows", "\tfor (unsigned i = thread_x(); i < at.n_rows",
         "product", "products*", "plain", "first"),
-    "a_tile_that_reads_rows_beyond_the_last": (
-        "tile.cu", "row < at.n_rows ? 16 : 0", "16", "product", "products*", "asan", "first"),
+    "a_tile_that_reads_weights_beyond_the_last": (
+        "tile.cu", "if (row < at.n_columns && k < t.p.k)", "if (k < t.p.k)", "product", "products*", "asan", "first"),
     "a_tile_with_two_lanes_exchanged": (
         "tile.cu", "lane_id() / 4 + e / 2 * 8", "lane_id() % 8 + e / 2 * 8", "product", "products*", "plain", "first"),
     "a_tile_with_the_scale_of_the_next_block": (
