@@ -31,7 +31,7 @@ static const char *package_of(const char *name)
 		return "it comes with libafd unless that was built with -Ddeferred=false";
 	if (!strcmp(name, "tls"))
 		return "it comes with libafd when that was built with OpenSSL, Debian's libssl-dev";
-	return "no package of this version has it";
+	return "it comes with a libafd that was built with CUDA, see docs/cuda.md";
 }
 
 static int module_path(const char *name, char *path, size_t capacity)
