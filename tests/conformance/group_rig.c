@@ -87,8 +87,11 @@ struct afd_transport_params params_of(uint32_t index, uint32_t n)
 
 void make_rank(uint32_t index, const struct afd_transport_params *params)
 {
+	struct afd_transport_params p = *params;
+
+	rig_secret(&p);
 	ranks[index].index = index;
-	if (afd_transport_create(&ranks[index].net, client_ctx, &rig_contract, params))
+	if (afd_transport_create(&ranks[index].net, client_ctx, &rig_contract, &p))
 		fail_msg("%s", afd_last_error());
 }
 
