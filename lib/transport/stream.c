@@ -4,8 +4,9 @@
  * are read no further than their end; after bind only records come.
  *
  * Invariant: `readable` is false only after the kernel said that it has nothing, so the next byte
- * makes an edge on the epoll descriptor. The return of a row slot rides in front of the next
- * record, because its sender waits for a reply anyway; that of a control slot goes out by itself.
+ * makes an edge on the epoll descriptor, and after the end, behind which nothing comes. The return
+ * of a row slot rides in front of the next record, because its sender waits for a reply anyway;
+ * that of a control slot goes out by itself.
  */
 #include <assert.h>
 #include <string.h>
@@ -383,6 +384,12 @@ static void take_written(const struct afd__wire *wire, size_t bytes)
 		bytes -= take_queued(wire, bytes);
 }
 
+/* There may be something to read; not after the end, which is all that would be read again. */
+static void read_again(struct tcp *t)
+{
+	t->readable = !t->ended;
+}
+
 /* An end that is found here is told when all that came before it is read: the reader finds it too. */
 static void flush(struct afd__wire *wire)
 {
@@ -392,13 +399,15 @@ static void flush(struct afd__wire *wire)
 
 	/* Until the kernel has refused: only then its room makes an edge. */
 	while (!t->broken && (t->n_queued || t->returns_done < t->returns_bytes)) {
+		/* What was offered first and not taken stays first, whatever comes to wait behind it. */
+		t->begun |= t->tls && t->returns_done == t->returns_bytes;
 		n = stream_write(wire, parts, gather_parts(wire, parts));
-		if (n < 0)
-			t->broken = t->readable = true;
-		if (n <= 0) {
-			t->begun = t->tls && !t->returns_bytes;
-			return;
+		if (n < 0) {
+			t->broken = true;
+			read_again(t);
 		}
+		if (n <= 0)
+			return;
 		take_written(wire, (size_t)n);
 	}
 }
@@ -608,7 +617,7 @@ int afd__stream_event(struct afd__wire *wire, unsigned which, uint32_t events)
 	struct tcp *t = tcp_of(wire);
 
 	if (events & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR))
-		t->readable = true;
+		read_again(t);
 	if ((events & EPOLLOUT) && t->memory && !wire->error)
 		flush(wire);
 	return 0;
