@@ -28,6 +28,8 @@
 #include "lib/transport/secret.h"
 
 enum { PSK_BYTES = 32 };
+/* AES-GCM is good for 2^24.5 records with one key (RFC 8446, 5.5). */
+enum { RECORDS_PER_KEY = 1 << 23 };
 
 static const char identity[] = "afd";
 static const char psk_info[] = "afd tls 1.3 psk 1";
@@ -42,7 +44,9 @@ struct config {
 struct session {
 	SSL *ssl;
 	int fd;
-	int checked; /* that the pre-shared key was used */
+	int checked;        /* that the pre-shared key was used */
+	uint32_t n_written; /* calls since the key that we write with is new */
+	int refused;        /* the last one, which has to be repeated before anything else */
 };
 
 /* ---- numbers ---- */
@@ -306,6 +310,15 @@ static ssize_t tls_read(void *opaque, void *bytes, size_t n_bytes, char *text)
 	return rc == 1 ? (ssize_t)n : result_of(s, rc, text);
 }
 
+/* The next write tells the peer first. OpenSSL does not do it by itself. */
+static void renew_key(struct session *s)
+{
+	if (s->refused || s->n_written < RECORDS_PER_KEY)
+		return;
+	if (SSL_key_update(s->ssl, SSL_KEY_UPDATE_NOT_REQUESTED))
+		s->n_written = 0;
+}
+
 static ssize_t tls_write(void *opaque, const void *bytes, size_t n_bytes, char *text)
 {
 	struct session *s = opaque;
@@ -315,7 +328,10 @@ static ssize_t tls_write(void *opaque, const void *bytes, size_t n_bytes, char *
 	if (rc != 1)
 		return rc;
 	ERR_clear_error();
+	renew_key(s);
 	rc = SSL_write_ex(s->ssl, bytes, n_bytes, &n);
+	s->refused = rc != 1;
+	s->n_written += rc == 1;
 	return rc == 1 ? (ssize_t)n : result_of(s, rc, text);
 }
 

@@ -49,6 +49,7 @@ static afd_transport *connect_shards(uint32_t n, const struct afd_transport_para
 	p.size = sizeof(p);
 	p.connect = addresses;
 	p.n_connect = n;
+	rig_secret(&p);
 	if (afd_transport_create(&net, client_ctx, &rig_contract, &p))
 		fail_msg("%s", afd_last_error());
 	return net;
