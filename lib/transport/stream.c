@@ -384,10 +384,15 @@ static void take_written(const struct afd__wire *wire, size_t bytes)
 		bytes -= take_queued(wire, bytes);
 }
 
-/* There may be something to read; not after the end, which is all that would be read again. */
-static void read_again(struct tcp *t)
+/* What had come before is read first; then this is the end, if reading finds no other. */
+static void note_broken(struct tcp *t, int rc)
 {
-	t->readable = !t->ended;
+	t->broken = true;
+	if (t->ended)
+		return;
+	t->readable = true;
+	t->end_error = rc;
+	afd__error_save(t->end_text, sizeof(t->end_text));
 }
 
 /* An end that is found here is told when all that came before it is read: the reader finds it too. */
@@ -402,10 +407,8 @@ static void flush(struct afd__wire *wire)
 		/* What was offered first and not taken stays first, whatever comes to wait behind it. */
 		t->begun |= t->tls && t->returns_done == t->returns_bytes;
 		n = stream_write(wire, parts, gather_parts(wire, parts));
-		if (n < 0) {
-			t->broken = true;
-			read_again(t);
-		}
+		if (n < 0)
+			note_broken(t, (int)n);
 		if (n <= 0)
 			return;
 		take_written(wire, (size_t)n);
@@ -582,7 +585,7 @@ int afd__stream_poll(struct afd__wire *wire, struct afd__completion *out, int ma
 	while (t->readable && t->n_done < (uint32_t)max)
 		read_some(wire);
 	if (t->broken && !t->readable && !t->ended)
-		note_end(t, afd__error(-ECONNRESET, "the peer is gone"));
+		note_end(t, ended(t));
 	if (t->returns_urgent)
 		flush(wire);
 	while (n < max && t->n_done) {
@@ -600,7 +603,7 @@ int afd__stream_ready(struct afd__wire *wire)
 	if (wire->error || t->n_done || t->ended)
 		return 1;
 	/* Reads rather than asks: what is here is then in its slot already. */
-	return read_some(wire) < 0 || t->n_done;
+	return read_some(wire) < 0 || t->n_done || t->broken;
 }
 
 int afd__stream_arm(struct afd__wire *wire)
@@ -609,7 +612,7 @@ int afd__stream_arm(struct afd__wire *wire)
 
 	if (t->returns_urgent && !wire->error)
 		flush(wire);
-	return wire->error || t->n_done || t->readable || t->ended;
+	return wire->error || t->n_done || t->readable || t->ended || t->broken;
 }
 
 int afd__stream_event(struct afd__wire *wire, unsigned which, uint32_t events)
@@ -617,7 +620,7 @@ int afd__stream_event(struct afd__wire *wire, unsigned which, uint32_t events)
 	struct tcp *t = tcp_of(wire);
 
 	if (events & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR))
-		read_again(t);
+		t->readable = !t->ended;
 	if ((events & EPOLLOUT) && t->memory && !wire->error)
 		flush(wire);
 	return 0;

@@ -38,8 +38,10 @@ static ssize_t tls_read(void *session, void *bytes, size_t n_bytes, char *text)
 
 static ssize_t tls_write(void *session, const void *bytes, size_t n_bytes, char *text)
 {
-	if (tls.broken)
+	if (tls.broken) {
+		strcpy(text, "worn out");
 		return tls.broken;
+	}
 	if (tls.refused_bytes > n_bytes || memcmp(bytes, tls.refused, tls.refused_bytes))
 		return -EACCES;
 	if (tls.is_full) {
@@ -163,6 +165,32 @@ static void an_end_that_writing_finds_too_is_told_once_behind_what_had_come(void
 		assert_int_equal(afd__stream_poll(&wire, done, 4), -ECONNRESET);
 }
 
+static void why_writing_failed_is_told_when_what_had_come_is_read(void **state)
+{
+	struct afd__completion done[4];
+
+	come(0);
+	tls.broken = -EACCES;
+	assert_int_equal(afd__stream_post_send(&wire, N_CONTROL, SLOT_BYTES), 0);
+	expect_came(0);
+	assert_int_equal(afd__stream_poll(&wire, done, 4), -EACCES);
+	assert_non_null(strstr(afd_last_error(), "tls: worn out"));
+}
+
+/* No event of the kernel's tells of it. */
+static void a_wait_does_not_sleep_when_writing_has_failed(void **state)
+{
+	struct afd__completion done[4];
+
+	assert_int_equal(afd__stream_poll(&wire, done, 4), 0);
+	assert_int_equal(afd__stream_arm(&wire), 0);
+	tls.broken = -EACCES;
+	assert_int_equal(afd__stream_post_send(&wire, N_CONTROL, SLOT_BYTES), 0);
+	assert_int_equal(afd__stream_ready(&wire), 1);
+	assert_int_equal(afd__stream_arm(&wire), 1);
+	assert_int_equal(afd__stream_poll(&wire, done, 4), -EACCES);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -174,6 +202,10 @@ int main(void)
 		cmocka_unit_test_setup_teardown(
 			an_end_that_writing_finds_too_is_told_once_behind_what_had_come, open_wire,
 			close_wire),
+		cmocka_unit_test_setup_teardown(
+			why_writing_failed_is_told_when_what_had_come_is_read, open_wire, close_wire),
+		cmocka_unit_test_setup_teardown(
+			a_wait_does_not_sleep_when_writing_has_failed, open_wire, close_wire),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
