@@ -11,6 +11,8 @@
 
 #include "lossy.h"
 
+enum { PORT_FIRST = 19984, PORT_PLACES = 1597, PORT_STEP = 8 };
+
 afd_context *server_ctx, *client_ctx;
 struct afd_contract rig_contract;
 uint64_t rig_weights[2];
@@ -131,7 +133,8 @@ void rig_connect(struct afd__wire *wire, const char *address)
 	fail_msg("%s: not connected after 5 s", address);
 }
 
-/* A port that nobody has, and as many after it as a test may want. */
+/* A port that nobody has, and as many after it as a test may want: below those that connecting
+ * sockets get, and far from where processes that run beside this one look. */
 static unsigned free_port(int family)
 {
 	struct sockaddr_in6 v6 = { .sin6_family = AF_INET6, .sin6_addr = IN6ADDR_LOOPBACK_INIT };
@@ -146,13 +149,13 @@ static unsigned free_port(int family)
 		if (fd < 0)
 			fail_msg("no socket of family %d", family);
 		if (!next)
-			next = 20000 + (unsigned)getpid() % 600 * 64;
+			next = PORT_FIRST + (unsigned)getpid() % PORT_PLACES * 987 % PORT_PLACES * PORT_STEP;
 		v4.sin_port = v6.sin6_port = htons((uint16_t)next);
 		setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
 		if (!bind(fd, six ? (struct sockaddr *)&v6 : (struct sockaddr *)&v4,
 			    six ? sizeof(v6) : sizeof(v4)))
 			port = next;
-		next = next < 60000 ? next + 8 : 20000;
+		next = (next - PORT_FIRST + PORT_STEP) % (PORT_PLACES * PORT_STEP) + PORT_FIRST;
 		close(fd);
 	}
 	return port;
