@@ -25,6 +25,8 @@ usage() {
 	       tsan      the transport and server suites under ThreadSanitizer
 	       fuzz      libFuzzer for a few seconds per target (the corpus is replayed in plain and asan)
 	       docs      the README, and that the documents list what is there
+	       planted   bugs planted into the GPU kernels: the emulated tests must catch each (uses the asan and tsan builds)
+	       cuda      the GPU module for all architectures (only with --all; tools looks at the one of the release build)
 	       quickstart  examples/quickstart.sh from a fresh build
 	       golden    the golden files, made anew (only with --all)
 	TEXT
@@ -175,6 +177,19 @@ part_golden() {
 		result failed "golden: transformers gives the recorded logits" "see $LOGS/golden.log"
 }
 
+# CUDA: the options of a build with the GPU module. The toolkit is that of the machine, or comes from PyPI.
+CUDA=(-Dcuda=disabled)
+find_cuda() {
+	local dir=${CUDA_HOME:-/usr/local/cuda}
+	if [ ! -x "$dir/bin/nvcc" ]; then
+		dir=$BUILDS/cuda13
+		[ $INSTALL = 1 ] || [ -x "$dir/bin/nvcc" ] || { result skipped "cuda: the GPU module" "no nvcc, and nothing is installed"; return; }
+		echo "about to put nvcc and the headers of CUDA into $dir"
+		logged get-cuda scripts/get-cuda.sh "$dir" || { result skipped "cuda: the GPU module" "no nvcc: see $LOGS/get-cuda.log"; return; }
+	fi
+	CUDA=(-Dcuda=enabled -Dnvcc_dir="$dir")
+}
+
 write_report() {
 	{
 		echo "# Results of the tests"
@@ -192,10 +207,13 @@ write_report() {
 }
 
 [ $INSTALL = 1 ] && say "what is needed" && install_needs
-DEBUG="-Dbuildtype=debugoptimized -Db_ndebug=false -Dtools=false"
+DEBUG="-Dbuildtype=debugoptimized -Db_ndebug=false -Dtools=false -Dcuda=disabled"
+if wanted plain || wanted tools || wanted abi || wanted deferred || wanted docs || wanted planted || wanted cuda; then
+	say "CUDA toolkit" && find_cuda
+fi
 
-if wanted plain || wanted tools || wanted abi || wanted deferred || wanted docs; then
-	say "release build" && build plain -Dbuildtype=release -Dprefix=/usr/local || ONLY=",none," # nothing to run then
+if wanted plain || wanted tools || wanted abi || wanted deferred || wanted docs || wanted planted; then
+	say "release build" && build plain -Dbuildtype=release -Dprefix=/usr/local "${CUDA[@]}" -Dgpu_archs=90a || ONLY=",none," # nothing to run then
 fi
 wanted plain && say "plain suites" && suites plain plain 1
 wanted tools && say "tools" && sentences tools tests/tools/test_*.py
@@ -208,8 +226,11 @@ wanted asan && say "AddressSanitizer, UndefinedBehaviorSanitizer" && build asan 
 	ASAN_OPTIONS=detect_leaks=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 suites asan asan 5
 wanted tsan && say "ThreadSanitizer" && build tsan $DEBUG -Db_sanitize=thread &&
 	TSAN_OPTIONS=halt_on_error=1 suites tsan tsan 5 conformance system
+wanted planted && say "planted bugs" && sentences planted tests/emu/planted.py
 wanted fuzz && say "fuzz" && part_fuzz
 wanted quickstart && say "quickstart" && sentences quickstart tests/tools/quickstart.py
+[ $ALL = 1 ] && wanted cuda && say "CUDA for all architectures" && build cuda -Dtests=disabled -Dtools=false "${CUDA[@]}" &&
+	AFD_BUILD=$BUILDS/cuda $PYTHON tests/tools/sentences.py cuda tests/tools/test_cuda.py 2>"$LOGS/cuda.log" >>"$RESULTS"
 [ $ALL = 1 ] && wanted golden && say "golden files, made anew" && part_golden
 
 say "results"

@@ -22,7 +22,7 @@ struct bench_options {
 
 /* Rows for a command's table; seconds_text is the default, "3 s". */
 #define BENCH_OPTIONS(b, seconds_text) \
-	{ "device", "cpu|deferred", "cpu", "where the operations run", tool_set_device, \
+	{ "device", "cpu|cuda:N|deferred", "cpu", "where the operations run", tool_set_device, \
 		&(b).stage.device, 0, 0 }, \
 		{ "threads", "N", "cores", "compute threads, 1 to 1024", tool_set_u32, \
 			&(b).stage.threads, 1, 1024 }, \

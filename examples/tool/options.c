@@ -168,12 +168,12 @@ int tool_set_dtypes(const struct tool_option *option, const char *value)
 
 int tool_set_device(const struct tool_option *option, const char *value)
 {
-	if (!strncmp(value, "cuda", 4))
-		return tool_fail(TOOL_USAGE, "--%s %s: not in this version, limit cpu or deferred",
+	int is_cuda = !strncmp(value, "cuda", 4) && (!value[4] || value[4] == ':');
+
+	/* What follows "cuda:" is looked at by the library. */
+	if (strcmp(value, "cpu") && strcmp(value, "deferred") && !is_cuda)
+		return tool_fail(TOOL_USAGE, "--%s: value '%s', limit cpu, cuda:N or deferred",
 			option->name, value);
-	if (strcmp(value, "cpu") && strcmp(value, "deferred"))
-		return tool_fail(
-			TOOL_USAGE, "--%s: value '%s', limit cpu or deferred", option->name, value);
 	*(const char **)option->into = value;
 	return TOOL_DONE;
 }

@@ -29,7 +29,7 @@ struct tool_stage {
 		&(s).log, 0, 0 }
 #define TOOL_OPTIONS_STAGE(s) \
 	TOOL_OPTION_MODEL(s), \
-	{ "device", "cpu|deferred", "cpu", \
+	{ "device", "cpu|cuda:N|deferred", "cpu", \
 		"where it computes; deferred is the CPU behind an asynchronous queue", \
 		tool_set_device, &(s).device, 0, 0 }, \
 	{ "threads", "N", "cores", "compute threads of this process, 1 to 1024", \

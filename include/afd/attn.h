@@ -39,7 +39,7 @@ typedef struct afd_attn afd_attn;
 
 struct afd_attn_params {
 	size_t size;
-	const char *device;     /* "cpu" (default), "deferred" */
+	const char *device;     /* "cpu" (default), "cuda:0", "deferred" */
 	/* An FFN stage in this process, on the same device; instead of a transport, or with one of an
 	 * attention group without FFN peers. */
 	afd_ffn *ffn;

@@ -51,7 +51,7 @@ typedef void (*afd_progress)(void *user, uint64_t done_bytes, uint64_t total_byt
 
 struct afd_ffn_params {
 	size_t size;
-	const char *device;       /* "cpu" (default), "deferred" */
+	const char *device;       /* "cpu" (default), "cuda:0", "deferred" */
 	uint32_t max_rows;        /* rows of one pass, 1 .. 65536; 0 means 2048. More rows make
 	                             several passes */
 	uint32_t first_layer;     /* layers held: n_layers from first_layer on */

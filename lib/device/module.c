@@ -29,7 +29,7 @@ static const char *package_of(const char *name)
 {
 	return !strcmp(name, "deferred")
 		       ? "it comes with libafd unless that was built with -Ddeferred=false"
-		       : "no package of this version has it";
+		       : "it comes with a libafd that was built with CUDA, see docs/cuda.md";
 }
 
 static int module_path(const char *name, char *path, size_t capacity)

@@ -25,6 +25,8 @@ int rig_device(int argc, char **argv)
 
 	if (argc > 1)
 		device_name = argv[1];
+	if (getenv("AFD_TEST_ONLY")) /* a name, with * and ? */
+		cmocka_set_test_filter(getenv("AFD_TEST_ONLY"));
 	if (!afd_context_create(&ctx, NULL)) {
 		afd_context_destroy(ctx);
 		return 0;
@@ -276,6 +278,13 @@ void rig_encode(void *numbers, size_t i, int32_t dtype, double x)
 		}
 	}
 	memcpy((char *)numbers + 2 * i, &h, 2);
+}
+
+double rig_product_unit(int32_t dtype)
+{
+	if (strncmp(device_name, "cuda", 4) || dtype == AFD_DTYPE_F32)
+		return 0;
+	return dtype == AFD_DTYPE_BF16 ? 0x1p-8 : 0x1p-11;
 }
 
 void rig_near(double got, double want, double relative, double absolute, const char *what, size_t i)

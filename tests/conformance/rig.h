@@ -69,6 +69,10 @@ double rig_decode(const void *numbers, size_t i, int32_t dtype);
 void rig_encode(void *numbers, size_t i, int32_t dtype, double x);
 size_t rig_bytes(int32_t dtype);
 
+/* What this device may round a number of x by, relative, before a product with packed weights of the
+ * dtype (docs/kernels.md): 0 where products take float32. */
+double rig_product_unit(int32_t dtype);
+
 /* Fails unless |got - want| <= relative * |want| + absolute. */
 void rig_near(
 	double got, double want, double relative, double absolute, const char *what, size_t i);

@@ -216,6 +216,8 @@ static void reference_expert(
 	const struct experts_case *c = t->c;
 	double input[MAX_HIDDEN], error[MAX_WIDTH] = { 0 }, activated[MAX_WIDTH];
 	double input_error[MAX_HIDDEN] = { 0 }, extra[MAX_WIDTH];
+	/* FP8 takes what was quantised as it is. */
+	double unit = c->dtype == AFD_DTYPE_FP8 && c->quantize ? 0 : rig_product_unit(c->dtype);
 
 	for (uint32_t k = 0; k < c->hidden; k++)
 		input[k] = x[k];
@@ -233,7 +235,7 @@ static void reference_expert(
 					   scale_of(t, (int)half, e, c->width_offset + i, k);
 
 				sum[half] += w * input[k];
-				magnitude += fabs(w * input[k]) * 1e-6;
+				magnitude += fabs(w * input[k]) * (1e-6 + unit);
 				extra[i] += fabs(w) * input_error[k];
 			}
 		}
@@ -252,7 +254,7 @@ static void reference_expert(
 
 			out[n] += w * activated[k];
 			/* A larger error before the quantisation is one step of it. */
-			size[n] += fabs(w) * (2e-6 * fabs(activated[k]) + error[k] +
+			size[n] += fabs(w) * ((2e-6 + unit) * fabs(activated[k]) + error[k] +
 						     (c->quantize ? 0.15 : 1) * extra[k]);
 		}
 	}

@@ -248,7 +248,6 @@ static void bad_devices_are_refused_by_name(void **state)
 		{ "cpu:-1", "number", -EINVAL },
 		{ "cpu:99999999999999999999", "number", -EINVAL },
 		{ "cpu:0", "takes no number", -EINVAL },
-		{ "cuda:0", "afd-cuda.so", -ENOSYS },
 	};
 	struct rig *r = *state;
 	struct afd__device *dev = NULL;

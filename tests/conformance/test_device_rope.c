@@ -26,6 +26,8 @@ static const struct rope_case cases[] = {
 	{ "a head of 34, no norm", 34, AFD_DTYPE_BF16, false, true, true },
 	{ "no rotation", 48, AFD_DTYPE_F32, true, false, true },
 	{ "only the append", 30, AFD_DTYPE_F16, false, false, false },
+	{ "fp8", 32, AFD_DTYPE_FP8, true, true, true },
+	{ "fp8, a head of 34, heads inside", 34, AFD_DTYPE_FP8, true, true, false },
 };
 
 static struct afd__kv_view view_of(const struct rope_case *c, void *data)
@@ -66,9 +68,16 @@ static void reference_head(
 static void near_in_dtype(
 	double got, double want, double size, int32_t dtype, const char *what, size_t i)
 {
-	double ulp = dtype == AFD_DTYPE_F32 ? 0 : dtype == AFD_DTYPE_BF16 ? 0x1p-7 : 0x1p-10;
+	double ulp = dtype == AFD_DTYPE_F32	   ? 0
+		     : dtype == AFD_DTYPE_BF16 ? 0x1p-7
+		     : dtype == AFD_DTYPE_F16  ? 0x1p-10
+					       : 0x1p-3;
 
-	rig_near(got, want, ulp, 4e-6 * size + (dtype == AFD_DTYPE_F16 ? 0x1p-24 : 0), what, i);
+	rig_near(got, want, ulp,
+		4e-6 * size + (dtype == AFD_DTYPE_F16	? 0x1p-24
+				      : dtype == AFD_DTYPE_FP8 ? 0x1p-9 * 0.03 * size
+							       : 0),
+		what, i);
 }
 
 struct rope_data {
@@ -76,6 +85,7 @@ struct rope_data {
 		got[N_ROWS * (N_HEADS + 2 * N_KV) * MAX_DIM];
 	float weight[2][MAX_DIM], angles[N_ROWS * MAX_DIM];
 	_Alignas(4) char cache[2 * N_PAGES * PAGE * N_KV * MAX_DIM * 4];
+	float kv_scale[2]; /* of FP8, so that nothing saturates; 0.03 of the size of k and of v */
 	bool written[2 * N_PAGES * PAGE * N_KV * MAX_DIM]; /* per number of the cache */
 };
 
@@ -103,8 +113,8 @@ static void check_row(
 					AFD_DTYPE_F32, c->name, d);
 				continue;
 			}
-			near_in_dtype(rig_decode(t->cache + at, d, c->dtype), x[d], size, c->dtype,
-				c->name, d);
+			near_in_dtype(rig_decode(t->cache + at, d, c->dtype) * t->kv_scale[is_v],
+				x[d], size, c->dtype, c->name, d);
 			t->written[at / rig_bytes(c->dtype) + d] = true;
 		}
 	}
@@ -131,6 +141,11 @@ static void check_rope(struct rig *r, const struct rope_case *c, float scale)
 		.n_rows = N_ROWS,
 		.n_heads = N_HEADS,
 		.eps = 1e-6f };
+	t.kv_scale[0] = t.kv_scale[1] = 1;
+	if (c->dtype == AFD_DTYPE_FP8) {
+		a.kv.k_scale = t.kv_scale[0] = 0.03f * (c->norm ? 1 : scale);
+		a.kv.v_scale = t.kv_scale[1] = 0.03f * scale;
+	}
 	RIG_OK(afd__rope(&r->q, &a));
 	rig_fetch(r, t.got, a.qkv, N_ROWS * width * 4);
 	rig_fetch(r, t.cache, a.kv.data, cache_bytes);

@@ -361,6 +361,7 @@ static void a_module_that_is_missing_or_of_another_build_is_refused(void **state
 	memset(long_dir, 'a', sizeof(long_dir));
 	long_dir[sizeof(long_dir) - 1] = 0;
 	check_refused(r->ctx, "/nowhere", "deferred", -ENOSYS, "-Ddeferred");
+	check_refused(r->ctx, "/nowhere", "cuda:0", -ENOSYS, "/nowhere/afd-cuda.so");
 	check_refused(r->ctx, dir, "deferred", -EPROTO, "is of build \"another build\"");
 	check_refused(r->ctx, dir, "cuda:0", -EPROTO, "no symbol afd_module_entry");
 	check_refused(r->ctx, long_dir, "deferred", -EINVAL, "limit 1023");

@@ -24,7 +24,7 @@ def tracked():
 
 
 FILES = tracked()
-C_FILES = [path for path in FILES if path.suffix in (".c", ".h")]
+C_FILES = [path for path in FILES if path.suffix in (".c", ".h", ".cc", ".cu")]
 CODE = C_FILES + [path for path in FILES if path.suffix in (".py", ".sh", ".map", ".in") or path.name == "meson.build"]
 
 

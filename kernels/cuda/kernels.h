@@ -1,0 +1,61 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The launchers of the CUDA kernels: one per operation of the device seam, with the seam's own
+ * arguments, which the front door has checked. Each puts its kernels on the stream and returns 0 or
+ * a cudaError_t; nothing is allocated and nothing waited for.
+ *
+ * Called by modules/cuda; the same prototypes stand for the kernels under emulation.
+ */
+#ifndef AFD_KERNELS_CUDA_KERNELS_H
+#define AFD_KERNELS_CUDA_KERNELS_H
+
+#include <stdint.h>
+#include <string.h>
+
+#include "../../lib/device/args.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Where kernels run, and what they may use meanwhile. One stream uses a workspace. */
+struct afd_gpu {
+	void *stream;
+	void *workspace; /* dev */
+	size_t workspace_bytes;
+	uint32_t n_sms;
+};
+
+/* Bytes from row to row of a packed matrix: whole pieces of 16 bytes. Rows are those of the
+ * checkpoint, which suits ldmatrix as they lie. */
+static inline size_t afd_gpu_packed_row_bytes(uint32_t k, int32_t dtype)
+{
+	size_t number = dtype == AFD_DTYPE_F32 ? 4 : dtype == AFD_DTYPE_FP8 ? 1 : 2;
+
+	return (k * number + 15) / 16 * 16;
+}
+
+/* *word = ++*counter, when everything before it on the stream is done; the host looks at the word.
+ */
+int afd_gpu_mark(const struct afd_gpu *gpu, uint64_t *counter, uint64_t *word);
+
+int afd_gpu_embed(const struct afd_gpu *gpu, const struct afd__embed_args *a);
+int afd_gpu_norm(const struct afd_gpu *gpu, const struct afd__norm_args *a);
+int afd_gpu_product(const struct afd_gpu *gpu, const struct afd__product_args *a);
+int afd_gpu_angles(const struct afd_gpu *gpu, const struct afd__angles_args *a);
+int afd_gpu_rope(const struct afd_gpu *gpu, const struct afd__rope_args *a);
+int afd_gpu_attend(const struct afd_gpu *gpu, const struct afd__attend_args *a);
+int afd_gpu_activation(const struct afd_gpu *gpu, const struct afd__activation_args *a);
+int afd_gpu_convert(const struct afd_gpu *gpu, const struct afd__convert_args *a);
+int afd_gpu_argmax(const struct afd_gpu *gpu, const struct afd__argmax_args *a);
+int afd_gpu_gate(const struct afd_gpu *gpu, const struct afd__gate_args *a);
+int afd_gpu_quantize(const struct afd_gpu *gpu, const struct afd__quantize_args *a);
+int afd_gpu_route(const struct afd_gpu *gpu, const struct afd__route_args *a);
+int afd_gpu_experts(const struct afd_gpu *gpu, const struct afd__experts_args *a);
+size_t afd_gpu_experts_scratch_bytes(const struct afd__experts_args *a, int least);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

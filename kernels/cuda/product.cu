@@ -1,0 +1,139 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * y = x w^T + bias: on tensor cores (tile.h), or, for weights in float32 and rows that do not lie at
+ * multiples of 16 bytes, the plain product here, a warp per column, in float32. There a lane takes
+ * every 32nd number of k, FP8 by blocks of scales.
+ *
+ * Invariant: the order of the additions of a (row, column) is decided by k and column_offset.
+ */
+#include "tile.h"
+
+enum { WARPS = 4, ROWS = 4 };
+
+/* sum[r] += x[r][k] w[k] for the lane's k of from .. end-1 */
+template <class T>
+GPU_FN void add_products(float (&sum)[ROWS], const float *x, size_t x_stride, unsigned n_rows,
+	const T *w, unsigned from, unsigned end)
+{
+	for (unsigned k = from + lane_id(); k < end; k += 32) {
+		float weight = to_float(w[k]);
+
+		GPU_UNROLL
+		for (unsigned r = 0; r < ROWS; r++) {
+			if (r < n_rows)
+				sum[r] = fmaf(x[r * x_stride + k], weight, sum[r]);
+		}
+	}
+}
+
+template <class T> GPU_KERNEL(WARPS * 32) product_plain_kernel(struct product p)
+{
+	unsigned n = block_x() * WARPS + warp_id(), row0 = block_y() * ROWS;
+	unsigned n_rows = least(ROWS, p.n_rows - row0);
+	const T *w = (const T *)(p.w + n * p.w_row_bytes);
+	const float *x = p.x + row0 * p.x_stride;
+	float sum[ROWS] = {};
+
+	if (n >= p.n) /* the whole warp */
+		return;
+	if (sizeof(T) > 1)
+		add_products(sum, x, p.x_stride, n_rows, w, 0, p.k);
+	for (unsigned from = 0, end; sizeof(T) == 1 && from < p.k; from = end) {
+		unsigned block = (p.column_offset + from) / GPU_BLOCK;
+		float part[ROWS] = {}, scale = *scale_at(p, n, block);
+
+		end = least((block + 1) * GPU_BLOCK - p.column_offset, p.k);
+		add_products(part, x, p.x_stride, n_rows, w, from, end);
+		GPU_UNROLL
+		for (unsigned r = 0; r < ROWS; r++)
+			sum[r] = fmaf(part[r], scale, sum[r]);
+	}
+	GPU_UNROLL
+	for (unsigned r = 0; r < ROWS; r++) {
+		float total = warp_sum(sum[r]);
+
+		if (lane_id() == 0 && r < n_rows)
+			p.y[(row0 + r) * p.y_stride + n] = p.bias ? total + p.bias[n] : total;
+	}
+}
+
+static int product_plain(const struct afd_gpu *gpu, struct product p)
+{
+	/* As many rows as a grid can count. */
+	for (uint32_t left = p.n_rows; left; left -= p.n_rows) {
+		p.n_rows = least(left, 65535u * ROWS);
+		int rc = with_dtype(p.dtype, [&](auto t) {
+			return gpu_launch(gpu, "product_plain", product_plain_kernel<decltype(t)>,
+				{ (unsigned)divide_up(p.n, WARPS),
+					(unsigned)divide_up(p.n_rows, ROWS), 1 },
+				WARPS * 32, 0, p);
+		});
+		if (rc)
+			return rc;
+		p.x += p.n_rows * p.x_stride;
+		p.y += p.n_rows * p.y_stride;
+	}
+	return 0;
+}
+
+/* How often k is cut, so that a narrow matrix too keeps the whole GPU reading. */
+static uint32_t slices_of(const struct afd_gpu *gpu, const struct product *p, uint32_t row_numbers)
+{
+	uint32_t tiles = (uint32_t)divide_up(p->n, 32), most = row_numbers / TILE_K / 4;
+	uint32_t wanted = (uint32_t)divide_up(2 * (size_t)gpu->n_sms, tiles);
+
+	return most < 1 ? 1 : least(least(wanted, most), 16);
+}
+
+/* Rows of one pass: inputs and parts must fit into the workspace. */
+static uint32_t rows_of_pass(const struct afd_gpu *gpu, const struct product *p,
+	const struct tile_work *t)
+{
+	size_t row_bytes = tile_x_bytes(&t->x, 1) +
+			   (t->n_slices > 1 ? t->n_slices * (size_t)p->n * sizeof(float) : 0);
+	size_t most = gpu->workspace_bytes / row_bytes;
+
+	return most > p->n_rows ? p->n_rows : most > 65535 ? 65535 : (uint32_t)most;
+}
+
+static int product_tiles(const struct afd_gpu *gpu, struct product p, const struct afd__matrix *w)
+{
+	struct tile_work t = {};
+	uint32_t left = p.n_rows, pass;
+	int rc = 0;
+
+	t.x = tile_shape(w);
+	t.lead = w->column_offset % TILE_K;
+	t.n_slices = slices_of(gpu, &p, t.x.row_numbers);
+	pass = rows_of_pass(gpu, &p, &t);
+	if (!pass)
+		return product_plain(gpu, p);
+	for (; !rc && left; left -= t.p.n_rows) {
+		t.p = p;
+		t.p.n_rows = least(left, pass);
+		t.rows = t.p.n_rows <= 8 ? 8 : t.p.n_rows <= 16 ? 16 : t.p.n_rows <= 32 ? 32 : 64;
+		t.x.numbers = (uint16_t *)gpu->workspace;
+		t.x.scales = t.x.n_scales
+			? (float *)(t.x.numbers + (size_t)t.p.n_rows * t.x.row_numbers) : NULL;
+		t.parts = (float *)((char *)gpu->workspace + tile_x_bytes(&t.x, t.p.n_rows));
+		rc = tile_inputs(gpu, w, p.x, p.x_stride, t.p.n_rows, NULL, &t.x);
+		if (!rc)
+			rc = tile_product(gpu, &t);
+		p.x += t.p.n_rows * p.x_stride;
+		p.y += t.p.n_rows * p.y_stride;
+	}
+	return rc;
+}
+
+int afd_gpu_product(const struct afd_gpu *gpu, const struct afd__product_args *a)
+{
+	struct product p = product_of(&a->w);
+
+	p.x = a->x;
+	p.bias = a->bias;
+	p.y = a->y;
+	p.x_stride = a->x_stride;
+	p.y_stride = a->y_stride;
+	p.n_rows = a->n_rows;
+	return tile_fits(&a->w) ? product_tiles(gpu, p, &a->w) : product_plain(gpu, p);
+}

@@ -1,0 +1,45 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Products on tensor cores, of one matrix or of a stack by tasks: tile_inputs makes the rows of x
+ * that they take, tile_product runs.
+ *
+ * x in 16 bits: bf16 for weights in bf16; f16 for f16, divided by a power of two of the row; f16 for
+ * FP8, divided by a scale of each group of 128, so that rows which were quantised, or were bf16, are
+ * taken exactly. Columns lie `lead` further, so that blocks of scales begin at multiples of 128,
+ * and zeros stand before and behind.
+ *
+ * Invariant: sums are cut in k at places that n and k decide, in steps of 16, so a row's bits depend
+ * on no other row, nor on how many there are.
+ */
+#ifndef AFD_KERNELS_CUDA_TILE_H
+#define AFD_KERNELS_CUDA_TILE_H
+
+#include "experts.h"
+
+enum { TILE_K = 128 }; /* of a stage: a block of scales */
+
+struct tile_work {
+	struct product p; /* of the stack's first matrix; x is not used */
+	struct tile_x x;
+	uint32_t lead, n_slices, rows;
+	float *parts; /* [n_slices][n_rows][n] when there are several */
+	/* Of a stack: */
+	const expert_task *tasks; /* or NULL: one matrix, rows as they are */
+	const uint32_t *n_tasks, *x_rows; /* x_rows: or NULL, entry by entry */
+	uint32_t max_tasks;
+	size_t w_stride, scales_stride;
+};
+
+/* Whether the kernels can take this matrix: dtype, alignment. */
+int tile_fits(const struct afd__matrix *w);
+/* Numbers of a row, scales of a row. */
+struct tile_x tile_shape(const struct afd__matrix *w);
+size_t tile_x_bytes(const struct tile_x *x, uint32_t n_rows); /* with the scales */
+
+/* n_used: dev, how many of the rows count, or NULL: all */
+int tile_inputs(const struct afd_gpu *gpu, const struct afd__matrix *w, const float *x,
+	size_t x_stride, uint32_t n_rows, const uint32_t *n_used, const struct tile_x *out);
+/* rows of a tile: 8, 16, 32 or 64 */
+int tile_product(const struct afd_gpu *gpu, const struct tile_work *t);
+
+#endif

@@ -1,0 +1,95 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The operations of the seam, each a launch on the queue's stream. Called by the front door, which
+ * has checked the arguments.
+ */
+#include "cuda.h"
+
+/* Weights in place lie where the caller has them: in memory of the device, or in host memory that it
+ * can read. */
+static int check_place(const struct afd__queue *q, const struct afd__matrix *m)
+{
+	const struct cuda *c = q->dev->state;
+	struct cudaPointerAttributes attributes;
+
+	if (m->layout != AFD__LAYOUT_IN_PLACE || c->pageable)
+		return 0;
+	if (!cudaPointerGetAttributes(&attributes, m->data) &&
+		attributes.type != cudaMemoryTypeUnregistered)
+		return 0;
+	cudaGetLastError();
+	return q->dev->host->error(-ENOTSUP,
+		"device %s: weights in place at %p are in host memory that this GPU cannot read",
+		q->dev->name, m->data);
+}
+
+static int check_embed(const struct afd__queue *q, const struct afd__embed_args *a)
+{
+	return check_place(q, &a->table);
+}
+
+static int check_product(const struct afd__queue *q, const struct afd__product_args *a)
+{
+	return check_place(q, &a->w);
+}
+
+static int check_experts(const struct afd__queue *q, const struct afd__experts_args *a)
+{
+	int rc = check_place(q, &a->gate_up);
+
+	return rc ? rc : check_place(q, &a->down);
+}
+
+#define check_nothing(q, a) 0
+
+#define OPERATION(op, check) \
+	int cuda_##op(struct afd__queue *q, const struct afd__##op##_args *a) \
+	{ \
+		const struct cuda_queue *d = q->state; \
+		void *before; \
+		int rc = cuda_enter(q->dev, &before); \
+\
+		if (rc) \
+			return rc; \
+		rc = check(q, a); \
+		if (!rc) \
+			rc = cuda_error(q->dev, afd_gpu_##op(&d->gpu, a), #op); \
+		cuda_leave(q->dev, before); \
+		return rc; \
+	}
+
+OPERATION(embed, check_embed)
+OPERATION(norm, check_nothing)
+OPERATION(product, check_product)
+OPERATION(angles, check_nothing)
+OPERATION(rope, check_nothing)
+OPERATION(attend, check_nothing)
+OPERATION(activation, check_nothing)
+OPERATION(convert, check_nothing)
+OPERATION(argmax, check_nothing)
+OPERATION(gate, check_nothing)
+OPERATION(quantize, check_nothing)
+OPERATION(route, check_nothing)
+OPERATION(experts, check_experts)
+
+int cuda_copy(struct afd__queue *q, const struct afd__copy_args *a)
+{
+	const struct cuda_queue *d = q->state;
+	void *before;
+	int rc = cuda_enter(q->dev, &before);
+
+	if (rc)
+		return rc;
+	rc = cuda_error(q->dev,
+		cudaMemcpyAsync(
+			a->dst, a->src, a->bytes, cudaMemcpyDeviceToDevice, d->gpu.stream),
+		"copy");
+	cuda_leave(q->dev, before);
+	return rc;
+}
+
+size_t cuda_experts_scratch_bytes(
+	struct afd__device *dev, const struct afd__experts_args *a, bool least)
+{
+	return afd_gpu_experts_scratch_bytes(a, least);
+}

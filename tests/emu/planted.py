@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bugs planted into the kernels, one at a time; the tests under emulation must catch each.
+
+A bug is a piece of source that becomes another. The kernel alone is compiled anew, as the build compiled it, and linked
+with the rest; then one test runs. AFD_SAN_BUILDS holds the builds "asan" and "tsan" when they exist beside AFD_BUILD.
+"""
+import json
+import os
+import pathlib
+import shlex
+import subprocess
+import sys
+import tempfile
+import unittest
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "tools"))
+from sentences import BUILD, ROOT
+
+KERNELS = ROOT / "kernels/cuda"
+
+# kernel, what stands there, what stands there instead, test, its cases, build that must catch it, order of threads
+PLANTED = {
+    "a_sum_without_the_barrier_after_its_warps": (
+        "block.h:norm.cu", "\tbarrier();\n", "", "rows", "norm_a*", "plain", "first"),
+    "a_norm_that_stops_one_number_early": (
+        "norm.cu", "i < a.width; i += THREADS) {", "i < a.width - 1; i += THREADS) {", "rows", "norm_a*", "plain", "first"),
+    "a_norm_whose_warp_counts_twice": (
+        "block.h:norm.cu", "if (lane_id() == 0)\n\t\tsums[warp_id()] = v;", "if (lane_id() == 0)\n\t\tsums[0] = v;", "rows",
+        "norm_a*", "plain", "first"),
+    "an_argmax_that_takes_the_last_among_equals": (
+        "argmax.cu", "index < a->index", "index > a->index", "rows", "argmax*", "plain", "first"),
+    "an_argmax_without_its_barrier": (
+        "argmax.cu", "\tbarrier();\n", "", "rows", "argmax*", "plain", "first"),
+    "an_activation_one_column_too_far": (
+        "activation.cu", "if (i < a.width)", "if (i <= a.width)", "rows", "activation_a*", "asan", "first"),
+    "a_gather_that_ignores_the_index": (
+        "convert.cu", "size_t other = a.index ? (size_t)a.index[row] : row, from = a.scatter ? row : other,\n\t       to = a.scatter ? other : row;\n"
+        "\tconst From", "size_t from = row, to = row;\n\tconst From",
+        "convert", "rows_are*", "plain", "first"),
+    "a_convert_that_forgets_to_add": (
+        "convert.cu", "x += to_float(dst[i]);", "(void)x;", "convert", "rows_are*", "plain", "first"),
+    "a_rope_that_turns_the_wrong_way": (
+        "rope.cu", "*second = b * h.angles[i] + a", "*second = b * h.angles[i] - a", "rope", "*", "plain", "first"),
+    "a_rope_that_appends_v_where_k_lies": (
+        "rope.cu", "(is_v ? a.kv.v_offset : 0)", "0", "rope", "*", "plain", "first"),
+    "a_group_of_quantize_that_forgets_its_offset": (
+        "group.h:quantize.cu", "least((g + 1) * GROUP - offset, width)", "least((g + 1) * GROUP, width)", "fp8", "quantize*",
+        "plain", "first"),
+    "a_scale_of_quantize_without_the_last_number": (
+        "group.h:quantize.cu", "for (unsigned i = 0; i < GROUP_LANE; i++)\n\t\tlargest",
+        "for (unsigned i = 0; i < GROUP_LANE - 1; i++)\n\t\tlargest", "fp8", "quantize*", "plain", "first"),
+    "a_router_whose_lane_takes_before_others_have_looked": (
+        "route.cu", "\twarp_sync(); /* others have read what is now taken */\n", "", "route", "choices*", "tsan", "random:3"),
+    "a_router_that_looks_before_the_taken_is_marked": (
+        "route.cu", "\t\tkeys[place] = TAKEN;\n\twarp_sync();", "\t\tkeys[place] = TAKEN;", "route", "choices*", "tsan",
+        "random:3"),
+    "a_bias_that_reaches_the_weights": (
+        "route.cu", "float weight = scores[ids[i]];", "float weight = scores[ids[i]] + (a.bias ? a.bias[ids[i]] : 0);", "route",
+        "choices*", "plain", "first"),
+    "a_tile_that_waits_one_stage_too_few": (
+        "tile.cu", "copy_wait<sizes::stages - 2>();", "copy_wait<sizes::stages - 1>();", "fp8", "fp8_products*", "plain", "first"),
+    "a_tile_without_the_barrier_of_a_stage": (
+        "tile.cu", "\t\tbarrier(); /* everybody's is;", "\t\t/* everybody's is;", "fp8", "fp8_products*", "plain", "random:3"),
+    "a_tile_whose_sums_overwrite_the_last_stage": (
+        "tile.cu", "\tbarrier(); /* the ring is free for the sums */\n", "", "product", "products*", "tsan", "random:3"),
+    "a_tile_that_adds_before_all_warps_have_written": (
+        "tile.cu", "\tbarrier();\n\tfor (unsigned i = thread_x(); i < at.n_rows", "\tfor (unsigned i = thread_x(); i < at.n_rows",
+        "product", "products*", "plain", "first"),
+    "a_tile_that_reads_weights_beyond_the_last": (
+        "tile.cu", "if (row < at.n_columns && k < t.p.k)", "if (k < t.p.k)", "product", "products*", "asan", "first"),
+    "a_tile_with_two_lanes_exchanged": (
+        "tile.cu", "lane_id() / 4 + e / 2 * 8", "lane_id() % 8 + e / 2 * 8", "product", "products*", "plain", "first"),
+    "a_tile_with_the_scale_of_the_next_block": (
+        "tile.cu", "add_scaled<ROWS, COLUMNS>(t, at, at.stage0 + s,", "add_scaled<ROWS, COLUMNS>(t, at, at.stage0 + (s ? s : 1),",
+        "fp8", "fp8_products*", "plain", "first"),
+    "inputs_that_leave_numbers_behind_the_row": (
+        "tile_inputs.cu", "at - a.lead < a.k ?", "at - a.lead <= a.k ?", "product", "products*", "plain", "first"),
+    "inputs_of_fp8_in_plain_order": (
+        "tile_inputs.cu", "return i / 4 * 2 + i % 2 + (i & 2 ? 8 : 0);", "return i;", "fp8", "fp8_products*", "plain", "first"),
+    "a_split_that_sees_one_position_too_many": (
+        "attend_split.cu", "at->end = (unsigned)a.positions[at->row] + 1;", "at->end = (unsigned)a.positions[at->row] + 2;",
+        "attend", "attention*", "plain", "first"),
+    "a_split_whose_values_are_not_masked": (
+        "attend_split.cu", "base + row >= at.first && base + row < at.end && c", "at.end && c", "attend", "attention*", "plain",
+        "first"),
+    "a_split_without_the_warp_sync_after_the_wait": (
+        "attend_split.cu", "\t\twarp_sync(); /* the warp's tile s is here", "\t\t/* the warp's tile s is here", "attend",
+        "attention*", "plain", "random:3"),
+    "a_merge_before_all_warps_have_written": (
+        "attend_split.cu", "\tbarrier();\n\tfor (unsigned i = thread_x(); i < at.n_heads", "\tfor (unsigned i = thread_x(); i < at.n_heads",
+        "attend", "attention*", "plain", "first"),
+    "a_merge_that_overwrites_a_ring": (
+        "attend_split.cu", "\tbarrier(); /* the rings are free for the merge */\n", "", "attend", "attention*", "tsan", "random:3"),
+    "a_merge_that_forgets_the_maximum": (
+        "attend_split.cu", "float keep = exp2f(pieces[i * stride] - most);", "float keep = 1;", "attend", "attention*", "plain",
+        "first"),
+    "a_softmax_that_does_not_shrink_what_was_before": (
+        "attend_split.cu", "state->out[i][e] *= keep;", "state->out[i][e] *= 1;", "attend", "attention*", "plain", "first"),
+    "a_plain_attention_whose_weights_are_overwritten": (
+        "attend.cu", "\t\twarp_sync(); /* all have read the weights */\n", "", "attend", "attention*", "tsan", "random:3"),
+    "a_plan_that_counts_before_the_slots_are_known": (
+        "experts_plan.cu", "\t\tfound[i] = -1;\n\t}\n\tbarrier();", "\t\tfound[i] = -1;\n\t}", "experts", "slots*", "tsan", "random:3"),
+    "a_plan_that_takes_a_repeated_slot_twice": (
+        "experts_plan.cu", "if (ids[i] == ids[slot])\n\t\t\treturn -1;", "if (ids[i] == ids[slot])\n\t\t\tbreak;", "experts",
+        "slots*", "plain", "first"),
+    "experts_that_take_a_wrong_row": (
+        "experts_plan.cu", "e.rows[at + before] = i / e.top_k;", "e.rows[at + before] = (i + 1) / e.top_k % e.n_rows;", "experts",
+        "many_rows*", "plain", "first"),
+    "a_combine_without_its_weights": (
+        "experts.cu", "sum = fmaf(e.weights[row * e.top_k + slot],", "sum = fmaf(1,", "experts", "experts_agree*", "plain",
+        "first"),
+}
+ENVIRONMENT = {"TSAN_OPTIONS": "halt_on_error=1 exitcode=66", "ASAN_OPTIONS": "detect_leaks=0 exitcode=67",
+               "UBSAN_OPTIONS": "halt_on_error=1"}
+
+
+def build_of(kind):
+    return BUILD if kind == "plain" else BUILD.parent / kind
+
+
+class Planted(unittest.TestCase):
+    """One test per bug, made below."""
+
+
+def commands(build):
+    """The compile command of a kernel, by its name, and the link command of the module."""
+    compile_of = {}
+    for entry in json.loads((build / "compile_commands.json").read_text()):
+        if entry["output"].startswith("tests/emu/afd-cuda.so.p/") and entry["output"].endswith(".emu.cc.o"):
+            compile_of[pathlib.Path(entry["output"]).name.split("_.._")[-1].removesuffix(".emu.cc.o")] = entry
+    link = subprocess.run(["ninja", "-C", build, "-t", "commands", "-s", "tests/emu/afd-cuda.so"], capture_output=True, text=True,
+                          check=True).stdout.strip().splitlines()[-1]
+    return compile_of, link
+
+
+def plant(scratch, build, places, old, new):
+    """Builds a module with the bug into scratch."""
+    place, kernel = (places.split(":") * 2)[:2]
+    compile_of, link = commands(build)
+    entry = compile_of[kernel.removesuffix(".cu")]
+    tree = scratch / "kernels/cuda"
+    tree.mkdir(parents=True)
+    for path in KERNELS.iterdir():
+        text = path.read_text()
+        if path.name == place:
+            if text.count(old) != 1:
+                raise AssertionError(f"{place}: what is to be replaced stands there {text.count(old)} times, not once")
+            text = text.replace(old, new)
+        (tree / path.name).write_text(text)
+    (scratch / "lib/device").mkdir(parents=True)
+    (scratch / "lib/device/args.h").write_text((ROOT / "lib/device/args.h").read_text())
+    words = shlex.split(entry["command"])
+    words[words.index("-c") + 1] = str(tree / kernel)
+    words[words.index("-o") + 1] = str(scratch / "bug.o")
+    words.insert(words.index("-c"), "-xc++")
+    for flag in ("-MF", "-MQ"):
+        words[words.index(flag) + 1] = str(scratch / "bug.d")
+    subprocess.run(words, cwd=build, check=True, capture_output=True, text=True)
+    words = shlex.split(link)
+    words[words.index("-o") + 1] = str(scratch / "afd-cuda.so")
+    words[words.index(entry["output"])] = str(scratch / "bug.o")
+    subprocess.run(words, cwd=build, check=True, capture_output=True, text=True)
+
+
+def make_test(places, old, new, test, cases, kind, order):
+    def body(self):
+        build = build_of(kind)
+        if not (build / "tests/emu/afd-cuda.so").exists():
+            self.skipTest(f"no build {build.name}")
+        with tempfile.TemporaryDirectory() as scratch:
+            scratch = pathlib.Path(scratch)
+            try:
+                plant(scratch, build, places, old, new)
+            except subprocess.CalledProcessError as error:
+                self.fail(f"does not build: {error.stderr or error.stdout}"[:500])
+            environment = dict(os.environ, AFD_MODULE_DIR=str(scratch), AFD_EMU_ORDER=order, **ENVIRONMENT)
+            codes = []
+            for case in cases.split("|"):
+                environment["AFD_TEST_ONLY"] = case
+                done = subprocess.run([build / f"tests/conformance/conformance_device_{test}", "cuda:0"], env=environment,
+                                      capture_output=True, timeout=300)
+                codes.append(done.returncode)
+            self.assertTrue(any(codes), "not caught")
+    return body
+
+
+for name, bug in PLANTED.items():
+    setattr(Planted, f"test_{name}_is_caught", make_test(*bug))

@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The module afd-cuda.so as it was built: what it needs, what it shows, and what the compiler said of its kernels. No GPU."""
+import array
+import ctypes
+import math
+import os
+import pathlib
+import re
+import subprocess
+import tempfile
+import unittest
+
+from sentences import BUILD, ROOT
+
+MODULE = BUILD / "modules/afd-cuda.so"
+# Kernels that a decode step spends its time in: no spills, no arrays in local memory.
+HOT = ["tile_kernel", "slices_kernel", "inputs_bf16_kernel", "inputs_fp8_kernel", "attend_split_kernel", "merge_splits_kernel",
+       "norm_kernel", "rope_kernel", "activation_kernel", "convert_kernel", "route_kernel", "activate_kernel", "combine_kernel"]
+SHARED_BYTES = 48 << 10  # static; what is asked for at a launch is checked under emulation
+
+
+def readelf(*flags):
+    return subprocess.run(["readelf", *flags, MODULE], capture_output=True, text=True, check=True).stdout
+
+
+def reports():
+    """(kernel, stack, spills, static shared memory, registers) of every kernel and architecture."""
+    pattern = (r"Compiling entry function '(\w+)' for '(\w+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes "
+               r"spill loads.*?Used (\d+) registers([^\n]*)")
+    for path in sorted((BUILD / "modules/cuda").glob("*.cu.txt")):
+        for name, arch, stack, stores, loads, registers, rest in re.findall(pattern, path.read_text(), re.S):
+            shared = re.search(r"(\d+) bytes smem", rest)
+            yield f"{name} {arch}", int(stack), int(stores) + int(loads), int(shared[1]) if shared else 0, int(registers)
+
+
+class Module(unittest.TestCase):
+    def setUp(self):
+        if not MODULE.exists():
+            self.skipTest("afd-cuda.so was not built: no CUDA 13 was found")
+
+    def test_it_needs_the_c_library_and_nothing_of_cuda_or_cxx(self):
+        needed = re.findall(r"NEEDED.*\[(.*)\]", readelf("-d"))
+        self.assertEqual([name for name in needed if not re.match(r"(libc|libm|ld-linux-x86-64|libdl|librt|libpthread)\.so", name)], [])
+        self.assertIn("libc.so.6", needed)
+
+    def test_it_has_no_runpath(self):
+        self.assertNotRegex(readelf("-d"), "RUNPATH|RPATH")
+
+    def test_it_shows_its_entry_and_nothing_else(self):
+        symbols = [line.split() for line in readelf("--dyn-syms", "-W").splitlines()]
+        shown = [words[7] for words in symbols if len(words) > 7 and words[4] == "GLOBAL" and words[6] != "UND"]
+        self.assertEqual(shown, ["afd_module_entry"])
+
+    def test_it_loads_without_a_driver(self):
+        self.assertTrue(ctypes.CDLL(str(MODULE)).afd_module_entry)
+
+    def test_a_machine_without_a_driver_is_told_so(self):
+        if any(pathlib.Path("/dev").glob("nvidia*")):
+            self.skipTest("this machine has a driver")
+        if not (BUILD / "examples/afd-generate").exists():
+            self.skipTest("a build without tools")
+        done = subprocess.run([BUILD / "examples/afd-generate", "--model", ROOT / "tests/golden/bf16-tied", "--ids", "1", "--device",
+                               "cuda:0"], capture_output=True, text=True,
+                              env=dict(os.environ, AFD_MODULE_DIR=str(BUILD / "modules")))
+        self.assertEqual(done.returncode, 1)
+        self.assertRegex(done.stderr, r"^afd-generate: .*device cuda:0: no driver: [^\n]*\n$")
+
+    def test_hot_kernels_spill_nothing_and_keep_no_array_in_local_memory(self):
+        seen = set()
+        for name, stack, spills, shared, _ in reports():
+            hot = next((hot for hot in HOT if hot in name), None)
+            seen.add(hot)
+            if hot:
+                self.assertEqual((name, stack, spills), (name, 0, 0))
+        self.assertEqual(sorted(set(HOT) - seen), [])
+
+    def test_no_kernel_has_more_static_shared_memory_than_every_gpu_gives(self):
+        found = list(reports())
+        self.assertTrue(found)
+        for name, _, _, shared, _ in found:
+            self.assertLessEqual(shared, SHARED_BYTES, name)
+
+
+class WholeModels(unittest.TestCase):
+    """On the emulated GPU. What products round x to is most of the difference (docs/cuda.md)."""
+    LIMITS = {"bf16-tied": 0.03, "odd-bf16": 0.03, "moe-bf16": 0.03, "afmoe-bf16": 0.03, "window-off": 0.03, "fp8-moe": 0.03,
+              "fp8-ragged": 0.03, "f16-untied": 0.005, "moe-f16": 0.005, "f32-tied": 1e-4, "moe-f32": 1e-4}
+
+    def logits(self, model, device, folder):
+        with tempfile.NamedTemporaryFile(suffix=".npy") as file:
+            subprocess.run([BUILD / "examples/afd-generate", "--model", ROOT / "tests/golden" / model, "--ids", "1 2 3 4 5 6 7",
+                            "--max-tokens", "1", "--device", device, "--logits", file.name], check=True, capture_output=True,
+                           env=dict(os.environ, AFD_MODULE_DIR=str(BUILD / folder)))
+            data = pathlib.Path(file.name).read_bytes()
+        return array.array("f", data[10 + int.from_bytes(data[8:10], "little"):])  # version 1 of the format
+
+    def test_logits_on_the_emulated_gpu_are_near_those_of_the_cpu(self):
+        if not (BUILD / "tests/emu/afd-cuda.so").exists() or not (BUILD / "examples/afd-generate").exists():
+            self.skipTest("a build without the emulator or without tools")
+        for model, limit in self.LIMITS.items():
+            with self.subTest(model):
+                want, got = self.logits(model, "cpu", "modules"), self.logits(model, "cuda:0", "tests/emu")
+                self.assertEqual(len(want), len(got))
+                error = math.fsum((a - b) ** 2 for a, b in zip(want, got)) / math.fsum(a * a for a in want)
+                self.assertLess(math.sqrt(error), limit)
+
+
+class Sources(unittest.TestCase):
+    def test_words_of_cuda_stand_in_one_header_only(self):
+        pattern = r"\basm\b|__shfl|__syncthreads|__shared__|__global__|__device__|threadIdx|blockIdx|<<<|nvcuda::|cuda_runtime\.h"
+        for path in sorted((ROOT / "kernels/cuda").glob("*.[ch]*")):
+            if path.name != "gpu.h":
+                with self.subTest(path.name):
+                    self.assertIsNone(re.search(pattern, path.read_text()))
+
+    def test_the_toolkit_script_pins_every_version_and_refuses_wrong_usage(self):
+        script = ROOT / "scripts/get-cuda.sh"
+        packages = re.findall(r"nvidia-[\w-]+(==[\d.]+)?", script.read_text().split("compiler=")[1].split("\nwanted=")[0])
+        self.assertGreaterEqual(len(packages), 7)
+        self.assertTrue(all(packages))
+        for arguments in ([], ["--libs"], ["a", "b"], ["a", "--libs", "c"]):
+            done = subprocess.run([script, *arguments], capture_output=True, text=True)
+            self.assertEqual((done.returncode, done.stdout), (2, ""))
+            self.assertIn("get-cuda.sh DIR", done.stderr)
