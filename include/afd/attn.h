@@ -202,7 +202,8 @@ AFD_API int afd_attn_wait(afd_attn *attn, int32_t timeout_ms);
 /* _begin and _wait; a step that is not done in time is cancelled. Returns 0. */
 AFD_API int afd_attn_step(afd_attn *attn, const struct afd_batch *batch, int32_t timeout_ms);
 
-/* Ends the step that is under way, as if it had not begun. 0 also when there is none. */
+/* Ends the step that is under way, as if it had not begun. 0 also when there is none. Peers and
+ * ranks may hear of it only from a later _poll. */
 AFD_API int afd_attn_cancel(afd_attn *attn);
 
 /* 1 while a step is under way. */
