@@ -9,6 +9,7 @@
 #include <stddef.h>
 #include <cmocka.h>
 
+#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -125,7 +126,10 @@ static uint32_t end_early(struct ranks *ranks, uint32_t n_polls, uint32_t culpri
 	do {
 		assert_true(time(NULL) < limit);
 		for (i = n_busy = 0; i < ranks->n_ranks; i++) {
-			if (afd_attn_busy(ranks->attns[i]) && afd_attn_poll(ranks->attns[i]) == 1)
+			bool busy = afd_attn_busy(ranks->attns[i]) == 1;
+
+			/* Also one that is done: it may not have told the others yet. */
+			if (afd_attn_poll(ranks->attns[i]) == 1 && busy)
 				take_back(ranks->attns[i]);
 			n_busy += (uint32_t)afd_attn_busy(ranks->attns[i]);
 		}
