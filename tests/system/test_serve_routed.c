@@ -372,7 +372,14 @@ static void send_lies(afd_transport *net, struct liar *liar)
 		fail_msg("%s", afd_last_error());
 }
 
-/* Ids that change while they are used: a slot of shm: is the peer's memory. */
+/* Ids that change while they are used: a slot of shm: is the peer's memory. That is a race, made
+ * on purpose, and ThreadSanitizer would say so; under it the ids lie, but stay. */
+#ifdef __SANITIZE_THREAD__
+enum { IDS_CHANGE = 0 };
+#else
+enum { IDS_CHANGE = 1 };
+#endif
+
 static void scribble(const struct liar *liar, uint32_t seed)
 {
 	for (uint32_t i = 0; i < N_ROWS * TOP_K; i++)
@@ -428,7 +435,7 @@ static void wild_ids_and_weights_are_the_matter_of_their_own_rows(void **state)
 	assert_false(is_all(liar.y + 3 * HIDDEN, 0) || is_all(liar.y + 3 * HIDDEN, NAN));
 	for (uint32_t round = 0; round < 40; round++) {
 		assert_memory_equal(y, whole, sizeof(y));
-		exchange_beside(&l, honest, lying, &liar, true, y);
+		exchange_beside(&l, honest, lying, &liar, IDS_CHANGE, y);
 	}
 	assert_memory_equal(y, whole, sizeof(y));
 	afd_transport_destroy(lying);
