@@ -186,8 +186,9 @@ int afd__attn_enqueue_attention(struct afd_attn *attn, const struct afd__lane *l
 int afd__attn_enqueue_ffn_input(struct afd_attn *attn, const struct afd__lane *lane);
 
 /* ---- rows.c: rows [n_rows][hidden], packed; dev or slot ---- */
-int afd__attn_convert_rows(struct afd_attn *attn, const void *src, int32_t src_dtype, void *dst,
-	int32_t dst_dtype, uint32_t n_rows);
+/* dst becomes src, or of src the rows that a list (dev [n_rows], NULL: none) counts. */
+int afd__attn_convert_rows(struct afd_attn *attn, const void *src, int32_t src_dtype,
+	const int32_t *list, void *dst, int32_t dst_dtype, uint32_t n_rows);
 /* x of the lane's own rows becomes what FFN peers will see of it. */
 int afd__attn_round_rows(struct afd_attn *attn, const struct afd__lane *lane);
 /* rows become +0.0; and src in a dtype is added to them, or to those that a list (dev [n_rows],

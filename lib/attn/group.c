@@ -26,7 +26,8 @@ void afd__attn_group_share(const struct afd_attn *attn, struct afd__lane *lane)
 static int copy_rows(
 	struct afd_attn *attn, struct afd__lane *lane, const float *src, float *dst, uint32_t n_rows)
 {
-	int rc = afd__attn_convert_rows(attn, src, AFD_DTYPE_F32, dst, AFD_DTYPE_F32, n_rows);
+	int rc = afd__attn_convert_rows(
+		attn, src, AFD_DTYPE_F32, NULL, dst, AFD_DTYPE_F32, n_rows);
 
 	return rc ? rc : afd__attn_slot_enqueued(attn, lane);
 }

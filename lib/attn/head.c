@@ -13,20 +13,10 @@
 static int gather(
 	struct afd_attn *attn, const float *from, float *to, uint32_t row0, uint32_t n_rows)
 {
-	size_t row_bytes = attn->arch->hidden_size * sizeof(float);
-	const struct afd__convert_args convert = {
-		.src = from,
-		.dst = to,
-		.index = attn->memory.words + attn->batch.outputs_at + row0,
-		.src_stride = row_bytes,
-		.dst_stride = row_bytes,
-		.n_rows = n_rows,
-		.width = attn->arch->hidden_size,
-		.src_dtype = AFD_DTYPE_F32,
-		.dst_dtype = AFD_DTYPE_F32,
-	};
+	const int32_t *outputs = attn->memory.words + attn->batch.outputs_at + row0;
 
-	return afd__convert(&attn->queue, &convert);
+	return afd__attn_convert_rows(
+		attn, from, AFD_DTYPE_F32, outputs, to, AFD_DTYPE_F32, n_rows);
 }
 
 static int enqueue_logits(struct afd_attn *attn, uint32_t n_rows)

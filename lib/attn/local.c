@@ -19,7 +19,7 @@ int afd__attn_local_send(struct afd_attn *attn, uint32_t index)
 			  attn->ffn, &attn->queue, (int32_t)lane->layer, lane->n_own_rows, x, x);
 	rc = rc ? rc
 		: afd__attn_convert_rows(
-			  attn, x, AFD_DTYPE_F32, attn->memory.wire, in, lane->n_own_rows);
+			  attn, x, AFD_DTYPE_F32, NULL, attn->memory.wire, in, lane->n_own_rows);
 	rc = rc ? rc : afd__attn_clear_rows(attn, y, lane->n_own_rows);
 	rc = rc ? rc
 		: afd__attn_add_rows(attn, attn->memory.wire, in, y, NULL, lane->n_own_rows);

@@ -35,19 +35,9 @@ static int fill(void *user, uint32_t index, uint32_t target, uint32_t row0, uint
 	struct afd_attn *attn = user;
 	struct afd__lane *lane = &attn->step.lanes[index];
 	const int32_t *list = afd__attn_route_list(attn, index, target);
-	uint32_t hidden = attn->arch->hidden_size;
-	const struct afd__convert_args convert = {
-		.src = afd__attn_rows(attn, attn->memory.x, lane->own_row0 + (list ? 0 : row0)),
-		.dst = slot->rows,
-		.index = list ? list + row0 : NULL,
-		.src_stride = hidden * sizeof(float),
-		.dst_stride = hidden * afd_dtype_bytes(attn->params.to_ffn_dtype),
-		.n_rows = n_rows,
-		.width = hidden,
-		.src_dtype = AFD_DTYPE_F32,
-		.dst_dtype = attn->params.to_ffn_dtype,
-	};
-	int rc = afd__convert(&attn->queue, &convert);
+	const float *x = afd__attn_rows(attn, attn->memory.x, lane->own_row0 + (list ? 0 : row0));
+	int rc = afd__attn_convert_rows(attn, x, AFD_DTYPE_F32, list ? list + row0 : NULL,
+		slot->rows, attn->params.to_ffn_dtype, n_rows);
 
 	if (slot->ids)
 		afd__attn_route_fill(attn, index, target, row0, n_rows, slot);
