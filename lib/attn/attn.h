@@ -58,8 +58,9 @@ struct afd__attn_share {
 
 /* What was chosen, and who gets which rows; on the host. A lane uses the part of its own rows. */
 struct afd__attn_route {
-	uint32_t top_k; /* 0: this side does not route */
-	uint32_t n_experts, n_targets;
+	uint32_t n_targets; /* FFN peers, routed to or not; 0: the FFN is here */
+	uint32_t top_k;     /* 0: this side does not route */
+	uint32_t n_experts;
 	int32_t *ids;   /* [max_rows][top_k] */
 	float *weights; /* [max_rows][top_k] */
 	/* [max_rows][n_targets]: of each lane, from its row0 on, the rows of target 0, then of 1 ..,

@@ -80,11 +80,9 @@ int afd__attn_remote_send(struct afd_attn *attn, uint32_t index)
 	};
 	struct afd__lane *lane = &attn->step.lanes[index];
 	uint32_t target, n_rows[AFD__TARGETS_MAX];
-	struct afd__exchange_info info;
 	int rc;
 
-	afd__transport_info(attn->net, &info);
-	for (target = 0; target < info.n_targets; target++)
+	for (target = 0; target < attn->route.n_targets; target++)
 		n_rows[target] = afd__attn_route_rows(attn, index, target);
 	lane->cleared = 0;
 	rc = afd__exchange_send(attn->net, index, lane->layer, n_rows, &io);

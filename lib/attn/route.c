@@ -49,6 +49,7 @@ int afd__attn_route_check(struct afd_attn *attn, const struct afd__exchange_info
 	uint32_t i;
 	int rc = 0;
 
+	attn->route.n_targets = info->n_targets;
 	if (info->gate != AFD_GATE_ATTENTION || attn->ffn)
 		return 0;
 	for (i = 0; !rc && i < attn->arch->n_layers; i++) {
@@ -56,7 +57,6 @@ int afd__attn_route_check(struct afd_attn *attn, const struct afd__exchange_info
 		if (!rc && afd__attn_routes(attn, i)) {
 			attn->route.top_k = info->contract.top_k;
 			attn->route.n_experts = info->contract.n_experts;
-			attn->route.n_targets = info->n_targets;
 		}
 	}
 	return rc;
