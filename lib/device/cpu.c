@@ -150,11 +150,10 @@ static int cpu_attend(struct afd__queue *q, const struct afd__attend_args *a)
 	return 0;
 }
 
-/* Units of a product are panels, in place too. */
-static void run_product(const struct afd__job *job, uint32_t from, uint32_t to)
+void afd__product_run(const struct afd__job *job, const struct afd__product_args *a,
+	uint32_t panel0, uint32_t panel1)
 {
-	const struct afd__product_args *a = job->args;
-	uint64_t n0 = (uint64_t)from * AFD_K_PANEL, n1 = (uint64_t)to * AFD_K_PANEL;
+	uint64_t n0 = (uint64_t)panel0 * AFD_K_PANEL, n1 = (uint64_t)panel1 * AFD_K_PANEL;
 
 	if (n1 > a->w.n)
 		n1 = a->w.n;
@@ -164,9 +163,9 @@ static void run_product(const struct afd__job *job, uint32_t from, uint32_t to)
 		job->kernels->product_in_place(a, (uint32_t)n0, (uint32_t)n1);
 }
 
-static uint32_t panels_of(const struct afd__matrix *m)
+static void run_product(const struct afd__job *job, uint32_t from, uint32_t to)
 {
-	return (uint32_t)(((uint64_t)m->n + AFD_K_PANEL - 1) / AFD_K_PANEL);
+	afd__product_run(job, job->args, from, to);
 }
 
 #define WEIGHT_COST 4.0 /* a weight costs as much to read as so many multiply-adds */
@@ -192,7 +191,7 @@ static int cpu_product(struct afd__queue *q, const struct afd__product_args *a)
 	while (left) {
 		struct afd__job job = { .args = &part,
 			.run = run_product,
-			.n_units = panels_of(&a->w),
+			.n_units = afd__product_panels(&a->w),
 			.kind = AFD__OPERATION_product };
 
 		part.n_rows = left;

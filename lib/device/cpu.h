@@ -27,6 +27,16 @@ struct afd__job {
 
 void afd__job_run(struct afd__queue *q, struct afd__job *job);
 
+/* Units of a product are panels, in place too. */
+static inline uint32_t afd__product_panels(const struct afd__matrix *m)
+{
+	return (uint32_t)(((uint64_t)m->n + AFD_K_PANEL - 1) / AFD_K_PANEL);
+}
+
+/* Panels panel0 .. panel1-1 of a product, in a task of the job. */
+void afd__product_run(const struct afd__job *job, const struct afd__product_args *a,
+	uint32_t panel0, uint32_t panel1);
+
 /* cpu_experts.c */
 int afd__cpu_experts(struct afd__queue *q, const struct afd__experts_args *a);
 size_t afd__cpu_experts_scratch_bytes(

@@ -10,11 +10,6 @@
 #include "../../kernels/cpu/experts.h"
 #include "cpu.h"
 
-static uint32_t panels_of(const struct afd__matrix *m)
-{
-	return (uint32_t)(((uint64_t)m->n + AFD_K_PANEL - 1) / AFD_K_PANEL);
-}
-
 #define STEP(name) \
 	static void run_##name(const struct afd__job *job, uint32_t from, uint32_t to) \
 	{ \
@@ -38,20 +33,14 @@ static void run_group(const struct afd__job *job, const struct afd_k_expert_grou
 		.x_stride = down ? e->gate_up_stride : e->x_stride,
 		.y_stride = down ? e->x_stride : e->gate_up_stride,
 		.n_rows = group->n_entries };
-	uint64_t n0 = (uint64_t)panel0 * AFD_K_PANEL, n1 = (uint64_t)panel1 * AFD_K_PANEL;
 
-	if (n1 > product.w.n)
-		n1 = product.w.n;
-	if (product.w.layout == AFD__LAYOUT_PACKED)
-		job->kernels->product(&product, (uint32_t)n0, (uint32_t)n1);
-	else
-		job->kernels->product_in_place(&product, (uint32_t)n0, (uint32_t)n1);
+	afd__product_run(job, &product, panel0, panel1);
 }
 
 static void run_products(const struct afd__job *job, bool down, uint32_t from, uint32_t to)
 {
 	const struct afd_k_experts *e = job->args;
-	uint32_t n_panels = panels_of(down ? &e->a->down : &e->a->gate_up);
+	uint32_t n_panels = afd__product_panels(down ? &e->a->down : &e->a->gate_up);
 	struct afd_k_experts_place at = afd_k_experts_cut(e, n_panels, from, job->n_units),
 				   end = afd_k_experts_cut(e, n_panels, to, job->n_units);
 
@@ -77,7 +66,7 @@ static void products(struct afd__queue *q, const struct afd_k_experts *e,
 	double weights = (double)w->n * w->k;
 	struct afd__job job = { .args = e,
 		.run = run,
-		.n_units = e->n_groups * panels_of(w),
+		.n_units = e->n_groups * afd__product_panels(w),
 		.kind = AFD__OPERATION_product,
 		.cost = weights *
 			(e->n_entries + (double)e->n_groups * AFD_K_EXPERTS_WEIGHT) };
