@@ -41,37 +41,21 @@ static bool piece_of(const struct afd__ffn_run *run, uint64_t part_row0,
 	return true;
 }
 
-static int convert_in(struct afd_ffn *ffn, const struct piece *piece)
+/* Rows of a slot to those of the pass. Of AFD_DTYPE_F32 no bit changes, so ids may be called that,
+ * too. */
+static int bring(struct afd_ffn *ffn, const struct piece *piece, const void *slot, int32_t dtype,
+	uint32_t width, void *to)
 {
-	const struct afd__part *part = piece->part;
-	size_t slot_row_bytes = ffn->hidden * afd_dtype_bytes(part->x_dtype);
+	size_t slot_row_bytes = width * afd_dtype_bytes(dtype), row_bytes = width * sizeof(float);
 	struct afd__convert_args args = {
-		.src = (const char *)part->x + piece->from * slot_row_bytes,
+		.src = (const char *)slot + piece->from * slot_row_bytes,
 		.src_stride = slot_row_bytes,
-		.src_dtype = part->x_dtype,
-		.dst = ffn->x + (size_t)piece->to * ffn->hidden,
-		.dst_stride = ffn->hidden * sizeof(float),
-		.dst_dtype = AFD_DTYPE_F32,
-		.n_rows = piece->n_rows,
-		.width = ffn->hidden,
-	};
-
-	return afd__convert(&ffn->queue, &args);
-}
-
-/* Numbers of 4 bytes to the rows of a pass as they are; floats or not, no bit changes. */
-static int bring(struct afd_ffn *ffn, const struct piece *piece, const void *slot, void *to)
-{
-	size_t row_bytes = piece->part->top_k * sizeof(float);
-	struct afd__convert_args args = {
-		.src = (const char *)slot + piece->from * row_bytes,
-		.src_stride = row_bytes,
-		.src_dtype = AFD_DTYPE_F32,
+		.src_dtype = dtype,
 		.dst = (char *)to + piece->to * row_bytes,
 		.dst_stride = row_bytes,
 		.dst_dtype = AFD_DTYPE_F32,
 		.n_rows = piece->n_rows,
-		.width = piece->part->top_k,
+		.width = width,
 	};
 
 	return afd__convert(&ffn->queue, &args);
@@ -80,13 +64,15 @@ static int bring(struct afd_ffn *ffn, const struct piece *piece, const void *slo
 static int bring_in(struct afd_ffn *ffn, const struct piece *piece)
 {
 	const struct afd__part *part = piece->part;
-	int rc = convert_in(ffn, piece);
+	uint32_t top_k = part->top_k;
+	int rc = bring(ffn, piece, part->x, part->x_dtype, ffn->hidden, ffn->x);
 
 	if (rc || !part->ids)
 		return rc;
-	assert(part->top_k == afd__ffn_top_k(ffn));
-	rc = bring(ffn, piece, part->ids, ffn->ids);
-	return rc ? rc : bring(ffn, piece, part->weights, ffn->expert_weights);
+	assert(top_k == afd__ffn_top_k(ffn));
+	rc = bring(ffn, piece, part->ids, AFD_DTYPE_F32, top_k, ffn->ids);
+	return rc ? rc
+		  : bring(ffn, piece, part->weights, AFD_DTYPE_F32, top_k, ffn->expert_weights);
 }
 
 static int convert_out(struct afd_ffn *ffn, const struct piece *piece)
