@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "../../kernels/cpu/number.h"
 #include "checkpoint.h"
 #include "model.h"
 
@@ -285,32 +286,6 @@ int afd__model_expert(const struct afd_model *model, int32_t layer, uint32_t exp
 	return afd__slot_tensor(model, slot, true, out);
 }
 
-static float to_float(const struct afd__tensor *t)
-{
-	union {
-		uint32_t bits;
-		float number;
-	} u = { 0 };
-	uint16_t half;
-
-	if (t->dtype == AFD_DTYPE_F32) {
-		memcpy(&u.number, t->data, sizeof(u.number));
-		return u.number;
-	}
-	memcpy(&half, t->data, sizeof(half));
-	if (t->dtype == AFD_DTYPE_BF16) {
-		u.bits = (uint32_t)half << 16;
-		return u.number;
-	}
-	if ((half >> 10 & 31) == 31)
-		return INFINITY;
-	if (!(half >> 10 & 31))
-		u.number = ldexpf(half & 1023, -24);
-	else
-		u.number = ldexpf((half & 1023) + 1024, (half >> 10 & 31) - 25);
-	return half >> 15 ? -u.number : u.number;
-}
-
 static int read_scale(const struct afd_model *model, int32_t layer, int32_t kind, float *scale)
 {
 	const struct afd__slot *slot = afd__slot_find(model, layer, -1, kind);
@@ -323,7 +298,7 @@ static int read_scale(const struct afd_model *model, int32_t layer, int32_t kind
 	rc = afd__slot_tensor(model, slot, true, &t);
 	if (rc)
 		return rc;
-	*scale = to_float(&t);
+	*scale = afd_k_float_at(t.data, 0, t.dtype);
 	if (isfinite(*scale) && *scale > 0)
 		return 0;
 	return afd__error(-EBADMSG, "tensor %s: scale is %g, must be a positive number", t.name,
