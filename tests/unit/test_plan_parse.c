@@ -15,11 +15,7 @@
 
 #include <afd/afd.h>
 
-static void near(double value, double wanted, double within)
-{
-	if (!(fabs(value - wanted) <= within))
-		fail_msg("%.9g, wanted %.9g within %.3g", value, wanted, within);
-}
+#include "../support/near.h"
 
 struct refusal {
 	const char *text;

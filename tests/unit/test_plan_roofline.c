@@ -16,11 +16,7 @@
 
 #include <afd/afd.h>
 
-static void near(double value, double wanted, double within)
-{
-	if (!(fabs(value - wanted) <= within))
-		fail_msg("%.9g, wanted %.9g within %.3g", value, wanted, within);
-}
+#include "../support/near.h"
 
 /* The paper's budget: SLO 50 ms, 1.7 tokens a step, 15 ms outside the layers, 3 lanes. */
 static struct afd_plan_roofline_params params_of(

@@ -16,6 +16,8 @@
 
 #include <afd/afd.h>
 
+#include "../support/near.h"
+
 static const struct afd_plan_params paper = { .size = sizeof(paper),
 	.alpha_a = 0.00165,
 	.beta_a = 50,
@@ -44,12 +46,6 @@ static struct afd_plan_simulation simulate(const struct afd_plan_params *p,
 		fail_msg("%s", afd_last_error());
 	free(s.scratch);
 	return out;
-}
-
-static void near(double value, double wanted, double within)
-{
-	if (!(fabs(value - wanted) <= within))
-		fail_msg("%.9g, wanted %.9g within %.3g", value, wanted, within);
 }
 
 /* ---- where the closed form is exact ---- */

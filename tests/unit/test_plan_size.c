@@ -16,6 +16,8 @@
 
 #include <afd/afd.h>
 
+#include "../support/near.h"
+
 /* The paper's table 2, in cycles, and its base case. */
 static const struct afd_plan_params paper = { .size = sizeof(paper),
 	.alpha_a = 0.00165,
@@ -26,12 +28,6 @@ static const struct afd_plan_params paper = { .size = sizeof(paper),
 	.beta_c = 20,
 	.batch = 256 };
 static const struct afd_plan_load base = { .size = sizeof(base), .theta = 600, .nu2 = 250500 };
-
-static void near(double value, double wanted, double within)
-{
-	if (!(fabs(value - wanted) <= within))
-		fail_msg("%.9g, wanted %.9g within %.3g", value, wanted, within);
-}
 
 static struct afd_plan_point at(
 	const struct afd_plan_params *p, const struct afd_plan_load *load, double r)
