@@ -12,12 +12,6 @@
 #include <time.h>
 #include <unistd.h>
 
-static void check(int rc, const char *what)
-{
-	if (rc < 0)
-		fail_msg("%s: %d, %s", what, rc, afd_last_error());
-}
-
 /* A name of this process, so that runs beside each other do not meet. */
 static void name_address(char address[48], const char *scheme, const char *what, uint32_t i)
 {
@@ -30,9 +24,9 @@ static void open_model(struct ranks *ranks, const struct ranks_params *p)
 	const struct afd_model_params model = { .size = sizeof(model), .weights = p->weights };
 	struct afd_model_info info = { .size = sizeof(info) };
 
-	check(afd_context_create(&ranks->ctx, &context), "context");
-	check(afd_model_open(&ranks->model, ranks->ctx, p->checkpoint, &model), "model");
-	check(afd_model_info(ranks->model, &info), "model info");
+	rig_check(afd_context_create(&ranks->ctx, &context), "context");
+	rig_check(afd_model_open(&ranks->model, ranks->ctx, p->checkpoint, &model), "model");
+	rig_check(afd_model_info(ranks->model, &info), "model info");
 	ranks->vocab = info.vocab_size;
 	ranks->n_layers = info.n_layers;
 }
@@ -54,8 +48,9 @@ static void open_shard(struct ranks *ranks, const struct ranks_params *p,
 		.quantize_activations = p->attn.quantize_activations };
 
 	name_address(name, p->scheme, "ffn", i);
-	check(afd_transport_create(&ranks->ffn_nets[i], ranks->ctx, contract, &net), "FFN transport");
-	check(afd_ffn_create(&ranks->ffns[i], ranks->model, ranks->ffn_nets[i], &ffn), "ffn");
+	rig_check(afd_transport_create(&ranks->ffn_nets[i], ranks->ctx, contract, &net),
+		"FFN transport");
+	rig_check(afd_ffn_create(&ranks->ffns[i], ranks->model, ranks->ffn_nets[i], &ffn), "ffn");
 }
 
 static void open_net(struct ranks *ranks, const struct ranks_params *p,
@@ -79,7 +74,8 @@ static void open_net(struct ranks *ranks, const struct ranks_params *p,
 	name_address(group, p->scheme, "group", 0);
 	for (i = 0; i < RANKS_SHARDS_MAX; i++)
 		name_address(names[i], p->scheme, "ffn", i);
-	check(afd_transport_create(&ranks->nets[rank], ranks->ctx, contract, &net), "transport");
+	rig_check(afd_transport_create(&ranks->nets[rank], ranks->ctx, contract, &net),
+		"transport");
 }
 
 static void open_rank(struct ranks *ranks, const struct ranks_params *p,
@@ -96,10 +92,11 @@ static void open_rank(struct ranks *ranks, const struct ranks_params *p,
 	if (p->n_ranks > 1 || p->n_shards)
 		open_net(ranks, p, contract, rank);
 	if (!p->n_shards) {
-		check(afd_ffn_create(&ranks->ffns[rank], ranks->model, NULL, &ffn), "ffn");
+		rig_check(afd_ffn_create(&ranks->ffns[rank], ranks->model, NULL, &ffn), "ffn");
 		attn.ffn = ranks->ffns[rank];
 	}
-	check(afd_attn_create(&ranks->attns[rank], ranks->model, ranks->nets[rank], &attn), "attn");
+	rig_check(afd_attn_create(&ranks->attns[rank], ranks->model, ranks->nets[rank], &attn),
+		"attn");
 }
 
 void ranks_open(struct ranks *ranks, const struct ranks_params *p)
@@ -112,7 +109,7 @@ void ranks_open(struct ranks *ranks, const struct ranks_params *p)
 	ranks->n_shards = p->n_shards;
 	ranks->device = p->device ? p->device : rig_device();
 	open_model(ranks, p);
-	check(afd_model_contract(ranks->model, &contract), "contract");
+	rig_check(afd_model_contract(ranks->model, &contract), "contract");
 	for (i = 0; i < p->n_shards; i++)
 		open_shard(ranks, p, &contract, i);
 	for (i = 0; i < p->n_ranks; i++)
@@ -141,7 +138,7 @@ void ranks_add(struct ranks *ranks, uint64_t sequence)
 	uint32_t i;
 
 	for (i = 0; i < ranks->n_ranks; i++)
-		check(afd_attn_add(ranks->attns[i], sequence), "add");
+		rig_check(afd_attn_add(ranks->attns[i], sequence), "add");
 }
 
 void ranks_try(struct ranks *ranks, const struct afd_batch *batch, float *const *logits, int *rc)
@@ -163,7 +160,7 @@ void ranks_try(struct ranks *ranks, const struct afd_batch *batch, float *const 
 			n_busy += afd_attn_busy(ranks->attns[i]) > 0;
 		}
 		for (i = 0; i < ranks->n_shards; i++)
-			check(afd_ffn_poll(ranks->ffns[i]), "ffn poll");
+			rig_check(afd_ffn_poll(ranks->ffns[i]), "ffn poll");
 	} while (n_busy);
 }
 
@@ -174,7 +171,7 @@ void ranks_step(struct ranks *ranks, const struct afd_batch *batch, float *const
 
 	ranks_try(ranks, batch, logits, rc);
 	for (i = 0; i < ranks->n_ranks; i++)
-		check(rc[i], "step");
+		rig_check(rc[i], "step");
 }
 
 void ranks_decode(

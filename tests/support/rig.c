@@ -12,8 +12,7 @@
 #include <string.h>
 #include <time.h>
 
-/* cmocka would say only that a number differs. */
-static void check(int rc, const char *what)
+void rig_check(int rc, const char *what)
 {
 	if (rc < 0)
 		fail_msg("%s: %d, %s", what, rc, afd_last_error());
@@ -35,9 +34,9 @@ static void open_model(struct rig *rig, const struct rig_params *p)
 	struct afd_model_params model = { .size = sizeof(model), .weights = p->weights };
 	struct afd_model_info info = { .size = sizeof(info) };
 
-	check(afd_context_create(&rig->ctx, &context), "context");
-	check(afd_model_open(&rig->model, rig->ctx, p->checkpoint, &model), "model");
-	check(afd_model_info(rig->model, &info), "model info");
+	rig_check(afd_context_create(&rig->ctx, &context), "context");
+	rig_check(afd_model_open(&rig->model, rig->ctx, p->checkpoint, &model), "model");
+	rig_check(afd_model_info(rig->model, &info), "model info");
 	rig->vocab = info.vocab_size;
 	rig->n_layers = info.n_layers;
 }
@@ -55,7 +54,7 @@ static void listen_at(struct rig *rig, const struct rig_params *p, const char *a
 		.listen = &address,
 		.n_listen = 1 };
 
-	check(afd_transport_create(net, rig->ctx, contract, &params), "FFN transport");
+	rig_check(afd_transport_create(net, rig->ctx, contract, &params), "FFN transport");
 }
 
 static void open_nets(struct rig *rig, const struct rig_params *p)
@@ -71,7 +70,7 @@ static void open_nets(struct rig *rig, const struct rig_params *p)
 	uint32_t i, n = at_least_one(p->n_tp) * at_least_one(p->n_ep);
 
 	assert_true(n <= RIG_SHARDS);
-	check(afd_model_contract(rig->model, &contract), "contract");
+	rig_check(afd_model_contract(rig->model, &contract), "contract");
 	listen_at(rig, p, p->address, &contract, &rig->ffn_net);
 	connect[0] = p->address;
 	for (i = 1; i < n; i++) {
@@ -83,7 +82,7 @@ static void open_nets(struct rig *rig, const struct rig_params *p)
 	params.n_connect = n;
 	params.to_ffn_dtype = params.to_attention_dtype =
 		p->wire_dtype ? p->wire_dtype : AFD_DTYPE_F32;
-	check(afd_transport_create(&rig->attn_net, rig->ctx, &contract, &params),
+	rig_check(afd_transport_create(&rig->attn_net, rig->ctx, &contract, &params),
 		"attention transport");
 }
 
@@ -100,7 +99,7 @@ static void open_ffns(struct rig *rig, const struct rig_params *p, const char *d
 	for (i = 0; i <= rig->n_others; i++) {
 		if (rig->n_others)
 			ffn.shard = (struct afd_shard){ i % n_tp, n_tp, i / n_tp, n_ep };
-		check(afd_ffn_create(i ? &rig->others[i - 1].ffn : &rig->ffn,
+		rig_check(afd_ffn_create(i ? &rig->others[i - 1].ffn : &rig->ffn,
 			      p->compute ? NULL : rig->model,
 			      i ? rig->others[i - 1].net : rig->ffn_net, &ffn),
 			"ffn");
@@ -127,7 +126,7 @@ void rig_open(struct rig *rig, const struct rig_params *p)
 		attn.to_ffn_dtype = attn.to_attention_dtype =
 			p->wire_dtype ? p->wire_dtype : AFD_DTYPE_F32;
 	}
-	check(afd_attn_create(&rig->attn, rig->model, rig->attn_net, &attn), "attn");
+	rig_check(afd_attn_create(&rig->attn, rig->model, rig->attn_net, &attn), "attn");
 }
 
 void rig_close(struct rig *rig)
@@ -153,10 +152,10 @@ int rig_turn(struct rig *rig)
 	 * another. */
 	if (rc || !rig->ffn_net || !afd_attn_timeout_ms(rig->attn))
 		return rc;
-	check(afd_ffn_poll(rig->ffn), "ffn poll");
+	rig_check(afd_ffn_poll(rig->ffn), "ffn poll");
 	for (uint32_t i = 0; i < rig->n_others; i++) {
 		if (rig->others[i].ffn)
-			check(afd_ffn_poll(rig->others[i].ffn), "ffn poll");
+			rig_check(afd_ffn_poll(rig->others[i].ffn), "ffn poll");
 	}
 	return 0;
 }
@@ -185,14 +184,14 @@ void rig_append(struct rig *rig, uint64_t sequence, const int32_t *ids, uint32_t
 		.logits = logits,
 		.logits_rows = n };
 
-	check(rig_step(rig, &batch), "step");
+	rig_check(rig_step(rig, &batch), "step");
 }
 
 void rig_decode(struct rig *rig, const struct golden *golden, uint32_t chunk, float *logits)
 {
 	uint32_t done = 0;
 
-	check(afd_attn_add(rig->attn, 1), "add");
+	rig_check(afd_attn_add(rig->attn, 1), "add");
 	while (done < golden->n_positions) {
 		uint32_t n = done < golden->n_prompt ? golden->n_prompt - done : 1;
 
@@ -201,5 +200,5 @@ void rig_decode(struct rig *rig, const struct golden *golden, uint32_t chunk, fl
 		rig_append(rig, 1, golden->ids + done, n, logits + (size_t)done * golden->vocab);
 		done += n;
 	}
-	check(afd_attn_drop(rig->attn, 1), "drop");
+	rig_check(afd_attn_drop(rig->attn, 1), "drop");
 }

@@ -49,6 +49,9 @@ struct rig {
 	uint32_t vocab, n_layers;
 };
 
+/* Fails the test with the library's text; cmocka would say only that a number differs. */
+void rig_check(int rc, const char *what);
+
 const char *rig_device(void);
 void rig_open(struct rig *rig, const struct rig_params *params);
 void rig_close(struct rig *rig);

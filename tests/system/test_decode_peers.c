@@ -36,12 +36,6 @@ struct group {
 	const char *device;
 };
 
-static void check(int rc, const char *what)
-{
-	if (rc < 0)
-		fail_msg("%s: %d, %s", what, rc, afd_last_error());
-}
-
 static void open_peer(struct group *g, struct peer *peer, const char *address, uint32_t lanes)
 {
 	const struct afd_transport_params net = { .size = sizeof(net),
@@ -53,10 +47,10 @@ static void open_peer(struct group *g, struct peer *peer, const char *address, u
 	const struct afd_attn_params attn = { .size = sizeof(attn), .device = g->device };
 	struct afd_contract contract = { .size = sizeof(contract) };
 
-	check(afd_model_contract(g->server.model, &contract), "contract");
-	check(afd_transport_create(&peer->net, g->server.ctx, &contract, &net), "transport");
-	check(afd_attn_create(&peer->attn, g->server.model, peer->net, &attn), "attn");
-	check(afd_attn_add(peer->attn, 1), "add");
+	rig_check(afd_model_contract(g->server.model, &contract), "contract");
+	rig_check(afd_transport_create(&peer->net, g->server.ctx, &contract, &net), "transport");
+	rig_check(afd_attn_create(&peer->attn, g->server.model, peer->net, &attn), "attn");
+	rig_check(afd_attn_add(peer->attn, 1), "add");
 	peer->logits = calloc(N_STEPS * (size_t)g->server.vocab, sizeof(float));
 	assert_non_null(peer->logits);
 }
@@ -82,7 +76,7 @@ static void begin_step(struct group *g, struct peer *peer)
 		.entry_bytes = sizeof(peer->entry),
 		.logits = peer->logits + peer->n_steps * (size_t)g->server.vocab,
 		.logits_rows = 1 };
-	check(afd_attn_begin(peer->attn, &peer->batch), "begin");
+	rig_check(afd_attn_begin(peer->attn, &peer->batch), "begin");
 }
 
 /* 1 when the peer has done all its steps. */
@@ -96,7 +90,7 @@ static int turn(struct group *g, struct peer *peer)
 		begin_step(g, peer);
 	do {
 		rc = afd_attn_poll(peer->attn);
-		check(rc, "poll");
+		rig_check(rc, "poll");
 	} while (!rc && !afd_attn_timeout_ms(peer->attn));
 	peer->n_steps += rc == 1;
 	return 0;
@@ -122,7 +116,7 @@ static void run(struct group *g, const char *address, uint32_t n_peers, uint32_t
 		assert_true(time(NULL) < end);
 		for (n_done = i = 0; i < n_peers; i++)
 			n_done += (uint32_t)turn(g, &g->peers[i]);
-		check(afd_ffn_poll(g->server.ffn), "ffn poll");
+		rig_check(afd_ffn_poll(g->server.ffn), "ffn poll");
 	}
 }
 
@@ -202,7 +196,7 @@ static void rows_of_several_peers_share_a_pass(void **state)
 
 	golden_open(&g.golden, "bf16-tied");
 	run(&g, "loop:gather", MAX_PEERS, 1);
-	check(afd_ffn_stats(g.server.ffn, &stats), "stats");
+	rig_check(afd_ffn_stats(g.server.ffn, &stats), "stats");
 	assert_int_equal(
 		stats.n_rows, MAX_PEERS * (N_IDS + N_STEPS - 1) * (uint64_t)g.server.n_layers);
 	/* Fewer passes than if only two peers ever met. */

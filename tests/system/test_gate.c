@@ -28,12 +28,6 @@ static const struct sharding {
 } SHARDINGS[] = { { 1, 1 }, { 1, 2 }, { 2, 1 }, { 2, 2 } };
 enum { N_SHARDINGS = 4 };
 
-static void check(int rc, const char *what)
-{
-	if (rc < 0)
-		fail_msg("%s: %d, %s", what, rc, afd_last_error());
-}
-
 static size_t logits_bytes(const struct golden *golden)
 {
 	return (size_t)BATCHES_ROWS * golden->vocab * sizeof(float);
@@ -108,7 +102,7 @@ static void score(const struct counter *c, uint32_t layer, const float *x, doubl
 	struct afd__tensor t;
 	uint64_t e, i;
 
-	check(afd__model_tensor(c->model, (int32_t)layer, AFD__TENSOR_ROUTER, &t), "router");
+	rig_check(afd__model_tensor(c->model, (int32_t)layer, AFD__TENSOR_ROUTER, &t), "router");
 	for (e = 0; e < t.shape[0]; e++) {
 		scores[e] = 0;
 		for (i = 0; i < t.shape[1]; i++)
@@ -172,7 +166,7 @@ static void count_rows(const struct golden *golden, struct counter *c)
 
 	rig_open(&rig, &params);
 	c->model = rig.model;
-	check(afd_ffn_create(&c->whole, rig.model, NULL, &ffn), "ffn");
+	rig_check(afd_ffn_create(&c->whole, rig.model, NULL, &ffn), "ffn");
 	batches_run_on(&rig, golden, true, logits);
 	afd_ffn_destroy(c->whole);
 	rig_close(&rig);
@@ -225,7 +219,8 @@ static void expect_counted_rows(const struct golden *golden, uint32_t n_tp, uint
 
 		assert_int_equal(rows_sent(&rig, rank), counter.rows[rank]);
 		expect_metric(&rig, rank, counter.rows[rank]);
-		check(afd_ffn_stats(rank ? rig.others[rank - 1].ffn : rig.ffn, &stats), "stats");
+		rig_check(afd_ffn_stats(rank ? rig.others[rank - 1].ffn : rig.ffn, &stats),
+			"stats");
 		assert_int_equal(stats.n_rows, counter.rows[rank]);
 	}
 	rig_close(&rig);
@@ -335,7 +330,7 @@ static void a_step_cancelled_while_it_routes_can_be_repeated_with_the_same_bits(
 
 		assert_int_equal(afd_attn_begin(b->rig.attn, &batch), 0);
 		for (i = 0; i < polls && !rc; i++)
-			check(rc = rig_turn(&b->rig), "turn");
+			rig_check(rc = rig_turn(&b->rig), "turn");
 		assert_int_equal(afd_attn_cancel(b->rig.attn), 0);
 		assert_int_equal(afd_attn_truncate(b->rig.attn, 99, 0), 0);
 	}
@@ -432,8 +427,8 @@ static void read_bytes(const char *name, int32_t gate, uint64_t *foretold, uint6
 	struct bench *b;
 
 	open_bench((void **)&b, name, &params);
-	check(afd_model_shard(b->rig.model, &shard, &info), "shard");
-	check(afd_attn_stats(b->rig.attn, &stats), "stats");
+	rig_check(afd_model_shard(b->rig.model, &shard, &info), "shard");
+	rig_check(afd_attn_stats(b->rig.attn, &stats), "stats");
 	*foretold = info.bytes;
 	*stored = stats.stored_bytes;
 	tear_down((void **)&b);
@@ -468,7 +463,7 @@ static void refuse_contract(const struct rig *rig, const struct afd_contract *co
 	afd_transport *net;
 	afd_attn *stage = NULL;
 
-	check(afd_transport_create(&net, rig->ctx, contract, &params), "transport");
+	rig_check(afd_transport_create(&net, rig->ctx, contract, &params), "transport");
 	assert_int_equal(afd_attn_create(&stage, rig->model, net, &attn), -EINVAL);
 	assert_null(stage);
 	if (!strstr(afd_last_error(), text))
@@ -482,7 +477,7 @@ static void a_transport_with_other_experts_than_the_model_is_refused(void **stat
 	struct afd_contract contract = { .size = sizeof(contract) }, other;
 	uint8_t kinds[2] = { AFD_FFN_MOE, AFD_FFN_DENSE };
 
-	check(afd_model_contract(b->rig.model, &contract), "contract");
+	rig_check(afd_model_contract(b->rig.model, &contract), "contract");
 	other = contract;
 	other.top_k = 3;
 	refuse_contract(&b->rig, &other, "the 3 best of 8 experts, layer 0 of the model 2 of 8");
