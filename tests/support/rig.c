@@ -202,3 +202,17 @@ void rig_decode(struct rig *rig, const struct golden *golden, uint32_t chunk, fl
 	}
 	rig_check(afd_attn_drop(rig->attn, 1), "drop");
 }
+
+float *rig_run(const struct golden *golden, const struct rig_params *params, uint32_t chunk)
+{
+	float *logits = calloc((size_t)golden->n_positions * golden->vocab, sizeof(*logits));
+	struct rig_params p = *params;
+	struct rig rig;
+
+	assert_non_null(logits);
+	p.checkpoint = golden->checkpoint;
+	rig_open(&rig, &p);
+	rig_decode(&rig, golden, chunk, logits);
+	rig_close(&rig);
+	return logits;
+}

@@ -70,4 +70,7 @@ void rig_append(struct rig *rig, uint64_t sequence, const int32_t *ids, uint32_t
  * generated ids one by one. logits [n_positions][vocab]. */
 void rig_decode(struct rig *rig, const struct golden *golden, uint32_t chunk, float *logits);
 
+/* The same on a rig of its own, with params but for the checkpoint; to be freed. */
+float *rig_run(const struct golden *golden, const struct rig_params *params, uint32_t chunk);
+
 #endif

@@ -29,20 +29,6 @@ static void set_narrow(struct rig_params *params)
 	params->attn.max_outputs = 2048;
 }
 
-/* All logits of a case under some params; to be freed. */
-static float *decode(const struct golden *golden, struct rig_params params, uint32_t chunk)
-{
-	float *logits = calloc((size_t)golden->n_positions * golden->vocab, sizeof(*logits));
-	struct rig rig;
-
-	assert_non_null(logits);
-	params.checkpoint = golden->checkpoint;
-	rig_open(&rig, &params);
-	rig_decode(&rig, golden, chunk, logits);
-	rig_close(&rig);
-	return logits;
-}
-
 static void expect_same_bits(const float *a, const float *b, size_t n, const char *name)
 {
 	if (memcmp(a, b, n * sizeof(*a)))
@@ -61,8 +47,8 @@ static void compare(struct rig_params reference, struct rig_params changed, uint
 		float *a, *b;
 
 		golden_open(&golden, CASES[i]);
-		a = decode(&golden, reference, 0);
-		b = decode(&golden, changed, chunk);
+		a = rig_run(&golden, &reference, 0);
+		b = rig_run(&golden, &changed, chunk);
 		expect_same_bits(a, b, (size_t)golden.n_positions * golden.vocab, CASES[i]);
 		free(a);
 		free(b);
@@ -150,13 +136,12 @@ static void chunks_of_the_head_do_not_change_bits(void **state)
 {
 	const struct rig_params params = { .attn.max_outputs = 2048 };
 	struct golden golden;
-	struct rig_params p = params;
 	float *a, *b;
 
 	golden_open(&golden, "long-prompt");
 	assert_true(golden.n_prompt > 64);
-	a = decode(&golden, p, 0);
-	b = decode(&golden, p, 1);
+	a = rig_run(&golden, &params, 0);
+	b = rig_run(&golden, &params, 1);
 	expect_same_bits(a, b, (size_t)golden.n_positions * golden.vocab, "long-prompt");
 	free(a);
 	free(b);

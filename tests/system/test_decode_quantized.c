@@ -20,16 +20,8 @@ enum { N_CASES = sizeof(cases) / sizeof(*cases) };
 
 static float *decode(const struct golden *golden, struct rig_params params, uint32_t chunk)
 {
-	float *logits = calloc((size_t)golden->n_positions * golden->vocab, sizeof(*logits));
-	struct rig rig;
-
-	assert_non_null(logits);
-	params.checkpoint = golden->checkpoint;
 	params.attn.max_outputs = 64;
-	rig_open(&rig, &params);
-	rig_decode(&rig, golden, chunk, logits);
-	rig_close(&rig);
-	return logits;
+	return rig_run(golden, &params, chunk);
 }
 
 static double error_of(const struct golden *golden, struct rig_params params)

@@ -111,22 +111,17 @@ static void wire_dtypes_differ_in_bits(void **state)
 
 static void a_prompt_over_the_wire_agrees_with_transformers(void **state)
 {
-	struct rig_params params = {
+	const struct rig_params params = {
 		.address = "loop:golden", .lanes = 2, .max_part_rows = 7, .attn.max_outputs = 2048
 	};
 	struct golden golden;
-	struct rig rig;
 	float *logits;
 
 	golden_open(&golden, "long-prompt");
-	params.checkpoint = golden.checkpoint;
-	rig_open(&rig, &params);
-	logits = calloc((size_t)golden.n_positions * golden.vocab, sizeof(*logits));
-	rig_decode(&rig, &golden, 0, logits);
+	logits = rig_run(&golden, &params, 0);
 	assert_true(
 		nmse(logits, golden.logits, (uint64_t)golden.n_positions * golden.vocab) <= 1e-9);
 	free(logits);
-	rig_close(&rig);
 	golden_close(&golden);
 }
 

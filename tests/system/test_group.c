@@ -78,15 +78,9 @@ static float *decode(const struct golden *golden, struct ranks_params p, uint32_
 
 static float *decode_alone(const struct golden *golden)
 {
-	const struct rig_params p = { .checkpoint = golden->checkpoint, .attn.max_outputs = 2048 };
-	float *logits = calloc((size_t)golden->n_positions * golden->vocab, sizeof(*logits));
-	struct rig rig;
+	const struct rig_params p = { .attn.max_outputs = 2048 };
 
-	assert_non_null(logits);
-	rig_open(&rig, &p);
-	rig_decode(&rig, golden, 0, logits);
-	rig_close(&rig);
-	return logits;
+	return rig_run(golden, &p, 0);
 }
 
 /* ---- the same numbers as one process ---- */
