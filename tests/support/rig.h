@@ -62,6 +62,10 @@ int rig_turn(struct rig *rig);
 /* The step, to its end: 0 or its error. Fails the test after 60 s. */
 int rig_step(struct rig *rig, const struct afd_batch *batch);
 
+/* Three steps of a new sequence 1, four ids each, by descriptors and timeouts alone, as a host's
+ * event loop would make them. Fails the test when it sleeps in vain or spins. */
+void rig_loop(struct rig *rig, const int32_t *ids);
+
 /* Appends ids to a sequence. logits [n][vocab]: of every id, or NULL. Fails the test on an error.
  */
 void rig_append(struct rig *rig, uint64_t sequence, const int32_t *ids, uint32_t n, float *logits);

@@ -10,7 +10,6 @@
 #include <cmocka.h>
 
 #include <errno.h>
-#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -375,43 +374,11 @@ static void a_rank_that_is_lost_ends_the_step_and_leaves_sequences_intact(void *
 
 /* ---- waiting ---- */
 
-static int turn_of_loop(struct bench *b)
-{
-	struct pollfd fds[3] = { { afd_attn_fd(b->rig.attn), POLLIN, 0 },
-		{ afd_ffn_fd(b->rig.ffn), POLLIN, 0 },
-		{ afd_ffn_fd(b->rig.others[0].ffn), POLLIN, 0 } };
-	int32_t timeouts[3] = { afd_attn_timeout_ms(b->rig.attn),
-		afd_ffn_timeout_ms(b->rig.ffn), afd_ffn_timeout_ms(b->rig.others[0].ffn) };
-	int i, timeout_ms = 10000;
-
-	for (i = 0; i < 3; i++)
-		timeout_ms = timeouts[i] >= 0 && timeouts[i] < timeout_ms ? timeouts[i] : timeout_ms;
-	/* A signal that got lost would make it sleep. */
-	assert_true(poll(fds, 3, timeout_ms) > 0 || timeout_ms < 10000);
-	assert_true(afd_ffn_poll(b->rig.ffn) >= 0);
-	assert_true(afd_ffn_poll(b->rig.others[0].ffn) >= 0);
-	return afd_attn_poll(b->rig.attn);
-}
-
 static void an_event_loop_needs_only_descriptors_while_rows_are_routed(void **state)
 {
 	struct bench *b = *state;
-	const struct afd_entry entry = { .sequence = 1, .ids = b->golden.ids, .n_ids = 4 };
-	const struct afd_batch batch = { .size = sizeof(batch),
-		.entries = &entry,
-		.n_entries = 1,
-		.entry_bytes = sizeof(entry) };
-	int step, rc, n_turns = 0;
 
-	assert_int_equal(afd_attn_add(b->rig.attn, 1), 0);
-	for (step = 0; step < 3; step++) {
-		assert_int_equal(afd_attn_begin(b->rig.attn, &batch), 0);
-		while (!(rc = turn_of_loop(b)))
-			n_turns++;
-		assert_int_equal(rc, 1);
-	}
-	/* Each turn did something: far from a loop that spins. */
-	assert_true(n_turns < 2000);
+	rig_loop(&b->rig, b->golden.ids);
 }
 
 /* ---- at creation ---- */

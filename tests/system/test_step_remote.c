@@ -363,47 +363,11 @@ static void a_compute_function_that_fails_ends_the_step_which_can_be_repeated(vo
 
 /* ---- an event loop ---- */
 
-static int sooner(int a, int b)
-{
-	if (a < 0 || b < 0)
-		return a < 0 ? b : a;
-	return a < b ? a : b;
-}
-
-/* Sleeps until a descriptor or a timeout asks for a poll; returns what the attention side's poll
- * says. */
-static int turn_of_loop(struct bench *b)
-{
-	struct pollfd fds[2] = { { afd_attn_fd(b->rig.attn), POLLIN, 0 },
-		{ afd_ffn_fd(b->rig.ffn), POLLIN, 0 } };
-	int timeout_ms = sooner(afd_attn_timeout_ms(b->rig.attn), afd_ffn_timeout_ms(b->rig.ffn));
-
-	/* A signal that got lost would make it sleep. */
-	assert_true(poll(fds, 2, timeout_ms < 0 ? 10000 : timeout_ms) > 0 || timeout_ms >= 0);
-	assert_true(afd_ffn_poll(b->rig.ffn) >= 0);
-	return afd_attn_poll(b->rig.attn);
-}
-
 static void an_event_loop_needs_only_descriptors_and_timeouts(void **state)
 {
 	struct bench *b = *state;
-	const struct afd_entry entry = { .sequence = 1, .ids = b->golden.ids, .n_ids = 4 };
-	const struct afd_batch batch = { .size = sizeof(batch),
-		.entries = &entry,
-		.n_entries = 1,
-		.entry_bytes = sizeof(entry) };
-	int step, rc, n_turns = 0;
 
-	assert_int_equal(afd_attn_add(b->rig.attn, 1), 0);
-	for (step = 0; step < 3; step++) {
-		assert_int_equal(afd_attn_begin(b->rig.attn, &batch), 0);
-		while (!(rc = turn_of_loop(b)))
-			n_turns++;
-		assert_int_equal(rc, 1);
-	}
-	/* Each turn did something: far from a loop that spins. */
-	assert_true(n_turns < 2000);
-	assert_int_equal(afd_attn_length(b->rig.attn, 1), 12);
+	rig_loop(&b->rig, b->golden.ids);
 }
 
 static void an_idle_stage_does_not_wake_its_loop(void **state)
@@ -418,7 +382,7 @@ static void an_idle_stage_does_not_wake_its_loop(void **state)
 		struct pollfd fd = { afd_attn_fd(b->rig.attn), POLLIN, 0 };
 		int timeout_ms = afd_attn_timeout_ms(b->rig.attn);
 
-		poll(&fd, 1, sooner(timeout_ms, 200));
+		poll(&fd, 1, timeout_ms >= 0 && timeout_ms < 200 ? timeout_ms : 200);
 		assert_int_equal(afd_attn_poll(b->rig.attn), 1);
 		n_turns++;
 	}
