@@ -140,11 +140,17 @@ static void retry(struct afd__link *link, uint64_t now)
 	link->retry_ns = now + (link->net->complete ? AFD__RETURN_MS : AFD__RETRY_MS) * MS;
 }
 
+/* Before all were there, one that went away after it had joined; one that refused stays refused. */
+bool afd__connect_returns(const struct afd__link *link)
+{
+	return link->kind == AFD__LINK_TO_FFN &&
+	       (link->net->complete || (is_tried_again(link->error) && !link->net->error));
+}
+
 /* An FFN peer that is gone is looked for again, once nothing of the old link is in use. */
 static bool revive(struct afd__link *link, uint64_t now)
 {
-	if (link->kind != AFD__LINK_TO_FFN || !link->net->complete || now < link->retry_ns ||
-		!afd__frames_untouched(link))
+	if (!afd__connect_returns(link) || now < link->retry_ns || !afd__frames_untouched(link))
 		return false;
 	if (link->open)
 		link->wire.ops->close(&link->wire);

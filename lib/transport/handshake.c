@@ -8,7 +8,7 @@
  * way: the one that connects acts as the attention side here, the other as the FFN side.
  *
  * A stranger costs little: at most AFD__PENDING_MAX handshakes are under way, each for at most
- * AFD__HANDSHAKE_MS; when there are more, the oldest that has said nothing goes.
+ * AFD__HANDSHAKE_MS; when there are more, one that has said nothing goes (find_victim).
  */
 #include <stdarg.h>
 #include <stdio.h>
@@ -345,19 +345,46 @@ static int move_pending(struct afd__link *link, uint64_t now)
 	return 1;
 }
 
-static void evict(afd_transport *net)
+static bool is_silent(const struct afd__link *link)
+{
+	return link->phase <= AFD__LINK_HELLO;
+}
+
+static uint32_t count_silent(const afd_transport *net, uint64_t source)
+{
+	uint32_t n = 0;
+
+	for (uint32_t i = 0; i < net->n_pending; i++)
+		n += is_silent(net->pending[i]) && net->pending[i]->wire.source == source;
+	return n;
+}
+
+/* The oldest silent one of the source that has most of them, so that no source crowds out others;
+ * the oldest of all when none is silent. */
+static struct afd__link *find_victim(const afd_transport *net)
 {
 	struct afd__link *victim = net->pending[0];
+	uint32_t most = 0;
 
 	for (uint32_t i = 0; i < net->n_pending; i++) {
-		if (net->pending[i]->phase <= AFD__LINK_HELLO) {
-			victim = net->pending[i];
-			break;
+		struct afd__link *link = net->pending[i];
+		uint32_t n = is_silent(link) ? count_silent(net, link->wire.source) : 0;
+
+		if (n > most) {
+			victim = link;
+			most = n;
 		}
 	}
+	return victim;
+}
+
+static void evict(afd_transport *net)
+{
+	struct afd__link *victim = find_victim(net);
+
 	warn(net,
 		"peer %s%s%s refused: %d handshakes are under way, and it is the oldest that is "
-		"silent",
+		"silent of the source that has most",
 		victim->name, victim->wire.peer[0] ? " from " : "", victim->wire.peer,
 		AFD__PENDING_MAX);
 	end_pending(victim);
@@ -480,8 +507,7 @@ static bool is_timed(const struct afd__link *link)
 	if (link->phase == AFD__LINK_JOINED)
 		return false;
 	if (link->phase > AFD__LINK_JOINED)
-		return net->complete && link->kind == AFD__LINK_TO_FFN &&
-		       afd__frames_untouched(link);
+		return afd__connect_returns(link) && afd__frames_untouched(link);
 	return !net->error || net->error_passes;
 }
 

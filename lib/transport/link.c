@@ -127,7 +127,7 @@ static void keep_cause(struct afd__link *link, int rc, bool in_order)
 	link->error = rc;
 	afd__error_save(link->error_text, sizeof(link->error_text));
 	if (net->attention && !net->error && !(in_order && link->kind == AFD__LINK_IN_GROUP) &&
-		!afd__shards_spare(link)) {
+		!afd__shards_spare(link) && (net->complete || !afd__connect_returns(link))) {
 		net->error_passes = net->complete && link->kind == AFD__LINK_TO_FFN;
 		net->uncovered_ns = afd__now_ns();
 		net->error = rc;

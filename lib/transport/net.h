@@ -319,6 +319,8 @@ int afd__shake_bind_slots(struct afd__link *link, int accepting);
 /* ---- connect.c ---- */
 /* 1 when it moved. Errors end the link. */
 int afd__connect_move(struct afd__link *link, uint64_t now);
+/* Of a link that is lost or has left: it is connected anew. */
+bool afd__connect_returns(const struct afd__link *link);
 
 /* ---- prove.c ---- */
 /* A fresh nonce becomes the link's message. */

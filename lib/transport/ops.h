@@ -67,6 +67,8 @@ struct afd__wire { /* one end of a connection; the backend's part of a link */
 	const struct afd__secret *secret; /* links that leave the host are encrypted with it; NULL:
 					     they are not */
 	char peer[64]; /* where it came from, for the log; "" when the address says it all */
+	uint64_t source; /* whose connections count together: an IPv4 address, the /64 of an IPv6 one;
+			    0 where all come from this host */
 };
 struct afd__listener {
 	struct afd__tag tag;

@@ -151,6 +151,19 @@ static void write_address(char *out, size_t capacity, const struct sockaddr_stor
 	}
 }
 
+/* Who has one IPv6 address has its /64, but for those of a link, which share it. */
+static uint64_t source_of(const struct sockaddr_storage *address)
+{
+	const struct sockaddr_in6 *v6 = (const struct sockaddr_in6 *)address;
+	const struct sockaddr_in *v4 = (const struct sockaddr_in *)address;
+	uint64_t source = v4->sin_addr.s_addr;
+
+	if (address->ss_family == AF_INET6)
+		memcpy(&source, &v6->sin6_addr.s6_addr[IN6_IS_ADDR_LINKLOCAL(&v6->sin6_addr) ? 8 : 0],
+			sizeof(source));
+	return source;
+}
+
 /* ---- sockets ---- */
 
 static int tcp_probe(struct afd_context *ctx)
@@ -353,6 +366,7 @@ static int tcp_accept(struct afd__listener *ln, struct afd__wire *wire)
 		return rc;
 	}
 	write_address(wire->peer, sizeof(wire->peer), &from);
+	wire->source = source_of(&from);
 	return 1;
 }
 

@@ -343,6 +343,49 @@ static void a_replica_that_is_missing_is_warned_of_and_taken_when_it_comes(void 
 	stop_all(2);
 }
 
+/* One half is there, goes, and comes back with the other. */
+static void a_peer_that_goes_before_all_are_there_is_waited_for(void **state)
+{
+	struct afd_transport_params params = { .shard = { 0, 2, 0, 1 } };
+	struct afd_frame frame = frame_of(1, 0, 3, x, y);
+	afd_transport *net;
+
+	server_start(&servers[0], &params);
+	rig_address(servers[1].address);
+	net = connect_to(2, &parts_of_7);
+	wait_for_state(net, 0, AFD_PEER_JOINED);
+	server_stop(&servers[0]);
+	for (int i = 0; i < 20; i++) {
+		assert_int_equal(afd_transport_poll(net), 0);
+		afd__transport_sleep(net, -1, 5);
+	}
+	start_again(0, &params);
+	params.shard.tp = 1;
+	start_again(1, &params);
+	assert_int_equal(afd_transport_wait(net, 0), 1);
+	assert_int_equal(begin_step(net, 3), 0);
+	assert_int_equal(afd_transport_exchange(net, &frame), 0);
+	afd_transport_destroy(net);
+	stop_all(2);
+}
+
+static void a_peer_that_goes_before_all_are_there_and_stays_away_is_named(void **state)
+{
+	struct afd_transport_params params = { .shard = { 0, 2, 0, 1 } },
+				    patient = { .connect_timeout_ms = 600 };
+	afd_transport *net;
+	uint64_t start = now_ms();
+
+	server_start(&servers[0], &params);
+	rig_address(servers[1].address);
+	net = connect_to(2, &patient);
+	wait_for_state(net, 0, AFD_PEER_JOINED);
+	server_stop(&servers[0]);
+	expect_error(afd_transport_wait(net, 3000), -ETIMEDOUT, "no FFN peer joined within 600 ms");
+	assert_in_range(now_ms() - start, 590, 2500);
+	afd_transport_destroy(net);
+}
+
 static void a_peer_that_returns_is_taken_back_again_and_again(void **state)
 {
 	afd_transport *net = join_replicas(2, &parts_of_7);
@@ -435,6 +478,8 @@ int main(int argc, char **argv)
 		RIG_TEST(wherever_the_line_is_cut_the_rows_come_back),
 		RIG_TEST(a_replica_with_other_weights_is_not_taken),
 		RIG_TEST(a_replica_that_is_missing_is_warned_of_and_taken_when_it_comes),
+		RIG_TEST(a_peer_that_goes_before_all_are_there_is_waited_for),
+		RIG_TEST(a_peer_that_goes_before_all_are_there_and_stays_away_is_named),
 		RIG_TEST(a_peer_that_returns_is_taken_back_again_and_again),
 		RIG_TEST(with_nobody_left_the_step_goes_on_when_a_server_is_back),
 		RIG_TEST(with_nobody_left_for_too_long_the_step_fails_by_name),

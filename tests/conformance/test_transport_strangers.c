@@ -19,6 +19,7 @@
 
 #include "../../lib/transport/hello.h"
 #include "../../lib/transport/pair.h"
+#include "../../lib/transport/net.h"
 #include "../../lib/transport/tcp.h"
 
 static struct afd__tag stranger_tag = { .kind = AFD__TAG_WIRE };
@@ -470,6 +471,60 @@ static void a_peer_that_does_not_read_holds_up_nobody(void **state)
 	server_stop(&server);
 }
 
+/* ---- tcp: a crowd ---- */
+
+/* From 127.0.0.HOST, to which loopback answers, too. */
+static int connect_from(int host, const char *address)
+{
+	struct sockaddr_in from = { .sin_family = AF_INET,
+		.sin_addr.s_addr = htonl(0x7f000000u + (unsigned)host) };
+	struct sockaddr_in to = { .sin_family = AF_INET,
+		.sin_port = htons((uint16_t)atoi(strrchr(address, ':') + 1)),
+		.sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+	int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+	assert_int_equal(bind(fd, (struct sockaddr *)&from, sizeof(from)), 0);
+	assert_int_equal(connect(fd, (struct sockaddr *)&to, sizeof(to)), 0);
+	return fd;
+}
+
+static bool has_ended(int fd)
+{
+	char byte;
+
+	return recv(fd, &byte, 1, MSG_DONTWAIT) == 0;
+}
+
+static void a_source_that_takes_all_places_loses_its_own_only(void **state)
+{
+	enum { STRANGERS = 200, SLOW = 3 };
+	int strangers[STRANGERS], slow[SLOW], n_ended = 0;
+	struct server server;
+
+	if (!is_tcp())
+		skip();
+	server_start(&server, NULL);
+	for (int i = 0; i < SLOW; i++)
+		slow[i] = connect_from(3 + i, server.address);
+	for (int i = 0; i < STRANGERS; i++)
+		strangers[i] = connect_from(2, server.address);
+	for (int i = 0; i < 400 && n_ended < STRANGERS + SLOW - AFD__PENDING_MAX; i++) {
+		n_ended = 0;
+		for (int k = 0; k < STRANGERS; k++)
+			n_ended += has_ended(strangers[k]);
+		sleep_ms(5);
+	}
+	assert_int_equal(n_ended, STRANGERS + SLOW - AFD__PENDING_MAX);
+	for (int i = 0; i < SLOW; i++)
+		assert_false(has_ended(slow[i]));
+	rig_wait_logged("the oldest that is silent of the source that has most");
+	for (int i = 0; i < STRANGERS; i++)
+		close(strangers[i]);
+	for (int i = 0; i < SLOW; i++)
+		close(slow[i]);
+	server_stop(&server);
+}
+
 static void port_0_takes_a_free_one_and_says_it(void **state)
 {
 	const char *addresses[2] = { "tcp:127.0.0.1:0", "tcp:localhost:0" };
@@ -517,6 +572,7 @@ int main(int argc, char **argv)
 		RIG_TEST(a_handshake_that_comes_byte_by_byte_is_read),
 		RIG_TEST(a_message_longer_than_its_limit_is_refused_by_its_prefix),
 		RIG_TEST(a_peer_that_does_not_read_holds_up_nobody),
+		RIG_TEST(a_source_that_takes_all_places_loses_its_own_only),
 		RIG_TEST(port_0_takes_a_free_one_and_says_it),
 	};
 	return RIG_RUN(argc, argv, tests);
