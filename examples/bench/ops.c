@@ -189,14 +189,6 @@ static int measure_all(struct bench *b, const struct ops_options *options)
 	return status;
 }
 
-static int set_dtype(const struct tool_option *option, const char *value)
-{
-	if (strcmp(value, "fp8"))
-		return tool_set_dtype(option, value);
-	*(int32_t *)option->into = AFD_DTYPE_FP8;
-	return TOOL_DONE;
-}
-
 int bench_ops(int argc, char **argv)
 {
 	struct ops_options o = { .common = { .stage = { .device = "cpu" }, .seconds = 35 },
@@ -210,7 +202,7 @@ int bench_ops(int argc, char **argv)
 			tool_set_text, &o.ops, 0, 0 },
 		{ "context", "C", "1024", "positions that attend looks at, 16 to 32768",
 			tool_set_u32, &o.context, 16, 32768 },
-		{ "dtype", "f32|bf16|f16|fp8", "bf16", "of weights, keys and values", set_dtype,
+		{ "dtype", "f32|bf16|f16|fp8", "bf16", "of weights, keys and values", tool_set_dtype,
 			&o.dtype, 0, 0 },
 		BENCH_OPTIONS(o.common, "35 s"),
 		{ 0 },
