@@ -31,9 +31,10 @@ struct flags {
 	struct tool_stage stage;
 	const char *ids, *batch, *logits, *trace, *group;
 	struct tool_list ffn, eos;
-	uint32_t max_tokens, lanes, gate, kv_pages, page_size, prefill_chunk, top_k, reconnect_s;
+	uint32_t max_tokens, lanes, kv_pages, page_size, prefill_chunk, top_k, reconnect_s;
 	uint32_t rank[2]; /* index and number in the attention group */
 	int32_t wire_dtypes[2], kv_dtype;
+	int32_t gate; /* enum afd_gate, in the order of --gate; 0: the library's default */
 	double temperature, top_p;
 	uint64_t seed;
 	int json;
@@ -66,17 +67,6 @@ static int set_lanes(const struct tool_option *option, const char *value)
 	if (strcmp(value, "auto"))
 		return tool_set_u32(option, value);
 	*(uint32_t *)option->into = AUTO_LANES;
-	return TOOL_DONE;
-}
-
-static int set_gate(const struct tool_option *option, const char *value)
-{
-	int ffn = !strcmp(value, "ffn");
-
-	if (!ffn && strcmp(value, "attention"))
-		return tool_fail(TOOL_USAGE, "--%s: value '%s', limit attention or ffn",
-			option->name, value);
-	*(uint32_t *)option->into = ffn ? AFD_GATE_FFN : AFD_GATE_ATTENTION;
 	return TOOL_DONE;
 }
 
@@ -467,8 +457,8 @@ static const struct tool_option options[] = {
 		1, 65536 },
 	{ "prefill-chunk", "C", "0", "prompt rows of one step, 0 to 65536; 0: all at once",
 		tool_set_u32, &flags.prefill_chunk, 0, MAX_STEP_ROWS },
-	{ "gate", "attention|ffn", "attention", "which side routes rows to experts", set_gate,
-		&flags.gate, 0, 0 },
+	{ "gate", "attention|ffn", "attention", "which side routes rows to experts",
+		tool_set_either, &flags.gate, 0, 0 },
 	{ "attention-tp", "i/n", "0/1", "attention rank i of n, 2 to 64 of them: part of the heads",
 		tool_set_shard, flags.rank, 0, 0 },
 	{ "attention-group", "ADDR", NULL,

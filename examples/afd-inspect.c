@@ -6,7 +6,6 @@
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 
 #include <afd/afd.h>
 
@@ -15,7 +14,7 @@
 
 struct layout {
 	uint32_t attention_tp, ffn_tp, ffn_ep;
-	int32_t gate;
+	int32_t gate; /* enum afd_gate, in the order of --gate */
 };
 
 /* Called for each shard of each role, in order. 0, or a status that ends the walk. */
@@ -209,20 +208,6 @@ static int inspect(const struct tool_stage *stage, const struct layout *layout, 
 	return status;
 }
 
-static int set_gate(const struct tool_option *option, const char *value)
-{
-	int32_t *gate = option->into;
-
-	if (!strcmp(value, "attention"))
-		*gate = AFD_GATE_ATTENTION;
-	else if (!strcmp(value, "ffn"))
-		*gate = AFD_GATE_FFN;
-	else
-		return tool_fail(TOOL_USAGE, "--%s: value '%s', limit attention or ffn", option->name,
-			value);
-	return TOOL_DONE;
-}
-
 int main(int argc, char **argv)
 {
 	struct tool_stage stage = { .threads = 1 };
@@ -238,7 +223,7 @@ int main(int argc, char **argv)
 			&layout.ffn_ep, 1, 1024 },
 		{ "gate", "attention|ffn", "attention",
 			"which side routes rows to experts: attention then holds the routers, too",
-			set_gate, &layout.gate, 0, 0 },
+			tool_set_either, &layout.gate, 0, 0 },
 		{ "json", NULL, NULL, "one JSON object on stdout", tool_set_flag, &json, 0, 0 },
 		TOOL_OPTION_LOG(stage),
 		{ 0 },

@@ -262,11 +262,6 @@ static int apply_flags(struct plan_system *s)
 	}
 	if (!isnan(s->coefficients[2]) || !isnan(s->coefficients[3]))
 		s->params.n_ffn_knots = 0;
-	if (s->scope && strcmp(s->scope, "worker") && strcmp(s->scope, "bundle"))
-		return tool_fail(
-			TOOL_USAGE, "--comm-scope: value '%s', limit worker or bundle", s->scope);
-	if (s->scope)
-		s->params.comm_scope = s->scope[0] == 'w' ? AFD_PLAN_WORKER : AFD_PLAN_BUNDLE;
 	s->params.lanes = s->lanes;
 	if (!(s->params.batch > 0))
 		return tool_fail(TOOL_USAGE, "--batch is missing");

@@ -53,7 +53,7 @@ enum { PLAN_COEFFICIENTS = 6 };
 struct plan_system {
 	struct afd_plan_params params;
 	double coefficients[PLAN_COEFFICIENTS]; /* NAN: not given */
-	const char *calibration, *scope;
+	const char *calibration;
 	uint32_t lanes, devices;     /* devices UINT32_MAX: not given */
 	struct afd_plan_knot *knots; /* of a calibration */
 	/* the workload */
@@ -78,8 +78,8 @@ struct plan_system {
 		{ "beta-c", "T", "0", "communication time without rows", tool_set_real, \
 			&(s).coefficients[5], 0, 1e15 }, \
 		{ "comm-scope", "worker|bundle", "worker", \
-			"rows of communication: those of a worker, or of all r", tool_set_text, \
-			&(s).scope, 0, 0 }, \
+			"rows of communication: those of a worker, or of all r", tool_set_either, \
+			&(s).params.comm_scope, 0, 0 }, \
 		{ "half-duplex", NULL, NULL, "both directions share a link", tool_set_flag, \
 			&(s).params.half_duplex, 0, 0 }, \
 		{ "calibration", "FILE", NULL, \

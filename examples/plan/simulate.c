@@ -6,7 +6,6 @@
  */
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -16,7 +15,6 @@ struct simulate {
 	struct plan_system system;
 	struct plan_output output;
 	struct afd_plan_simulate_params params;
-	const char *start, *flow, *replay;
 	uint32_t timeline, seeds;
 	uint64_t requests;
 	struct afd_plan_load load;
@@ -171,28 +169,10 @@ static json_t *result_json(const struct simulate *s, json_t *curve)
 	return result;
 }
 
-static int read_word(
-	const char *flag, const char *text, const char *first, const char *second, int32_t *out)
-{
-	*out = 1;
-	if (!text || !strcmp(text, first))
-		return TOOL_DONE;
-	*out = 2;
-	return strcmp(text, second) ? tool_fail(TOOL_USAGE, "--%s: value '%s', limit %s or %s",
-					      flag, text, first, second)
-				    : TOOL_DONE;
-}
-
 static int prepare(struct simulate *s)
 {
 	int status = plan_output_check(&s->output);
 
-	status = status ? status
-			: read_word("start", s->start, "stationary", "empty", &s->params.start);
-	status = status ? status
-			: read_word("flow", s->flow, "pipelined", "lock-step", &s->params.flow);
-	status = status ? status
-			: read_word("replay", s->replay, "shuffled", "in-order", &s->params.replay);
 	status = status ? status : plan_system_read(&s->system);
 	if (!status && s->system.theta > 0)
 		return tool_fail(TOOL_USAGE,
@@ -244,12 +224,12 @@ int plan_simulate(int argc, char **argv)
 			&s.requests, 0, 0 },
 		{ "seed", "S", "0", "the first seed", tool_set_u64, &s.params.seed, 0, 0 },
 		{ "start", "stationary|empty", "stationary", "what slots hold at first",
-			tool_set_text, &s.start, 0, 0 },
+			tool_set_either, &s.params.start, 0, 0 },
 		{ "flow", "pipelined|lock-step", "pipelined",
-			"whether a worker waits for the slowest in every frame", tool_set_text,
-			&s.flow, 0, 0 },
-		{ "replay", "shuffled|in-order", "shuffled", "rows of a trace", tool_set_text,
-			&s.replay, 0, 0 },
+			"whether a worker waits for the slowest in every frame", tool_set_either,
+			&s.params.flow, 0, 0 },
+		{ "replay", "shuffled|in-order", "shuffled", "rows of a trace", tool_set_either,
+			&s.params.replay, 0, 0 },
 		{ "timeline", "N", "0",
 			"with the first N spans of the best ratio; --plot draws them", tool_set_u32,
 			&s.timeline, 0, 100000 },

@@ -3,6 +3,7 @@
  * Flags: getopt_long over the table, strict values, and --help from the same rows.
  * Numbers are read whole: "12x", "-1", "1e3" and "" are refused where an integer is meant.
  */
+#include <assert.h>
 #include <ctype.h>
 #include <errno.h>
 #include <getopt.h>
@@ -110,6 +111,20 @@ int tool_set_log(const struct tool_option *option, const char *value)
 	}
 	return tool_fail(TOOL_USAGE, "--%s: value '%s', limit error, warn, info or debug",
 		option->name, value);
+}
+
+int tool_set_either(const struct tool_option *option, const char *value)
+{
+	size_t n_first = strcspn(option->value, "|");
+	const char *second = option->value + n_first + 1;
+	int is_first = strlen(value) == n_first && !memcmp(value, option->value, n_first);
+
+	assert(option->value[n_first]);
+	if (!is_first && strcmp(value, second))
+		return tool_fail(TOOL_USAGE, "--%s: value '%s', limit %.*s or %s", option->name,
+			value, (int)n_first, option->value, second);
+	*(int32_t *)option->into = is_first ? 1 : 2;
+	return TOOL_DONE;
 }
 
 /* One name of the value, n_chars from `name` on, up to the dtype `last`. */

@@ -44,6 +44,8 @@ int tool_set_real(
 	const struct tool_option *option, const char *value); /* double within min .. max */
 int tool_set_log(
 	const struct tool_option *option, const char *value); /* int32_t, enum afd_log_level */
+int tool_set_either(const struct tool_option *option,
+	const char *value); /* int32_t: 1 or 2, which of the row's "first|second" it is */
 int tool_set_dtype(const struct tool_option *option,
 	const char *value); /* int32_t, enum afd_dtype; "auto": 0 */
 int tool_set_dtypes(
