@@ -28,7 +28,7 @@ static void read_cpu_name(char *name, size_t capacity)
 		fclose(file);
 }
 
-int bench_open(struct bench *b, const struct bench_options *options)
+int bench_machine_open(struct bench *b, const struct bench_options *options)
 {
 	char cpu[128];
 	int status;
@@ -39,12 +39,23 @@ int bench_open(struct bench *b, const struct bench_options *options)
 	if (status)
 		return status;
 	read_cpu_name(cpu, sizeof cpu);
-	b->report.machine = json_pack("{s:s, s:s, s:s, s:I, s:I}", "cpu", cpu, "isa",
+	b->report.machine = json_pack("{s:s, s:s, s:s, s:I}", "cpu", cpu, "isa",
 		afd_context_isa(b->ctx), "device", options->stage.device, "threads",
-		(json_int_t)b->ctx->executor.n_threads, "cold_bytes", (json_int_t)BENCH_COLD_BYTES);
+		(json_int_t)b->ctx->executor.n_threads);
 	b->report.results = options->json ? json_array() : NULL;
 	if (!b->report.machine || (options->json && !b->report.results))
 		return tool_fail(TOOL_FAILED, "report: no memory");
+	return TOOL_DONE;
+}
+
+int bench_open(struct bench *b, const struct bench_options *options)
+{
+	int status = bench_machine_open(b, options);
+
+	if (status != TOOL_DONE)
+		return status;
+	json_object_set_new(
+		b->report.machine, "cold_bytes", json_integer((json_int_t)BENCH_COLD_BYTES));
 	return bench_ceilings_open(&b->ceilings, b->ctx);
 }
 
@@ -52,7 +63,7 @@ int bench_close(struct bench *b, int status)
 {
 	struct bench_ceilings *c = &b->ceilings;
 
-	if (status == TOOL_DONE) {
+	if (status == TOOL_DONE && c->memory) {
 		json_object_set_new(b->report.machine, "dram_read_gb_per_s",
 			json_real(bench_samples_at(&c->dram, 0.5)));
 		json_object_set_new(b->report.machine, "fma_gflop_per_s",

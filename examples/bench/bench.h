@@ -42,6 +42,8 @@ struct bench {
 
 /* TOOL_DONE, or TOOL_FAILED after a line on stderr; bench_close in both cases. */
 int bench_open(struct bench *b, const struct bench_options *options);
+/* The same without the ceilings of memory and multiply-adds. */
+int bench_machine_open(struct bench *b, const struct bench_options *options);
 /* Prints the machine and its ceilings; returns `status`, or worse. */
 int bench_close(struct bench *b, int status);
 
@@ -61,5 +63,6 @@ int bench_measure(struct bench *b, double seconds, json_t *what, const struct be
 int bench_ceilings(int argc, char **argv);
 int bench_ops(int argc, char **argv);
 int bench_decode(int argc, char **argv);
+int bench_exchange(int argc, char **argv);
 
 #endif

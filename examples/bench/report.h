@@ -29,7 +29,7 @@ struct bench_report {
 };
 
 /* Takes over `what`, an object: op, shape, rows, dtype and the like; NULL is no memory. limit is
- * "dram", "fma" or "copy". TOOL_DONE or TOOL_FAILED. */
+ * "dram", "fma", "copy", "floor" or "none". TOOL_DONE or TOOL_FAILED. */
 int bench_report_add(struct bench_report *report, json_t *what, struct bench_samples *us,
 	double limit_us, const char *limit);
 /* Prints `machine`, and with --json the whole. Gives everything up. `status` as it came, or worse.
