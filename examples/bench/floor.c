@@ -130,7 +130,8 @@ static int tcp_open(struct bench_floor *f)
 
 	f->listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
 	if (f->listener < 0 ||
-		setsockopt(f->listener, SOL_SOCKET, SO_RCVTIMEO, &longest, sizeof longest) || bind(f->listener, (struct sockaddr *)&here, sizeof here) ||
+		setsockopt(f->listener, SOL_SOCKET, SO_RCVTIMEO, &longest, sizeof longest) ||
+		bind(f->listener, (struct sockaddr *)&here, sizeof here) ||
 		listen(f->listener, 1))
 		return errno;
 	return 0;
