@@ -97,7 +97,7 @@ void make_rank(uint32_t index, const struct afd_transport_params *params)
 
 void join_all(uint32_t n)
 {
-	uint64_t until = now_ms() + 3000;
+	uint64_t until = now_ms() + PATIENCE_MS;
 	uint32_t n_joined = 0;
 
 	while (n_joined < n) {
@@ -164,7 +164,7 @@ int finish(struct rank *rank, uint32_t lane, int timeout_ms)
 /* All ranks in turn, the first given first, until all are done. */
 void finish_all(uint32_t n, uint32_t lane, uint32_t first)
 {
-	uint64_t until = now_ms() + 3000;
+	uint64_t until = now_ms() + PATIENCE_MS;
 	uint32_t n_done = 0;
 
 	while (n_done < n) {

@@ -12,6 +12,8 @@
 #include "../../lib/transport/net.h"
 
 enum { RANKS_MAX = 4, ROWS_MAX = 21, LANES = 2 };
+/* Sockets that hold next to nothing wait for timers of the kernel, often. */
+enum { PATIENCE_MS = 20000 };
 
 /* What the stage of one rank has in one lane. */
 struct work {

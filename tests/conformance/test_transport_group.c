@@ -199,7 +199,7 @@ static void a_cancelled_step_ends_on_all_ranks_and_the_next_one_is_clean(void **
 		for (uint32_t r = 0; r < 4; r++) {
 			if (r == culprit)
 				continue;
-			expect_error(finish(&ranks[r], 0, 2000), -ECANCELED, "cancelled step");
+			expect_error(finish(&ranks[r], 0, PATIENCE_MS), -ECANCELED, "cancelled step");
 			assert_int_equal(afd__exchange_cancel(ranks[r].net, NULL), 0);
 		}
 		fill_partials(4, 0, round);

@@ -173,7 +173,7 @@ static void a_silent_server_is_named_after_the_deadline_and_not_before(void **st
 	assert_int_equal(begin_step(net, 1), 0);
 	assert_int_equal(afd_transport_dispatch(net, &frame), 0);
 	expect_error(collect_within(net, 1, 3000), -ETIMEDOUT,
-		"attention waited for the FFN peer: silent for 3");
+		"attention waited for the FFN peer: silent for ");
 	assert_in_range(now_ms() - start, 245, 1250);
 	assert_non_null(strstr(afd_last_error(), server.address));
 	assert_non_null(

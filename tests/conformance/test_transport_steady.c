@@ -124,9 +124,12 @@ static double cpu_seconds(void)
 	       1e-6 * (double)(usage.ru_utime.tv_usec + usage.ru_stime.tv_usec);
 }
 
-/* Of two seconds; ThreadSanitizer has a thread of its own, which wakes. */
+/* Of two seconds; ThreadSanitizer has a thread of its own, which wakes; AddressSanitizer makes each
+ * look slower. */
 #ifdef __SANITIZE_THREAD__
 enum { IDLE_US = 100000 };
+#elif defined(__SANITIZE_ADDRESS__)
+enum { IDLE_US = 50000 };
 #else
 enum { IDLE_US = 20000 };
 #endif

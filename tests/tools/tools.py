@@ -7,9 +7,11 @@ import json
 import os
 import pathlib
 import re
+import random
 import select
 import shutil
 import signal
+import socket
 import struct
 import subprocess
 import tempfile
@@ -33,6 +35,19 @@ def tool(name):
 
 def address():
     return f"shm:test.{os.getpid()}.{next(NAMES)}"
+
+
+def tcp_address():
+    """A free port below those that the kernel gives to sockets that connect, so that it stays free while nobody listens."""
+    while True:
+        place = ("127.0.0.1", random.randrange(20000, 32000))
+        with socket.socket() as free:
+            free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                free.bind(place)
+            except OSError:
+                continue
+        return f"tcp:{place[0]}:{place[1]}"
 
 
 def run(name, *args, timeout=60, **env):
