@@ -78,30 +78,30 @@ uint32_t afd__frame_count_parts(const struct afd__frame_target *target)
 {
 	uint32_t n_parts = 0;
 
-	for (uint32_t i = 0; target->link && i < target->n_ranges; i++)
-		n_parts += (target->ranges[i].n_rows - 1) / target->link->max_rows + 1;
+	for (uint32_t i = 0; target->link && i < target->n_pieces; i++)
+		n_parts += (target->pieces[i].n_rows - 1) / target->link->max_rows + 1;
 	return n_parts;
 }
 
 /* Rows that are to be sent (again). -ENOSPC: they lie in too many pieces. */
 static int give_back(struct afd__frame_target *target, uint32_t row0, uint32_t n_rows)
 {
-	struct afd__range *ranges = target->ranges;
+	struct afd__piece *pieces = target->pieces;
 	uint32_t at = 0;
 
-	while (at < target->n_ranges && ranges[at].row0 < row0)
+	while (at < target->n_pieces && pieces[at].row0 < row0)
 		at++;
-	if (at < target->n_ranges && row0 + n_rows == ranges[at].row0) {
-		ranges[at].row0 = row0;
-		ranges[at].n_rows += n_rows;
+	if (at < target->n_pieces && row0 + n_rows == pieces[at].row0) {
+		pieces[at].row0 = row0;
+		pieces[at].n_rows += n_rows;
 		return 0;
 	}
-	if (target->n_ranges == AFD__RANGES_MAX)
+	if (target->n_pieces == AFD__PIECES_MAX)
 		return afd__error(-ENOSPC, "frame: its rows are lost in more than %d pieces",
-			AFD__RANGES_MAX);
-	memmove(&ranges[at + 1], &ranges[at], (target->n_ranges - at) * sizeof(*ranges));
-	ranges[at] = (struct afd__range){ row0, n_rows };
-	target->n_ranges++;
+			AFD__PIECES_MAX);
+	memmove(&pieces[at + 1], &pieces[at], (target->n_pieces - at) * sizeof(*pieces));
+	pieces[at] = (struct afd__piece){ row0, n_rows };
+	target->n_pieces++;
 	return 0;
 }
 
@@ -160,7 +160,7 @@ void afd__frames_give_up(afd_transport *net)
 		const struct afd__frame_out *frame = &net->frames[lane];
 
 		for (uint32_t t = 0; frame->active && t < frame->n_targets; t++) {
-			if (!frame->targets[t].link && frame->targets[t].n_ranges)
+			if (!frame->targets[t].link && frame->targets[t].n_pieces)
 				afd__frame_end(net, lane,
 					afd__error(net->error, "%s", net->error_text));
 		}
@@ -461,17 +461,17 @@ static int fill(afd_transport *net, uint32_t t, struct afd__slot_out *out, struc
 }
 
 /* The next rows of the frame for this shard. */
-static struct afd__range cut(struct afd__frame_target *target)
+static struct afd__piece cut(struct afd__frame_target *target)
 {
-	struct afd__range *first = &target->ranges[0], part = *first;
+	struct afd__piece *first = &target->pieces[0], piece = *first;
 
-	if (part.n_rows > target->link->max_rows)
-		part.n_rows = target->link->max_rows;
-	first->row0 += part.n_rows;
-	first->n_rows -= part.n_rows;
+	if (piece.n_rows > target->link->max_rows)
+		piece.n_rows = target->link->max_rows;
+	first->row0 += piece.n_rows;
+	first->n_rows -= piece.n_rows;
 	if (!first->n_rows)
-		memmove(first, first + 1, --target->n_ranges * sizeof(*first));
-	return part;
+		memmove(first, first + 1, --target->n_pieces * sizeof(*first));
+	return piece;
 }
 
 static int fill_next(afd_transport *net, uint32_t t, uint32_t lane)
@@ -480,25 +480,25 @@ static int fill_next(afd_transport *net, uint32_t t, uint32_t lane)
 	struct afd__frame_target *target = &frame->targets[t];
 	struct afd__link *link = target->link;
 	struct afd__slot_out *out;
-	struct afd__range part;
+	struct afd__piece piece;
 	int rc;
 
-	if (!frame->active || !target->n_ranges || !afd__link_is_joined(link) || link->leaving)
+	if (!frame->active || !target->n_pieces || !afd__link_is_joined(link) || link->leaving)
 		return 0;
 	out = &slots_of(link, lane)[link->turn[lane]];
 	if (out->state != AFD__SLOT_FREE || out->unsent ||
 		lane_has(link, lane, AFD__SLOT_FILLED, AFD__SLOT_FILLED) ||
 		shard_has(net, t, lane, AFD__SLOT_FILLING))
 		return 0;
-	part = cut(target);
+	piece = cut(target);
 	*out = (struct afd__slot_out){
 		.io = frame->io,
 		.lane = lane,
 		.layer = frame->layer,
 		.step = (uint32_t)net->step,
-		.row0 = part.row0,
+		.row0 = piece.row0,
 		.part = target->next_part,
-		.n_rows = part.n_rows,
+		.n_rows = piece.n_rows,
 		.n_parts = target->n_parts,
 		.state = AFD__SLOT_FILLING,
 		.top_k = afd__exchange_routed(net, frame->layer) ? (uint8_t)net->contract.top_k : 0,

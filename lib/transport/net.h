@@ -33,7 +33,7 @@ enum {
 	AFD__RETRY_MS = 20,       /* attention side: how often a server that is not up is tried */
 	AFD__RETURN_MS = 200,     /* the same, once the others hold everything */
 	AFD__REFUSED_MS = 1000,   /* the same, of one that refused or was refused then */
-	AFD__RANGES_MAX = 8,
+	AFD__PIECES_MAX = 8,
 	/* Attention side: silence is confirmed once more, as both processes may have been frozen.
 	 */
 	AFD__GRACE_MS = 100,
@@ -178,19 +178,19 @@ struct afd__link {
 	struct afd__link_metrics metrics;
 };
 
+/* Rows that lie side by side. */
+struct afd__piece { uint32_t row0, n_rows; };
+
 /* ---- a frame on its way (attention side) ---- */
 
 /* Rows of a frame for one shard. They go to the peer that holds it now; when that is lost, those
  * without an answer go to the next one, as a frame of its own. */
-struct afd__range {
-	uint32_t row0, n_rows;
-};
 struct afd__frame_target {
 	struct afd__link *link; /* NULL: nobody holds the shard now */
 	uint32_t n_rows; /* 0: it has no part in this frame */
 	uint32_t rows_done;
-	struct afd__range ranges[AFD__RANGES_MAX]; /* [n_ranges] ascending: not in a slot yet */
-	uint32_t n_ranges;
+	struct afd__piece pieces[AFD__PIECES_MAX]; /* [n_pieces] ascending: not in a slot yet */
+	uint32_t n_pieces;
 	uint32_t n_again; /* rows of these that were sent before */
 	uint16_t n_parts, next_part; /* of the frame as the link sees it; next to fill */
 };
@@ -416,7 +416,7 @@ void afd__frames_lost(struct afd__link *link);
 void afd__frames_retarget(afd_transport *net, uint32_t rank);
 /* Ends what waits for a shard, with the transport's error. */
 void afd__frames_give_up(afd_transport *net);
-/* How many parts the ranges make at the target's link. */
+/* How many parts the pieces make at the target's link. */
 uint32_t afd__frame_count_parts(const struct afd__frame_target *target);
 /* Nothing of the link is written or read any more. */
 bool afd__frames_untouched(const struct afd__link *link);

@@ -22,7 +22,6 @@ static inline struct afd__link *afd__rank_link(const afd_transport *net, uint32_
 /* How many parts a rank sends in the operation, and which rows are in one of them. */
 uint32_t afd__rank_parts(
 	const afd_transport *net, const struct afd__group_op *op, uint32_t rank);
-struct afd__piece { uint32_t row0, n_rows; };
 struct afd__piece afd__rank_piece(
 	const afd_transport *net, const struct afd__group_op *op, uint32_t rank, uint32_t part);
 

@@ -228,8 +228,8 @@ int afd__exchange_send(afd_transport *net, uint32_t lane, uint32_t layer, const 
 		target->link = net->targets[t];
 		target->n_rows = n_rows[t];
 		target->rows_done = target->n_again = 0;
-		target->ranges[0] = (struct afd__range){ 0, n_rows[t] };
-		target->n_ranges = n_rows[t] != 0;
+		target->pieces[0] = (struct afd__piece){ 0, n_rows[t] };
+		target->n_pieces = n_rows[t] != 0;
 		target->next_part = 0;
 		target->n_parts = (uint16_t)afd__frame_count_parts(target);
 	}
