@@ -1,26 +1,19 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Shards: which part of the weights a rank holds. Shard i of n owns floor(i N / n) ..
- * floor((i+1) N / n) of N experts or columns, for any n <= N. Routed experts are split over ep, and
+ * Shards: which part of the weights a rank holds. Shard i of n owns range i of n (range.h) of
+ * the experts or columns, for any n up to their number. Routed experts are split over ep, and
  * the width of each over tp; what every row needs (dense FFN, shared experts) is split by width
- * over all tp * ep ranks, rank = ep_index * n_tp + tp_index. Attention is split by heads, so that
- * each rank has whole groups of query heads, or a part of one group. docs/models.md says it for
- * users.
+ * over all tp * ep ranks, rank = ep_index * n_tp + tp_index. Attention is split by heads, so
+ * that each rank has whole groups of query heads, or a part of one group. docs/models.md says it
+ * for users.
  */
 #ifndef AFD_LIB_SHARD_H
 #define AFD_LIB_SHARD_H
 
 #include <stdint.h>
 
+#include "../context/range.h"
 #include "model.h"
-
-struct afd__range { uint32_t begin, end; };
-
-static inline struct afd__range afd__shard_range(uint32_t total, uint32_t index, uint32_t n)
-{
-	return (struct afd__range){ (uint32_t)((uint64_t)index * total / n),
-				    (uint32_t)((uint64_t)(index + 1) * total / n) };
-}
 
 /* Of an FFN stage; { 0, 1, 0, 1 } is all of it. */
 struct afd__ffn_shard { uint32_t tp, n_tp, ep, n_ep; };
@@ -63,8 +56,6 @@ static inline struct afd__heads afd__shard_heads(uint32_t n_heads, uint32_t n_kv
 
 /* Of a tensor [rows][columns]; of a vector rows alone, columns 0 .. 1. */
 struct afd__cut { struct afd__range rows, columns; };
-
-static inline uint32_t afd__range_size(struct afd__range r) { return r.end - r.begin; }
 
 /* What attention rank i of n holds of a tensor of a layer, or (layer NULL) of none: its heads, and
  * all of what has none. */

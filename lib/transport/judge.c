@@ -12,15 +12,16 @@
 static void state_shard(const afd_transport *net, struct afd__hello *hello)
 {
 	const struct afd_shard *shard = &net->shard;
-	uint64_t n_experts = net->contract.n_experts;
+	struct afd__range experts =
+		afd__shard_range(net->contract.n_experts, shard->ep, shard->n_ep);
 
 	hello->map_version = AFD__MAP_VERSION;
 	hello->shard_rank = shard->ep * shard->n_tp + shard->tp;
 	hello->n_shards = shard->n_ep * shard->n_tp;
 	hello->shard_tp = shard->tp;
 	hello->n_tp = shard->n_tp;
-	hello->expert_begin = (uint32_t)(shard->ep * n_experts / shard->n_ep);
-	hello->expert_end = (uint32_t)((shard->ep + 1) * n_experts / shard->n_ep);
+	hello->expert_begin = experts.begin;
+	hello->expert_end = experts.end;
 }
 
 void afd__hello_state_ours(const struct afd__link *link, struct afd__hello *hello, uint32_t kind)

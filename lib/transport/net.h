@@ -12,6 +12,7 @@
 
 #include <afd/transport.h>
 
+#include "../context/range.h"
 #include "address.h"
 #include "exchange.h"
 #include "hello.h"

@@ -17,33 +17,29 @@ static const char *const op_names[] = { "", "reduce", "gather" };
 /* ---- rows and slots ---- */
 
 /* The rows that a rank sends. */
-static void rows_of(const afd_transport *net, const struct afd__group_op *op, uint32_t rank,
-	uint32_t *begin, uint32_t *end)
+static struct afd__range rows_of(
+	const afd_transport *net, const struct afd__group_op *op, uint32_t rank)
 {
-	uint64_t n = net->params.group_size, rows = op->n_rows;
-
-	*begin = op->type == AFD__REDUCE ? 0 : (uint32_t)(rank * rows / n);
-	*end = op->type == AFD__REDUCE ? op->n_rows : (uint32_t)((rank + 1) * rows / n);
+	if (op->type == AFD__REDUCE)
+		return (struct afd__range){ 0, op->n_rows };
+	return afd__shard_range(op->n_rows, rank, net->params.group_size);
 }
 
 uint32_t afd__rank_parts(const afd_transport *net, const struct afd__group_op *op, uint32_t rank)
 {
-	uint32_t begin, end, limit = net->params.max_rows;
+	uint32_t n_rows = afd__range_size(rows_of(net, op, rank));
 
-	rows_of(net, op, rank, &begin, &end);
-	return end > begin ? (end - begin - 1) / limit + 1 : 0;
+	return n_rows ? (n_rows - 1) / net->params.max_rows + 1 : 0;
 }
 
 struct afd__piece afd__rank_piece(
 	const afd_transport *net, const struct afd__group_op *op, uint32_t rank, uint32_t part)
 {
-	uint32_t begin, end, limit = net->params.max_rows;
-	struct afd__piece piece;
+	struct afd__range rows = rows_of(net, op, rank);
+	uint32_t limit = net->params.max_rows, row0 = rows.begin + part * limit;
+	uint32_t left = rows.end - row0;
 
-	rows_of(net, op, rank, &begin, &end);
-	piece.row0 = begin + part * limit;
-	piece.n_rows = end - piece.row0 < limit ? end - piece.row0 : limit;
-	return piece;
+	return (struct afd__piece){ row0, left < limit ? left : limit };
 }
 
 struct afd__slot_in *afd__rank_slot(struct afd__link *link, uint32_t lane)

@@ -67,7 +67,7 @@ int afd__transport_state_shard(afd_transport *net, const struct afd_shard *shard
 static int judge_shard(
 	const afd_transport *net, const struct afd__hello *said, struct afd__hello *refusal)
 {
-	uint64_t n_experts = net->contract.n_experts, ep, n_ep;
+	struct afd__range experts;
 	char value[NAME_BYTES];
 
 	if (said->map_version != AFD__MAP_VERSION) {
@@ -83,13 +83,11 @@ static int judge_shard(
 			said->shard_rank, said->n_shards, said->shard_tp, said->n_tp);
 		return 1;
 	}
-	ep = said->shard_rank / said->n_tp;
-	n_ep = said->n_shards / said->n_tp;
-	if (said->expert_begin == ep * n_experts / n_ep &&
-		said->expert_end == (ep + 1) * n_experts / n_ep)
+	experts = afd__shard_range(net->contract.n_experts, said->shard_rank / said->n_tp,
+		said->n_shards / said->n_tp);
+	if (said->expert_begin == experts.begin && said->expert_end == experts.end)
 		return 0;
-	snprintf(value, sizeof(value), "%u .. %u", (unsigned)(ep * n_experts / n_ep),
-		(unsigned)((ep + 1) * n_experts / n_ep));
+	snprintf(value, sizeof(value), "%u .. %u", experts.begin, experts.end);
 	afd__hello_refuse(refusal, "experts", value, "%u .. %u", said->expert_begin,
 		said->expert_end);
 	return 1;

@@ -39,13 +39,12 @@ int afd__steps_check_links(const afd_transport *net)
 static void tell_rows(struct afd__link *link)
 {
 	const struct afd_transport_params *p = &link->net->params;
-	uint64_t rows, n = link->kind == AFD__LINK_TO_FFN ? p->group_size : 1;
-	uint64_t i = link->kind == AFD__LINK_TO_FFN ? p->group_index : 0;
+	uint32_t i = link->kind == AFD__LINK_TO_FFN ? p->group_index : 0;
+	uint32_t n = link->kind == AFD__LINK_TO_FFN ? p->group_size : 1;
 
-	for (uint32_t lane = 0; lane < AFD_MAX_LANES; lane++) {
-		rows = link->net->step_rows[lane];
-		link->step_open.n_rows[lane] = (uint32_t)((i + 1) * rows / n - i * rows / n);
-	}
+	for (uint32_t lane = 0; lane < AFD_MAX_LANES; lane++)
+		link->step_open.n_rows[lane] =
+			afd__range_size(afd__shard_range(link->net->step_rows[lane], i, n));
 }
 
 void afd__steps_tell(struct afd__link *link)
