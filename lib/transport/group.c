@@ -42,7 +42,7 @@ static void end_op(afd_transport *net, uint32_t lane, int rc)
 	if (rc < 0)
 		afd__error_save(op->error_text, sizeof(op->error_text));
 	for (uint32_t rank = 0; rank < net->params.group_size; rank++) {
-		struct afd__link *link = rank == afd__rank_own(net) ? NULL : afd__rank_link(net, rank);
+		struct afd__link *link = afd__rank_link(net, rank);
 
 		if (!link)
 			continue;
@@ -226,7 +226,7 @@ static void drained(afd_transport *net, uint32_t lane, int rc)
 static int drain_rank(afd_transport *net, uint32_t lane, uint32_t rank)
 {
 	struct afd__group_op *op = &net->groups[lane];
-	struct afd__link *link = rank == afd__rank_own(net) ? NULL : afd__rank_link(net, rank);
+	struct afd__link *link = afd__rank_link(net, rank);
 	struct afd__slot_in *in = link ? afd__rank_slot(link, lane) : NULL;
 	struct afd__piece piece;
 	const uint8_t *memory = NULL;
@@ -279,7 +279,7 @@ static int drain_next(afd_transport *net, uint32_t lane)
 static bool is_complete(afd_transport *net, const struct afd__group_op *op, uint32_t lane)
 {
 	for (uint32_t rank = 0; rank < net->params.group_size; rank++) {
-		struct afd__link *link = rank == afd__rank_own(net) ? NULL : afd__rank_link(net, rank);
+		struct afd__link *link = afd__rank_link(net, rank);
 
 		if (!link && op->type == AFD__GATHER)
 			continue;
@@ -318,7 +318,7 @@ static int move_op(afd_transport *net, uint32_t lane)
 	int moved = 0, rc;
 
 	for (uint32_t rank = 0; op->active && rank < net->params.group_size; rank++) {
-		struct afd__link *link = rank == afd__rank_own(net) ? NULL : afd__rank_link(net, rank);
+		struct afd__link *link = afd__rank_link(net, rank);
 
 		if (!link)
 			continue;
@@ -330,7 +330,7 @@ static int move_op(afd_transport *net, uint32_t lane)
 	if (op->active)
 		moved |= drain_next(net, lane);
 	for (uint32_t rank = 0; op->active && rank < net->params.group_size; rank++) {
-		struct afd__link *link = rank == afd__rank_own(net) ? NULL : afd__rank_link(net, rank);
+		struct afd__link *link = afd__rank_link(net, rank);
 
 		if (link && afd__rank_is_settled(net, op, link, lane))
 			stop_waiting(op, link);
@@ -386,7 +386,7 @@ static int check_ranks(const afd_transport *net, const struct afd__group_op *op,
 	if (rc)
 		return rc;
 	for (uint32_t rank = 0; rank < net->params.group_size; rank++) {
-		struct afd__link *link = rank == afd__rank_own(net) ? NULL : afd__rank_link(net, rank);
+		struct afd__link *link = afd__rank_link(net, rank);
 
 		if (link && link->error && !afd__rank_is_settled(net, op, link, lane))
 			return afd__group_error(link);
@@ -411,7 +411,7 @@ static int start(afd_transport *net, uint8_t type, uint32_t lane, uint32_t layer
 		return rc;
 	op->active = true;
 	for (uint32_t rank = 0; rank < net->params.group_size; rank++) {
-		struct afd__link *link = rank == afd__rank_own(net) ? NULL : afd__rank_link(net, rank);
+		struct afd__link *link = afd__rank_link(net, rank);
 
 		if (!link)
 			continue;

@@ -14,9 +14,10 @@ static inline uint32_t afd__rank_own(const afd_transport *net)
 	return net->params.group_index;
 }
 
+/* NULL for our own. */
 static inline struct afd__link *afd__rank_link(const afd_transport *net, uint32_t rank)
 {
-	return net->links[afd__group_link_index(net, rank)];
+	return rank == afd__rank_own(net) ? NULL : net->links[afd__group_link_index(net, rank)];
 }
 
 /* How many parts a rank sends in the operation, and which rows are in one of them. */
