@@ -13,16 +13,6 @@
 
 #include "net.h"
 
-static struct afd__slot_out *slots_of(struct afd__link *link, uint32_t lane)
-{
-	return &link->out[lane * AFD__SLOTS_PER_LANE];
-}
-
-static uint32_t wire_slot(const struct afd__link *link, const struct afd__slot_out *out)
-{
-	return AFD__N_CONTROL + (uint32_t)(out - link->out);
-}
-
 /* ---- the end of a frame ---- */
 
 /* y has been read: the peer may have the slot again. */
@@ -35,14 +25,14 @@ static void release(struct afd__link *link, struct afd__slot_out *out)
 	out->abandoned = false;
 	if (!replied || link->phase != AFD__LINK_JOINED)
 		return;
-	rc = link->wire.ops->post_receive(&link->wire, wire_slot(link, out));
+	rc = link->wire.ops->post_receive(&link->wire, afd__link_wire_slot(link, out));
 	if (rc < 0)
 		afd__link_fail(link, rc);
 }
 
 static void abandon(struct afd__link *link, uint32_t lane)
 {
-	struct afd__slot_out *out = slots_of(link, lane);
+	struct afd__slot_out *out = afd__link_out(link, lane);
 
 	for (int i = 0; i < AFD__SLOTS_PER_LANE; i++) {
 		switch (out[i].state) {
@@ -173,7 +163,7 @@ void afd__frames_lost(struct afd__link *link)
 
 	for (uint32_t lane = 0; lane < AFD_MAX_LANES; lane++) {
 		for (int i = 0; i < AFD__SLOTS_PER_LANE; i++)
-			recover(link, lane, &slots_of(link, lane)[i]);
+			recover(link, lane, &afd__link_out(link, lane)[i]);
 	}
 	link->n_owed = 0;
 	afd__shards_left(link);
@@ -195,7 +185,7 @@ void afd__frames_disown(afd_transport *net)
 	for (uint32_t lane = 0; lane < AFD_MAX_LANES; lane++) {
 		afd__frame_end(net, lane, 0);
 		for (uint32_t i = 0; i < net->n_addresses; i++) {
-			struct afd__slot_out *out = slots_of(net->links[i], lane);
+			struct afd__slot_out *out = afd__link_out(net->links[i], lane);
 
 			for (int k = 0; k < AFD__SLOTS_PER_LANE; k++) {
 				if (out[k].state == AFD__SLOT_FILLING ||
@@ -240,7 +230,8 @@ static int check_reply(const struct afd__link *link, const struct afd__slot_out 
 static void take_refusal(struct afd__link *link, struct afd__slot_out *out,
 	const struct afd__header *h, size_t bytes)
 {
-	const char *memory = link->wire.ops->receive_slot(&link->wire, wire_slot(link, out));
+	const char *memory =
+		link->wire.ops->receive_slot(&link->wire, afd__link_wire_slot(link, out));
 	size_t text_bytes = bytes - h->header_bytes;
 	char text[AFD__TEXT_MAX];
 
@@ -290,7 +281,7 @@ int afd__frames_take(struct afd__link *link, uint32_t slot, const struct afd__he
 
 static bool lane_has(struct afd__link *link, uint32_t lane, int state, int other)
 {
-	const struct afd__slot_out *out = slots_of(link, lane);
+	const struct afd__slot_out *out = afd__link_out(link, lane);
 
 	for (int i = 0; i < AFD__SLOTS_PER_LANE; i++) {
 		if (out[i].state == state || out[i].state == other)
@@ -321,7 +312,7 @@ static bool shard_has(afd_transport *net, uint32_t rank, uint32_t lane, int stat
 static int post(struct afd__link *link, struct afd__slot_out *out)
 {
 	const struct afd__transport_ops *ops = link->wire.ops;
-	uint32_t slot = wire_slot(link, out);
+	uint32_t slot = afd__link_wire_slot(link, out);
 	struct afd__wire_part part;
 	struct afd__header h = {
 		.header_bytes = AFD__HEADER_BYTES,
@@ -379,7 +370,8 @@ static int drain(afd_transport *net, struct afd__link *link, struct afd__slot_ou
 {
 	struct afd__frame_out *frame = &net->frames[out->lane];
 	uint32_t t = link->rank;
-	const uint8_t *memory = link->wire.ops->receive_slot(&link->wire, wire_slot(link, out));
+	const uint8_t *memory =
+		link->wire.ops->receive_slot(&link->wire, afd__link_wire_slot(link, out));
 
 	if (shard_has(net, t, out->lane, AFD__SLOT_DRAINING) || waits_for_its_turn(frame, t))
 		return 0;
@@ -447,7 +439,7 @@ static int advance(
 
 static int fill(afd_transport *net, uint32_t t, struct afd__slot_out *out, struct afd__link *link)
 {
-	uint8_t *memory = link->wire.ops->send_slot(&link->wire, wire_slot(link, out));
+	uint8_t *memory = link->wire.ops->send_slot(&link->wire, afd__link_wire_slot(link, out));
 	struct afd__slot_rows slot = { .rows = memory + AFD__HEADER_BYTES };
 	struct afd__wire_part part;
 
@@ -485,7 +477,7 @@ static int fill_next(afd_transport *net, uint32_t t, uint32_t lane)
 
 	if (!frame->active || !target->n_pieces || !afd__link_is_joined(link) || link->leaving)
 		return 0;
-	out = &slots_of(link, lane)[link->turn[lane]];
+	out = &afd__link_out(link, lane)[link->turn[lane]];
 	if (out->state != AFD__SLOT_FREE || out->unsent ||
 		lane_has(link, lane, AFD__SLOT_FILLED, AFD__SLOT_FILLED) ||
 		shard_has(net, t, lane, AFD__SLOT_FILLING))
@@ -525,7 +517,7 @@ int afd__frames_round(afd_transport *net)
 			struct afd__link *link = net->links[i];
 
 			for (int k = 0; k < AFD__SLOTS_PER_LANE; k++)
-				moved |= advance(net, link, &slots_of(link, lane)[k], lane);
+				moved |= advance(net, link, &afd__link_out(link, lane)[k], lane);
 		}
 		for (uint32_t t = 0; t < net->frames[lane].n_targets; t++)
 			moved |= fill_next(net, t, lane);

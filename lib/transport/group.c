@@ -48,7 +48,7 @@ static void end_op(afd_transport *net, uint32_t lane, int rc)
 			continue;
 		stop_waiting(op, link);
 		for (int i = 0; i < AFD__SLOTS_PER_LANE; i++) {
-			struct afd__slot_out *out = &link->out[lane * AFD__SLOTS_PER_LANE + i];
+			struct afd__slot_out *out = &afd__link_out(link, lane)[i];
 
 			if (out->state == AFD__SLOT_FILLED)
 				take_back(link, lane, out);
@@ -96,7 +96,7 @@ void afd__group_disown(afd_transport *net)
 static int post(struct afd__link *link, const struct afd__group_op *op, struct afd__slot_out *out)
 {
 	const struct afd__transport_ops *ops = link->wire.ops;
-	uint32_t slot = AFD__N_CONTROL + (uint32_t)(out - link->out);
+	uint32_t slot = afd__link_wire_slot(link, out);
 	size_t bytes = afd__wire_rows_bytes(
 		out->n_rows, link->net->contract.hidden_size, AFD_DTYPE_F32);
 	struct afd__header h = {
@@ -137,7 +137,7 @@ static void filled(afd_transport *net, uint32_t lane, int rc)
 {
 	struct afd__group_op *op = &net->groups[lane];
 	struct afd__link *link = afd__rank_link(net, op->filling);
-	struct afd__slot_out *out = &link->out[lane * AFD__SLOTS_PER_LANE];
+	struct afd__slot_out *out = afd__link_out(link, lane);
 
 	out += out->state != AFD__SLOT_FILLING;
 	op->filling = AFD__NOBODY;
@@ -152,7 +152,7 @@ static void filled(afd_transport *net, uint32_t lane, int rc)
 static int fill_next(afd_transport *net, uint32_t lane, struct afd__link *link)
 {
 	struct afd__group_op *op = &net->groups[lane];
-	struct afd__slot_out *out = &link->out[lane * AFD__SLOTS_PER_LANE + link->turn[lane]];
+	struct afd__slot_out *out = &afd__link_out(link, lane)[link->turn[lane]];
 	uint32_t part = op->sent[link->rank], n_parts = afd__rank_parts(net, op, afd__rank_own(net));
 	struct afd__piece piece;
 	uint8_t *memory;
@@ -174,8 +174,7 @@ static int fill_next(afd_transport *net, uint32_t lane, struct afd__link *link)
 	link->turn[lane] ^= 1;
 	op->sent[link->rank]++;
 	op->filling = link->rank;
-	memory = link->wire.ops->send_slot(
-		&link->wire, AFD__N_CONTROL + (uint32_t)(out - link->out));
+	memory = link->wire.ops->send_slot(&link->wire, afd__link_wire_slot(link, out));
 	rc = op->io.fill(op->io.user, lane, piece.row0, piece.n_rows,
 		(float *)(memory + AFD__HEADER_BYTES));
 	if (rc)
@@ -195,7 +194,7 @@ static int send_parts(afd_transport *net, uint32_t lane, struct afd__link *link)
 	/* In the order in which they were filled: the older one stands where the next will. */
 	for (int i = 0; i < AFD__SLOTS_PER_LANE && op->active && !link->open_due; i++) {
 		struct afd__slot_out *out =
-			&link->out[lane * AFD__SLOTS_PER_LANE + (link->turn[lane] ^ i)];
+			&afd__link_out(link, lane)[link->turn[lane] ^ i];
 
 		if (out->state == AFD__SLOT_FILLED && link->phase == AFD__LINK_JOINED)
 			moved |= post(link, op, out);

@@ -379,6 +379,16 @@ int afd__link_error(const struct afd__link *link); /* sets the thread's text aga
 /* 1 sent, 0 no slot is free, negative: the link has failed. */
 int afd__link_control(struct afd__link *link, uint32_t type, const void *payload, size_t bytes);
 int afd__link_goodbye(struct afd__link *link, uint32_t reason, const char *text);
+/* The lane's two slots, [AFD__SLOTS_PER_LANE]; and which of the wire's it is. */
+static inline struct afd__slot_out *afd__link_out(struct afd__link *link, uint32_t lane)
+{
+	return &link->out[lane * AFD__SLOTS_PER_LANE];
+}
+static inline uint32_t afd__link_wire_slot(
+	const struct afd__link *link, const struct afd__slot_out *out)
+{
+	return AFD__N_CONTROL + (uint32_t)(out - link->out);
+}
 static inline bool afd__link_is_joined(const struct afd__link *link)
 {
 	return link && link->phase == AFD__LINK_JOINED;

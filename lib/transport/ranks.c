@@ -69,7 +69,7 @@ bool afd__rank_is_settled(const afd_transport *net, const struct afd__group_op *
 	uint32_t n_here = 0;
 
 	for (int i = 0; i < AFD__SLOTS_PER_LANE; i++) {
-		if (link->out[lane * AFD__SLOTS_PER_LANE + i].state != AFD__SLOT_FREE)
+		if (afd__link_out(link, lane)[i].state != AFD__SLOT_FREE)
 			return false;
 		n_here += link->in[lane * AFD__SLOTS_PER_LANE + i].state != AFD__PART_NONE;
 	}
