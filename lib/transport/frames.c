@@ -311,38 +311,28 @@ static bool shard_has(afd_transport *net, uint32_t rank, uint32_t lane, int stat
 
 static int post(struct afd__link *link, struct afd__slot_out *out)
 {
-	const struct afd__transport_ops *ops = link->wire.ops;
-	uint32_t slot = afd__link_wire_slot(link, out);
 	struct afd__wire_part part;
 	struct afd__header h = {
-		.header_bytes = AFD__HEADER_BYTES,
 		.kind = AFD__FRAME_ROWS,
 		.type = AFD__ROWS_X,
 		.lane = (uint8_t)out->lane,
 		.dtype = (uint8_t)link->to_ffn_dtype,
 		.layer = (uint16_t)out->layer,
-		.sequence = link->sequence_out + 1,
 		.step = out->step,
 		.n_rows = out->n_rows,
 		.part = out->part,
 		.n_parts = out->n_parts,
 		.top_k = out->top_k,
-		.stamp_ns = afd__now_ns(),
 	};
 	int rc;
 
 	afd__wire_part(&part, out->n_rows, link->net->contract.hidden_size, link->to_ffn_dtype,
 		out->top_k);
-	afd__wire_encode(ops->send_slot(&link->wire, slot), &h);
-	rc = ops->post_send(&link->wire, slot, (uint32_t)(AFD__HEADER_BYTES + part.bytes));
-	if (rc == -EAGAIN)
-		return 0;
-	if (rc < 0) {
-		afd__link_fail(link, rc);
-		return 1;
-	}
-	out->sequence = ++link->sequence_out;
-	out->posted_ns = link->spoke_ns = h.stamp_ns;
+	rc = afd__link_post(link, afd__link_wire_slot(link, out), &h, part.bytes);
+	if (rc <= 0)
+		return rc < 0;
+	out->sequence = h.sequence;
+	out->posted_ns = h.stamp_ns;
 	out->state = AFD__SLOT_POSTED;
 	out->unsent = true;
 	if (!link->n_owed++) {

@@ -95,36 +95,23 @@ void afd__group_disown(afd_transport *net)
 
 static int post(struct afd__link *link, const struct afd__group_op *op, struct afd__slot_out *out)
 {
-	const struct afd__transport_ops *ops = link->wire.ops;
-	uint32_t slot = afd__link_wire_slot(link, out);
 	size_t bytes = afd__wire_rows_bytes(
 		out->n_rows, link->net->contract.hidden_size, AFD_DTYPE_F32);
 	struct afd__header h = {
-		.header_bytes = AFD__HEADER_BYTES,
 		.kind = AFD__FRAME_COLLECTIVE,
 		.type = op->type,
 		.lane = (uint8_t)out->lane,
 		.dtype = AFD_DTYPE_F32,
 		.layer = (uint16_t)out->layer,
-		.sequence = link->sequence_out + 1,
 		.step = out->step,
 		.n_rows = out->n_rows,
 		.part = out->part,
 		.n_parts = out->n_parts,
-		.stamp_ns = afd__now_ns(),
 	};
-	int rc;
+	int rc = afd__link_post(link, afd__link_wire_slot(link, out), &h, bytes);
 
-	afd__wire_encode(ops->send_slot(&link->wire, slot), &h);
-	rc = ops->post_send(&link->wire, slot, (uint32_t)(AFD__HEADER_BYTES + bytes));
-	if (rc == -EAGAIN)
-		return 0;
-	if (rc < 0) {
-		afd__link_fail(link, rc);
-		return 1;
-	}
-	link->sequence_out++;
-	link->spoke_ns = h.stamp_ns;
+	if (rc <= 0)
+		return rc < 0;
 	out->state = AFD__SLOT_FREE;
 	out->unsent = true;
 	link->counts.n_parts++;

@@ -164,16 +164,36 @@ void afd__link_leave(struct afd__link *link, const char *text)
 	end_link(link, AFD__LINK_LEFT);
 }
 
+/* ---- what goes out ---- */
+
+int afd__link_post(struct afd__link *link, uint32_t slot, struct afd__header *h, size_t bytes)
+{
+	const struct afd__transport_ops *ops = link->wire.ops;
+	int rc;
+
+	h->header_bytes = AFD__HEADER_BYTES;
+	h->sequence = link->sequence_out + 1;
+	h->stamp_ns = afd__now_ns();
+	afd__wire_encode(ops->send_slot(&link->wire, slot), h);
+	rc = ops->post_send(&link->wire, slot, (uint32_t)(AFD__HEADER_BYTES + bytes));
+	if (rc == -EAGAIN)
+		return 0;
+	if (rc < 0) {
+		afd__link_fail(link, rc);
+		return rc;
+	}
+	link->sequence_out++;
+	link->spoke_ns = h->stamp_ns;
+	return 1;
+}
+
 /* ---- control frames ---- */
 
 int afd__link_control(struct afd__link *link, uint32_t type, const void *payload, size_t bytes)
 {
-	struct afd__header h = { .header_bytes = AFD__HEADER_BYTES,
-		.kind = AFD__FRAME_CONTROL,
+	struct afd__header h = { .kind = AFD__FRAME_CONTROL,
 		.type = (uint8_t)type,
-		.sequence = link->sequence_out + 1,
 		.step = (uint32_t)link->net->step };
-	uint64_t now = afd__now_ns();
 	uint8_t *memory;
 	uint32_t slot;
 	int rc;
@@ -183,21 +203,12 @@ int afd__link_control(struct afd__link *link, uint32_t type, const void *payload
 		return 0;
 	slot = (uint32_t)__builtin_ctz(link->control_free);
 	memory = link->wire.ops->send_slot(&link->wire, slot);
-	h.stamp_ns = now;
-	afd__wire_encode(memory, &h);
 	if (bytes)
 		memcpy(memory + AFD__HEADER_BYTES, payload, bytes);
-	rc = link->wire.ops->post_send(&link->wire, slot, (uint32_t)(AFD__HEADER_BYTES + bytes));
-	if (rc == -EAGAIN)
-		return 0;
-	if (rc < 0) {
-		afd__link_fail(link, rc);
-		return rc;
-	}
-	link->control_free &= ~(1u << slot);
-	link->sequence_out++;
-	link->spoke_ns = now;
-	return 1;
+	rc = afd__link_post(link, slot, &h, bytes);
+	if (rc == 1)
+		link->control_free &= ~(1u << slot);
+	return rc;
 }
 
 int afd__link_goodbye(struct afd__link *link, uint32_t reason, const char *text)

@@ -376,6 +376,9 @@ void afd__link_fail(struct afd__link *link, int rc);
 /* Ends the link in order: the peer said goodbye. */
 void afd__link_leave(struct afd__link *link, const char *text);
 int afd__link_error(const struct afd__link *link); /* sets the thread's text again */
+/* Sends a slot with so many bytes behind the header, which is completed here: its size, sequence
+ * and time. 1 sent, 0 not now, negative: the link has failed. */
+int afd__link_post(struct afd__link *link, uint32_t slot, struct afd__header *h, size_t bytes);
 /* 1 sent, 0 no slot is free, negative: the link has failed. */
 int afd__link_control(struct afd__link *link, uint32_t type, const void *payload, size_t bytes);
 int afd__link_goodbye(struct afd__link *link, uint32_t reason, const char *text);
