@@ -1,0 +1,240 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+#
+# Builds libafd with its CUDA module for the GPU of this machine, runs on it what can be checked on a GPU only, and measures.
+# Needs nvcc 13, meson, ninja, a C and C++ compiler, python3; and no network. The last line is "N passed, N failed, N skipped".
+set -u
+cd "$(dirname "$0")/../.."
+
+usage() {
+	cat <<-'TEXT'
+	usage: tests/gpu/run.sh [--emu] [--build DIR] [--out DIR] [PART...]
+
+	  --emu        the emulated GPU instead of one: shows that this script and all it calls work, and nothing of a GPU
+	  --build DIR  where to build (default build-gpu; build-gpu-emu with --emu)
+	  --out DIR    where the results go: results.tsv, log.txt, ops.json, peers.json (default DIR of --build/results)
+
+	parts, all of them when none is named:
+	  words        each word of kernels/cuda/gpu.h on random numbers, against its emulation
+	  conformance  the suite of the device seam on cuda:0
+	  models       operations at the dimensions of the published models, and whole models' logits, against the CPU
+	  sanitizer    the same under compute-sanitizer's memcheck, racecheck, initcheck and synccheck, where these work
+	  repeat       the same bits each time
+	  bench        each operation against this GPU's own ceilings, PyTorch and published figures of others
+
+	Where Jansson, cmocka, xxHash or pkg-config are missing, tests/gpu/pack.sh makes the folder build-pack on a machine with
+	a network; bring it along beside the sources.
+	TEXT
+}
+
+EMU=0 BUILD="" OUT="" PARTS=()
+while [ $# -gt 0 ]; do
+	case $1 in
+	--emu) EMU=1 ;;
+	--build) BUILD=$2 && shift ;;
+	--out) OUT=$2 && shift ;;
+	--help) usage && exit 0 ;;
+	words | conformance | models | sanitizer | repeat | bench) PARTS+=("$1") ;;
+	*) echo "tests/gpu/run.sh: $1: no such part or option, see --help" >&2 && exit 2 ;;
+	esac
+	shift
+done
+[ ${#PARTS[@]} = 0 ] && PARTS=(words conformance models sanitizer repeat bench)
+[ -n "$BUILD" ] || { [ $EMU = 1 ] && BUILD=build-gpu-emu || BUILD=build-gpu; }
+mkdir -p "$BUILD" && BUILD=$(cd "$BUILD" && pwd)
+[ -n "$OUT" ] || OUT=$BUILD/results
+mkdir -p "$OUT" && OUT=$(cd "$OUT" && pwd)
+RESULTS=$OUT/results.tsv LOG=$OUT/log.txt
+: >"$RESULTS"
+: >"$LOG"
+WORK=$(mktemp -d)
+trap 'rm -rf "$WORK"' EXIT
+export PYTHONDONTWRITEBYTECODE=1 CMOCKA_MESSAGE_OUTPUT=TAP
+
+say() { printf '== %s (%d s)\n' "$1" "$SECONDS" | tee -a "$LOG"; }
+
+# result OUTCOME NAME [REASON]
+result() { printf '%s\t%s\t%s\n' "$1" "$2" "${3-}" >>"$RESULTS"; }
+
+# tap PART NAME SECONDS COMMAND...: counts the cases of a program that speaks TAP.
+tap() {
+	local part=$1 name=$2 limit=$3 status start=$SECONDS
+	shift 3
+	timeout "$limit" "$@" >"$WORK/out" 2>"$WORK/err"
+	status=$?
+	{ echo "-- $part $name: $* (exit $status, $((SECONDS - start)) s)" && cat "$WORK/out" "$WORK/err"; } >>"$LOG"
+	python3 tests/gpu/outcome.py "$part" "$name" "$status" "$limit" "$WORK/out" "$WORK/err" >>"$RESULTS" ||
+		result failed "$part $name" "its outcome cannot be read"
+}
+
+# ---- build ----
+
+find_nvcc() {
+	local nvcc
+	nvcc=${CUDA_HOME:-/usr/local/cuda}/bin/nvcc
+	[ -x "$nvcc" ] || nvcc=$(readlink -f "$(command -v nvcc)" 2>/dev/null)
+	NVCC_DIR=$(dirname "$(dirname "${nvcc:-/none/none/none}")")
+}
+
+# The one architecture of this machine's GPU, as nvcc writes it; the module's PTX is for others.
+find_arch() {
+	local capability
+	capability=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | head -n 1 | tr -d '. ')
+	case $capability in
+	90) ARCH=90a ;;
+	[0-9]*) ARCH=$capability ;;
+	*) ARCH=90a ;;
+	esac
+}
+
+# What is not installed comes from build-pack.
+find_needs() {
+	local pack=$PWD/build-pack
+	if [ -x "$pack/bin/pkg-config" ]; then
+		export PKG_CONFIG=$pack/bin/pkg-config LD_LIBRARY_PATH=$pack/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+	elif ! pkg-config --exists jansson cmocka; then
+		echo "tests/gpu/run.sh: jansson or cmocka is missing and there is no build-pack: run tests/gpu/pack.sh on a machine with a network" >&2
+		result failed "build: what it needs is there" "no jansson or cmocka, and no build-pack"
+		return 1
+	fi
+}
+
+build() {
+	local options=(-Dbuildtype=release -Dtests=enabled) targets
+	find_needs || return 1
+	if [ $EMU = 1 ]; then
+		options+=(-Dcuda=disabled)
+		MODULES=$BUILD/tests/emu SIDE=$BUILD/tests/gpu/words-emu.so
+		targets="tests/emu/afd-cuda.so"
+	else
+		find_nvcc
+		find_arch
+		options+=(-Dcuda=enabled -Dnvcc_dir="$NVCC_DIR" -Dgpu_archs="$ARCH")
+		MODULES=$BUILD/modules SIDE=$BUILD/tests/gpu/words-gpu.so
+		targets="modules/afd-cuda.so tests/gpu/words-gpu.so"
+	fi
+	export AFD_MODULE_DIR=$MODULES
+	if [ ! -f "$BUILD/build.ninja" ]; then
+		meson setup "$BUILD" "${options[@]}" >>"$LOG" 2>&1 || { tail -n 20 "$LOG" && result failed "build: meson setup" && return 1; }
+	fi
+	# Not the tests of the emulator's faults, which a GPU has not.
+	CONFORMANCE=$(ninja -C "$BUILD" -t targets all | sed -n 's/^tests\/conformance\/conformance_\(device_[a-z0-9_]*\): .*/\1/p' |
+		grep -vx device_cuda | sort -u)
+	targets="$targets examples/afd-generate examples/afd-bench tests/gpu/test_words tests/gpu/words-emu.so tests/gpu/test_dims"
+	targets="$targets $(printf 'tests/conformance/conformance_%s ' $CONFORMANCE)"
+	ninja -C "$BUILD" $targets >>"$LOG" 2>&1 || { tail -n 25 "$LOG" && result failed "build: ninja" && return 1; }
+	result passed "build: compiles${ARCH:+ for sm_$ARCH}"
+}
+
+# The device's own words for why it cannot; empty when it can.
+why_no_gpu() {
+	"$BUILD/examples/afd-generate" --model models/tiny-qwen3 --ids 1 --max-tokens 1 --device cuda:0 2>&1 >/dev/null |
+		grep -oE 'no driver:.*|driver too old:.*|no device:.*|compute capability.*' | head -n 1
+}
+
+# ---- parts ----
+
+part_words() { tap words "on ${SIDE##*/}" 60 "$BUILD/tests/gpu/test_words" "$SIDE" "$BUILD/tests/gpu/words-emu.so"; }
+
+part_conformance() {
+	local name
+	for name in $CONFORMANCE; do
+		# The rest of the suite runs on the emulator in CI, in several orders.
+		[ $EMU = 1 ] && case $name in device_rows | device_convert | device_rope) ;; *) continue ;; esac
+		AFD_TEST_MODULES=$BUILD/tests/conformance tap conformance "$name" 120 "$BUILD/tests/conformance/conformance_$name" cuda:0
+	done
+}
+
+part_models() {
+	if [ $EMU = 1 ]; then
+		AFD_DIMS_SHRINK=32 tap models operations 120 "$BUILD/tests/gpu/test_dims" cuda:0
+		tap models logits 120 python3 tests/gpu/models.py --build "$BUILD" --emu
+	else
+		tap models operations 120 "$BUILD/tests/gpu/test_dims" cuda:0
+		tap models logits 180 python3 tests/gpu/models.py --build "$BUILD" --folder "$WORK"
+	fi
+}
+
+part_repeat() {
+	AFD_DIMS_SHRINK=$([ $EMU = 1 ] && echo 32 || echo 4) AFD_DIMS_REPEAT=$([ $EMU = 1 ] && echo 1 || echo 20) \
+		tap repeat operations 120 "$BUILD/tests/gpu/test_dims" cuda:0
+	tap repeat logits 120 python3 tests/gpu/models.py --build "$BUILD" --folder "$WORK" --repeat \
+		$([ $EMU = 1 ] && echo --emu) --only qwen3-8b,qwen3-30b-a3b
+}
+
+# Whether the tool finds the fault that it is for.
+sanitizer_works() {
+	"$SANITIZER" --tool "$1" --error-exitcode 9 "$WORK/probe" "$1" >"$WORK/probe.txt" 2>&1
+	[ $? = 9 ] || { cat "$WORK/probe.txt" >>"$LOG" && return 1; }
+}
+
+part_sanitizer() {
+	local tool name
+	if [ $EMU = 1 ]; then
+		result skipped "sanitizer" "compute-sanitizer needs a GPU; the emulator runs under the host's sanitizers in tests/run.sh"
+		return
+	fi
+	SANITIZER=$(command -v compute-sanitizer || ls "$NVCC_DIR"/bin/compute-sanitizer "$NVCC_DIR"/compute-sanitizer/compute-sanitizer \
+		/opt/nvidia/*/compute-sanitizer 2>/dev/null | head -n 1)
+	[ -n "$SANITIZER" ] || { result skipped "sanitizer" "compute-sanitizer is not installed" && return; }
+	"$NVCC_DIR/bin/nvcc" -gencode "arch=compute_$ARCH,code=sm_$ARCH" -o "$WORK/probe" tests/gpu/sanitizer_probe.cu >>"$LOG" 2>&1 ||
+		{ result failed "sanitizer: its probe compiles" && return; }
+	for tool in memcheck racecheck initcheck synccheck; do
+		if ! sanitizer_works $tool; then
+			result skipped "sanitizer $tool" "it does not find a planted fault on this machine: $(tail -n 1 "$WORK/probe.txt")"
+			continue
+		fi
+		result passed "sanitizer $tool: a planted fault is found"
+		# Its own exit status is a failure even where every case passes.
+		AFD_WORDS_ROUNDS=1 tap "sanitizer $tool" words 40 "$SANITIZER" --tool $tool --error-exitcode 9 --log-file "$WORK/san.txt" \
+			"$BUILD/tests/gpu/test_words" "$SIDE" "$BUILD/tests/gpu/words-emu.so"
+		cat "$WORK/san.txt" >>"$LOG" 2>/dev/null
+		AFD_DIMS_SHRINK=32 tap "sanitizer $tool" operations 60 "$SANITIZER" --tool $tool --error-exitcode 9 --log-file "$WORK/san.txt" \
+			"$BUILD/tests/gpu/test_dims" cuda:0
+		cat "$WORK/san.txt" >>"$LOG" 2>/dev/null
+	done
+}
+
+part_bench() {
+	local start=$SECONDS status
+	timeout 150 python3 tests/gpu/peers.py --build "$BUILD" --out "$OUT" $([ $EMU = 1 ] && echo --emu) >"$WORK/bench" 2>"$WORK/err"
+	status=$?
+	{ echo "-- bench (exit $status, $((SECONDS - start)) s)" && cat "$WORK/bench" "$WORK/err"; } >>"$LOG"
+	[ $status = 0 ] && result passed "bench: every operation is measured" ||
+		result failed "bench: every operation is measured" "exit $status: $(tail -n 1 "$WORK/err")"
+	# What one line of a terminal can show of it; all of it is in log.txt.
+	sed -n '/^summary/,$p' "$WORK/bench" >"$WORK/summary"
+}
+
+# ---- all of it ----
+
+say "build"
+start=$SECONDS
+if build; then
+	printf 'build\t%d\n' $((SECONDS - start)) >>"$WORK/times"
+	reason=$(why_no_gpu)
+	for part in "${PARTS[@]}"; do
+		say "$part"
+		start=$SECONDS
+		if [ -n "$reason" ]; then
+			result skipped "$part" "$reason"
+		else
+			"part_$part"
+		fi
+		printf '%s\t%d\n' "$part" $((SECONDS - start)) >>"$WORK/times"
+	done
+fi
+
+awk -F '\t' '$1 == "failed" { printf "failed: %s%s\n", $2, $3 == "" ? "" : ": " $3 }' "$RESULTS" | cut -c 1-300 | head -n 40
+awk -F '\t' '$1 == "skipped" { printf "skipped: %s%s\n", $2, $3 == "" ? "" : ": " $3 }' "$RESULTS" | cut -c 1-300
+[ -s "$WORK/summary" ] && cat "$WORK/summary"
+printf '%-12s %7s %7s %8s %5s\n' part passed failed skipped s
+awk -F '\t' 'NR == FNR { s[$1] = $2; order[++n] = $1; next }
+	{ split($2, name, /[ :]/); count[name[1], $1]++ }
+	END { for (i = 1; i <= n; i++) { p = order[i]
+		printf "%-12s %7d %7d %8d %5d\n", p, count[p, "passed"], count[p, "failed"], count[p, "skipped"], s[p] } }' \
+	"$WORK/times" "$RESULTS" 2>/dev/null
+echo "$([ $EMU = 1 ] && echo "the emulated GPU" || nvidia-smi --query-gpu=name,driver_version --format=csv,noheader 2>/dev/null | head -n 1), $(date -u +%F), $SECONDS s; all of it is in $OUT"
+count() { grep -c "^$1	" "$RESULTS"; }
+echo "$(count passed) passed, $(count failed) failed, $(count skipped) skipped"
+[ "$(count failed)" = 0 ] && [ "$(count passed)" != 0 ]
