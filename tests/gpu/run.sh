@@ -100,7 +100,7 @@ find_needs() {
 }
 
 build() {
-	local options=(-Dbuildtype=release -Dtests=enabled) targets
+	local options=(-Dbuildtype=release -Dtests=enabled -Dtls=disabled) targets
 	find_needs || return 1
 	if [ $EMU = 1 ]; then
 		options+=(-Dcuda=disabled)
