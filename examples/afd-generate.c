@@ -462,7 +462,7 @@ static const struct tool_option options[] = {
 	{ "attention-tp", "i/n", "0/1", "attention rank i of n, 2 to 64 of them: part of the heads",
 		tool_set_shard, flags.rank, 0, 0 },
 	{ "attention-group", "ADDR", NULL,
-		"where rank 0 listens and the other attention ranks connect, shm:NAME",
+		"where rank 0 listens and the other attention ranks connect; or ADDR,... one of each rank",
 		tool_set_text, &flags.group, 0, 0 },
 	{ "temperature", "T", "0: greedy", "sampling temperature, 0 to 100", tool_set_real,
 		&flags.temperature, 0, 100 },

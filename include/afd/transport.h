@@ -66,7 +66,8 @@ struct afd_transport_params {
 	struct afd_shard shard;
 	/* Attention side: ranks of one attention group exchange their partial results. Rank 0
 	 * listens at this address, rank i at the same with ".i" after it (tcp: at PORT + i), and
-	 * each connects to those of lower rank. NULL: no group */
+	 * each connects to those of lower rank. Ranks of several hosts: the addresses of all ranks,
+	 * in order, with commas between them. NULL: no group */
 	const char *group;
 	uint32_t group_index; /* this rank, below group_size */
 	uint32_t group_size;  /* ranks, 2 .. 64; 0 or 1: no group */

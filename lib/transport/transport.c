@@ -327,16 +327,34 @@ static int parse_rank(afd_transport *net, uint32_t rank, const char *text)
 	return afd__address_parse(&net->group[rank], net->ctx, name, false);
 }
 
+/* The rank's own of several with commas between them, as on several hosts. */
+static int parse_listed_rank(afd_transport *net, uint32_t rank, const char *text)
+{
+	char name[sizeof(net->group->text) + 1];
+
+	for (uint32_t i = 0; i < rank; i++)
+		text = strchr(text, ',') + 1;
+	snprintf(name, sizeof(name), "%.*s", (int)strcspn(text, ","), text);
+	return afd__address_parse(&net->group[rank], net->ctx, name, false);
+}
+
+/* One address for all ranks, or one for each. */
 static int parse_group(afd_transport *net, const char *text)
 {
-	uint32_t n = net->params.group_index + 1;
+	uint32_t n = net->params.group_index + 1, n_listed = 1;
 	int rc = 0;
 
+	for (const char *at = text; (at = strchr(at, ',')); at++)
+		n_listed++;
+	if (n_listed != 1 && n_listed != net->params.group_size)
+		return afd__error(-EINVAL,
+			"transport: group has %u addresses, must have one, or one for each of %u ranks",
+			n_listed, net->params.group_size);
 	net->group = afd__alloc(net->ctx, n, sizeof(*net->group));
 	if (!net->group)
 		return -ENOMEM;
 	for (uint32_t rank = 0; rank < n && !rc; rank++)
-		rc = parse_rank(net, rank, text);
+		rc = n_listed > 1 ? parse_listed_rank(net, rank, text) : parse_rank(net, rank, text);
 	return rc;
 }
 

@@ -5,6 +5,8 @@
  */
 #include "group_rig.h"
 
+#include <stdio.h>
+
 /* ---- sums ---- */
 
 static void sums_are_those_of_rank_order_whoever_is_first(void **state)
@@ -141,6 +143,34 @@ struct quarrel {
 	const char *text;
 };
 
+static void each_rank_may_have_an_address_of_its_own(void **state)
+{
+	char addresses[3][96], list[3 * 96];
+	struct afd_transport_params params = params_of(2, 3);
+	afd_transport *net;
+
+	for (int i = 0; i < 3; i++)
+		rig_address(addresses[i]);
+	snprintf(list, sizeof(list), "%s,%s,%s", addresses[0], addresses[1], addresses[2]);
+	for (uint32_t i = 3; i--;) {
+		params = params_of(i, 3);
+		params.group = list;
+		make_rank(i, &params);
+	}
+	join_all(3);
+	fill_partials(3, 0, 1);
+	begin_all(3, ROWS_MAX);
+	for (uint32_t r = 0; r < 3; r++)
+		assert_int_equal(start(&ranks[r], AFD__REDUCE, 0, 0, ROWS_MAX), 0);
+	finish_all(3, 0, 1);
+	expect_sums(3, 0, ROWS_MAX, 1);
+	end_group(3);
+	snprintf(list, sizeof(list), "%s,%s", addresses[0], addresses[1]);
+	rig_secret(&params);
+	expect_error(afd_transport_create(&net, client_ctx, &rig_contract, &params), -EINVAL,
+		"group has 2 addresses, must have one, or one for each of 3 ranks");
+}
+
 static void ranks_that_are_not_at_the_same_are_both_named(void **state)
 {
 	static const struct quarrel cases[] = {
@@ -220,6 +250,7 @@ int main(int argc, char **argv)
 		RIG_TEST(fills_and_drains_that_take_their_time_change_nothing),
 		RIG_TEST(an_operation_without_rows_or_without_others_is_done_at_once),
 		RIG_TEST(ranks_share_ffn_peers_of_which_each_sees_its_own_rows),
+		RIG_TEST(each_rank_may_have_an_address_of_its_own),
 		RIG_TEST(ranks_that_are_not_at_the_same_are_both_named),
 		RIG_TEST(ranks_with_other_rows_in_a_lane_are_both_named),
 		RIG_TEST(a_rank_that_is_a_step_ahead_is_named),
