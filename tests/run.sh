@@ -78,7 +78,7 @@ logged() {
 install_needs() {
 	local missing="" sudo="" name
 	for name in meson ninja-build gcc g++ libc6-dev libjansson-dev libxxhash-dev libcmocka-dev libssl-dev pkg-config python3 python3-numpy \
-		python3-matplotlib python3-pip python3-venv clang cmake abigail-tools; do
+		python3-matplotlib python3-pip python3-venv clang cmake abigail-tools iproute2 nftables; do
 		dpkg-query -W -f '${Status}' "$name" 2>/dev/null | grep -q 'ok installed' || missing="$missing $name"
 	done
 	[ -z "$missing" ] && return 0
