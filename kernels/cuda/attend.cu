@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * softmax(q k^T * scale) v over what a row sees: on tensor cores (attend_split.cu), or, for caches in
- * float32 and heads of odd or large sizes, here, in float32, a warp per query head. A lane scores
- * one of 32 positions, then adds its columns of v.
+ * softmax(q k^T * scale) v over what a row sees: on tensor cores (attend_split.cu, attend_chunk.cu),
+ * or, for caches in float32 and heads of odd or large sizes, here, in float32, a warp per query
+ * head. A lane scores one of 32 positions, then adds its columns of v.
  *
  * Invariant: positions are combined in blocks of 32 at fixed absolute positions; what a row does not
  * see is not read.
@@ -98,7 +98,7 @@ GPU_KERNEL(WARPS * 32) attend_plain_kernel(struct afd__attend_args a)
 int afd_gpu_attend(const struct afd_gpu *gpu, const struct afd__attend_args *a)
 {
 	if (attend_split_fits(a))
-		return attend_split(gpu, a);
+		return attend_chunk_pays(gpu, a) ? attend_chunk(gpu, a) : attend_split(gpu, a);
 	return with_dtype(a->kv.dtype, [&](auto t) {
 		return gpu_launch(gpu, "attend_plain", attend_plain_kernel<decltype(t)>,
 			{ a->n_rows, (unsigned)divide_up(a->n_heads, WARPS), 1 }, WARPS * 32, 0, *a);

@@ -16,7 +16,7 @@
 #define GPU_FN static __device__ __forceinline__
 #define GPU_INLINE __device__ __forceinline__ /* of a specialisation */
 #define GPU_BOTH static __host__ __device__ __forceinline__
-#define GPU_KERNEL(n_threads) static __global__ void __launch_bounds__(n_threads)
+#define GPU_KERNEL(...) static __global__ void __launch_bounds__(__VA_ARGS__)
 #define GPU_SHARED(type, name, count) __shared__ __align__(16) type name[count]
 #define GPU_DYNAMIC_SHARED(name) extern __shared__ __align__(128) unsigned char name[]
 #define GPU_UNROLL _Pragma("unroll")
@@ -27,7 +27,7 @@
 #define GPU_FN static inline
 #define GPU_INLINE inline
 #define GPU_BOTH static inline
-#define GPU_KERNEL(n_threads) static void
+#define GPU_KERNEL(...) static void
 #define GPU_SHARED(type, name, count) \
 	static char name##_key; \
 	type *const name = (type *)emu::shared(&name##_key, sizeof(type) * (count))
@@ -342,6 +342,13 @@ GPU_FN uint32_t f16x2_of_fp8x2(uint32_t pair)
 
 	return pack2<f16>(to_float(low), to_float(high));
 }
+#endif
+
+/* a b, rounded on its own: never fused with an addition, so that two kernels give the same bits. */
+#ifdef __CUDACC__
+GPU_FN float multiply(float a, float b) { return __fmul_rn(a, b); }
+#else
+GPU_FN float multiply(float a, float b) { return a * b; }
 #endif
 
 #ifdef __CUDACC__

@@ -9,6 +9,8 @@
  */
 #include "attn.h"
 
+enum { CHUNK_ROWS = 16 }; /* from so many rows on an entry is a chunk */
+
 /* ---- the start of a step ---- */
 
 static int copy_page(struct afd_attn *attn, uint32_t group, int32_t from, int32_t to)
@@ -236,25 +238,49 @@ static int enqueue_rope(
 	return afd__rope(&attn->queue, &rope);
 }
 
-static int enqueue_attend(
-	struct afd_attn *attn, const struct afd__lane *lane, const struct afd__attn_layer *w)
+/* Rows row0 .. row0+n_rows-1 of the batch, of entries of at least run_rows rows. */
+static int enqueue_attend_rows(struct afd_attn *attn, const struct afd__lane *lane, uint32_t row0,
+	uint32_t n_rows, uint32_t run_rows)
 {
+	const struct afd__attn_layer *w = &attn->weights.layers[lane->layer];
 	const int32_t *words = attn->memory.words;
+	size_t at = row0 - lane->row0;
 	struct afd__attend_args attend = {
-		.qkv = attn->memory.qkv,
-		.positions = words + attn->batch.positions_at + lane->row0,
-		.sequences = words + attn->batch.table_rows_at + lane->row0,
+		.qkv = attn->memory.qkv + at * attn->qkv_width,
+		.positions = words + attn->batch.positions_at + row0,
+		.sequences = words + attn->batch.table_rows_at + row0,
 		.page_table = words + afd__batch_table_at(&attn->batch, attn->groups[lane->layer]),
-		.out = attn->memory.mixed,
-		.n_rows = lane->n_rows,
+		.out = attn->memory.mixed + at * attn->mixed_width,
+		.n_rows = n_rows,
 		.n_heads = w->n_heads,
 		.table_stride = attn->batch.table_stride,
 		.window = w->arch->window,
 		.scale = w->arch->softmax_scale,
+		.run_rows = run_rows,
 	};
 
 	afd__attn_kv_view(attn, lane->layer, &attend.kv);
 	return afd__attend(&attn->queue, &attend);
+}
+
+/* Rows of chunks and rows that decode go apart: devices have another way for each. */
+static int enqueue_attend(struct afd_attn *attn, const struct afd__lane *lane)
+{
+	const struct afd__batch_entry *entry = afd__batch_entry_of(&attn->batch, lane->row0);
+	uint32_t row = lane->row0, end = row + lane->n_rows;
+	int rc = 0;
+
+	while (!rc && row < end) {
+		uint32_t row0 = row, run_rows = entry->n_rows;
+		bool is_chunk = run_rows >= CHUNK_ROWS;
+
+		for (; row < end && (entry->n_rows >= CHUNK_ROWS) == is_chunk; entry++) {
+			run_rows = entry->n_rows < run_rows ? entry->n_rows : run_rows;
+			row += entry->n_rows;
+		}
+		rc = enqueue_attend_rows(attn, lane, row0, row - row0, run_rows);
+	}
+	return rc;
 }
 
 /* In a group a rank's heads give a part of the sum, which is no row to be normed yet: it stands in
@@ -296,7 +322,7 @@ int afd__attn_enqueue_attention(struct afd_attn *attn, const struct afd__lane *l
 	rc = rc ? rc : enqueue_quantized(attn, lane, w);
 	rc = rc ? rc : enqueue_qkv(attn, lane, w);
 	rc = rc ? rc : enqueue_rope(attn, lane, w);
-	rc = rc ? rc : enqueue_attend(attn, lane, w);
+	rc = rc ? rc : enqueue_attend(attn, lane);
 	rc = rc ? rc : enqueue_gate(attn, lane, w);
 	return rc ? rc : enqueue_o(attn, lane, w);
 }

@@ -149,6 +149,9 @@ struct afd__attend_args {
 	uint32_t n_rows, n_heads, table_stride;
 	uint32_t window; /* 0: all */
 	float scale;
+	/* A hint, which changes no bit: at least so many rows at a time follow each other in one
+	 * sequence; 0: nothing is known. */
+	uint32_t run_rows;
 };
 
 /* out = silu(gate) * up */

@@ -131,20 +131,19 @@ static void products_at_the_sizes_of_qwen3_8b_agree_with_the_cpu(void **state)
 	compare(product_of_70_rows, 70 * 1024, 2e-5);
 }
 
-/* Two sequences of 32 query and 8 KV heads, of 128 numbers in bf16: 3,000 and 5 positions, in pages
- * of 16. */
-static void attention(struct rig *r, float *out)
+enum { DIM = 128, PAGE = 16, PAGES = 190 };
+
+/* Heads of 128 numbers in bf16, over up to 3,040 positions in pages of 16, for rows of two sequences
+ * at most. Both caches are the same random numbers. */
+static void attend_pages(struct rig *r, struct afd__attend_args a, const int32_t *positions,
+	const int32_t *sequences, float *out)
 {
-	enum { HEADS = 32, KV = 8, DIM = 128, PAGE = 16, PAGES = 190 };
-	const int32_t positions[2] = { 2999, 4 }, sequences[2] = { 0, 1 };
-	size_t page_numbers = 2 * KV * PAGE * DIM, n = PAGES * page_numbers;
-	float *q = random_rows(r, 2 * (HEADS + 2 * KV) * DIM);
+	size_t page_numbers = 2 * (size_t)a.kv.n_kv_heads * PAGE * DIM, n = PAGES * page_numbers;
+	size_t q_numbers = (size_t)a.n_rows * (a.n_heads + 2 * a.kv.n_kv_heads) * DIM,
+	       out_bytes = (size_t)a.n_rows * a.n_heads * DIM * 4;
+	float *q = random_rows(r, q_numbers);
 	uint16_t *pages = malloc(n * 2);
 	int32_t table[2 * PAGES];
-	struct afd__attend_args a = { .n_rows = 2,
-		.n_heads = HEADS,
-		.table_stride = PAGES,
-		.scale = 0.3f / sqrtf(DIM) };
 
 	for (size_t i = 0; i < n; i++) {
 		float x = rig_random(r, 1);
@@ -155,29 +154,73 @@ static void attention(struct rig *r, float *out)
 	}
 	for (int32_t i = 0; i < 2 * PAGES; i++)
 		table[i] = (i * 77 + 5) % PAGES;
-	a.qkv = rig_input(r, q, 2 * (HEADS + 2 * KV) * DIM * 4);
-	a.positions = rig_input(r, positions, sizeof(positions));
-	a.sequences = rig_input(r, sequences, sizeof(sequences));
+	a.qkv = rig_input(r, q, q_numbers * 4);
+	a.positions = rig_input(r, positions, a.n_rows * 4);
+	a.sequences = rig_input(r, sequences, a.n_rows * 4);
 	a.page_table = rig_input(r, table, sizeof(table));
-	a.out = rig_output(r, 2 * HEADS * DIM * 4);
-	a.kv = (struct afd__kv_view){ .data = rig_input(r, pages, n * 2),
-		.page_stride = page_numbers * 2,
-		.v_offset = page_numbers,
-		.head_stride = PAGE * DIM * 2,
-		.position_stride = DIM * 2,
-		.page_size = PAGE,
-		.n_kv_heads = KV,
-		.head_dim = DIM,
-		.dtype = AFD_DTYPE_BF16 };
+	a.table_stride = PAGES;
+	a.out = rig_output(r, out_bytes);
+	a.scale = 0.3f / sqrtf(DIM);
+	a.kv.data = rig_input(r, pages, n * 2);
+	a.kv.page_stride = page_numbers * 2;
+	a.kv.v_offset = page_numbers;
+	a.kv.head_stride = PAGE * DIM * 2;
+	a.kv.position_stride = DIM * 2;
+	a.kv.page_size = PAGE;
+	a.kv.head_dim = DIM;
+	a.kv.dtype = AFD_DTYPE_BF16;
 	RIG_OK(afd__attend(&r->q, &a));
-	rig_fetch(r, out, a.out, 2 * HEADS * DIM * 4);
+	rig_fetch(r, out, a.out, out_bytes);
 	free(pages);
 	free(q);
+}
+
+static void attention(struct rig *r, float *out)
+{
+	const int32_t positions[2] = { 2999, 4 }, sequences[2] = { 0, 1 };
+
+	attend_pages(r, (struct afd__attend_args){ .n_rows = 2, .n_heads = 32, .kv.n_kv_heads = 8 },
+		positions, sequences, out);
+}
+
+enum { CHUNK = 18 };
+
+static void attend_chunk(struct rig *r, uint32_t run_rows, float *out)
+{
+	int32_t positions[CHUNK], sequences[CHUNK] = { 0 };
+
+	for (int32_t i = 0; i < CHUNK; i++)
+		positions[i] = 2980 + i;
+	attend_pages(r, (struct afd__attend_args){ .n_rows = CHUNK, .n_heads = 8, .kv.n_kv_heads = 2,
+				.run_rows = run_rows }, positions, sequences, out);
+}
+
+static void chunk(struct rig *r, float *out)
+{
+	attend_chunk(r, 1 << 20, out);
 }
 
 static void attention_over_3000_positions_agrees_with_the_cpu(void **state)
 {
 	compare(attention, 2 * 32 * 128, 3e-5);
+}
+
+static void a_chunk_over_3000_positions_agrees_with_the_cpu(void **state)
+{
+	compare(chunk, CHUNK * 8 * 128, 3e-5);
+}
+
+static void rows_of_a_chunk_over_3000_positions_have_the_bits_that_they_have_alone(void **state)
+{
+	static float together[CHUNK * 8 * 128], alone[CHUNK * 8 * 128];
+	struct rig *r = rig_make(2);
+	uint64_t random = r->random;
+
+	attend_chunk(r, 1 << 20, together);
+	r->random = random;
+	attend_chunk(r, 0, alone);
+	assert_memory_equal(together, alone, sizeof(alone));
+	rig_end(r);
 }
 
 /* 8 experts of Qwen3-30B-A3B, 5 rows. */
@@ -278,6 +321,8 @@ int main(int argc, char **argv)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(products_at_the_sizes_of_qwen3_8b_agree_with_the_cpu),
 		cmocka_unit_test(attention_over_3000_positions_agrees_with_the_cpu),
+		cmocka_unit_test(a_chunk_over_3000_positions_agrees_with_the_cpu),
+		cmocka_unit_test(rows_of_a_chunk_over_3000_positions_have_the_bits_that_they_have_alone),
 		cmocka_unit_test(experts_at_the_sizes_of_qwen3_30b_agree_with_the_cpu),
 		cmocka_unit_test(a_norm_of_5120_numbers_agrees_with_the_cpu),
 		cmocka_unit_test(the_largest_of_a_real_vocabulary_is_found),

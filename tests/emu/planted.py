@@ -78,26 +78,37 @@ PLANTED = {
     "inputs_of_fp8_in_plain_order": (
         "tile_inputs.cu", "return i / 4 * 2 + i % 2 + (i & 2 ? 8 : 0);", "return i;", "fp8", "fp8_products*", "plain", "first"),
     "a_split_that_sees_one_position_too_many": (
-        "attend_split.cu", "at->end = (unsigned)a.positions[at->row] + 1;", "at->end = (unsigned)a.positions[at->row] + 2;",
-        "attend", "attention*", "plain", "first"),
+        "attend_tile.h:attend_split.cu", "s.end = (unsigned)a.positions[row] + 1;", "s.end = (unsigned)a.positions[row] + 2;",
+        "attend", "attention_a*", "plain", "first"),
     "a_split_whose_values_are_not_masked": (
-        "attend_split.cu", "base + row >= at.first && base + row < at.end && c", "at.end && c", "attend", "attention*", "plain",
+        "attend_tile.h:attend_split.cu", "base + row >= first && base + row < end && c", "c", "attend", "attention_a*", "plain",
         "first"),
     "a_split_without_the_warp_sync_after_the_wait": (
         "attend_split.cu", "\t\twarp_sync(); /* the warp's tile s is here", "\t\t/* the warp's tile s is here", "attend",
         "attention*", "plain", "random:3"),
-    "a_merge_before_all_warps_have_written": (
+    "a_join_before_all_warps_have_written": (
         "attend_split.cu", "\tbarrier();\n\tfor (unsigned i = thread_x(); i < at.n_heads", "\tfor (unsigned i = thread_x(); i < at.n_heads",
-        "attend", "attention*", "plain", "first"),
-    "a_merge_that_overwrites_a_ring": (
-        "attend_split.cu", "\tbarrier(); /* the rings are free for the merge */\n", "", "attend", "attention*", "tsan", "random:3"),
-    "a_merge_that_forgets_the_maximum": (
-        "attend_split.cu", "float keep = exp2f(pieces[i * stride] - most);", "float keep = 1;", "attend", "attention*", "plain",
-        "first"),
+        "attend", "attention_a*", "plain", "first"),
+    "a_join_that_overwrites_a_ring": (
+        "attend_split.cu", "\tbarrier(); /* the rings are free for the pieces */\n", "", "attend", "attention_a*", "tsan", "random:3"),
+    "a_join_that_forgets_the_maximum": (
+        "attend_tile.h:attend_split.cu", "return { now, exp2f(maximum - from), exp2f(other - from) };", "return { now, 1, 1 };", "attend",
+        "attention_a*", "plain", "first"),
     "a_softmax_that_does_not_shrink_what_was_before": (
-        "attend_split.cu", "state->out[i][e] *= keep;", "state->out[i][e] *= 1;", "attend", "attention*", "plain", "first"),
+        "attend_tile.h:attend_split.cu", "state->out[i][e] *= keep;", "state->out[i][e] *= 1;", "attend", "attention_a*", "plain", "first"),
+    "a_chunk_that_waits_one_stage_too_few": (
+        "attend_chunk.cu", "copy_wait<STAGES - 2>();", "copy_wait<STAGES - 1>();", "attend", "attention_of*", "plain", "first"),
+    "a_chunk_without_the_barrier_of_a_stage": (
+        "attend_chunk.cu", "\t\tbarrier(); /* everybody's is;", "\t\t/* everybody's is;", "attend", "attention_of*", "plain",
+        "random:3"),
+    "a_chunk_whose_next_run_overwrites_the_ring": (
+        "attend_chunk.cu", "\t\tbarrier(); /* the ring is free for the next run */\n", "", "attend", "rows_that*", "tsan", "random:3"),
+    "a_chunk_that_takes_another_sequence_for_its_own": (
+        "attend_chunk.cu", "a.sequences[row] == a.sequences[row - 1] &&", "", "attend", "attention_of*", "plain", "first"),
+    "a_chunk_that_joins_parts_in_another_order": (
+        "attend_chunk.cu", "at->part % SPLIT_PARTS == 0 || at", "at", "attend", "a_row_of*", "plain", "first"),
     "a_plain_attention_whose_weights_are_overwritten": (
-        "attend.cu", "\t\twarp_sync(); /* all have read the weights */\n", "", "attend", "attention*", "tsan", "random:3"),
+        "attend.cu", "\t\twarp_sync(); /* all have read the weights */\n", "", "attend", "attention_a*", "tsan", "random:3"),
     "a_plan_that_counts_before_the_slots_are_known": (
         "experts_plan.cu", "\t\tfound[i] = -1;\n\t}\n\tbarrier();", "\t\tfound[i] = -1;\n\t}", "experts", "slots*", "tsan", "random:3"),
     "a_plan_that_takes_a_repeated_slot_twice": (

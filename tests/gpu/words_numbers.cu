@@ -28,6 +28,7 @@ EACH(ties_to_fp8, from_float<fp8>(float_of_bits(0x38000000 + (x << 18))).bits);
 EACH(pack_bf16, pack2<bf16>(float_of_bits(x), float_of_bits(x * 2654435761u)));
 EACH(pack_f16, pack2<f16>(float_of_bits(x), float_of_bits(x * 2654435761u)));
 EACH(finite_and_bits, count_bits(x) | (uint32_t)is_finite(float_of_bits(x)) << 8);
+EACH(products, bits_of(multiply(float_of_bits(x), float_of_bits(x * 2654435761u))));
 EACH(divisions, (uint32_t)divide_up(x, 1 + x % 977));
 
 #define CASE(name, covers, input, output, f) \
@@ -61,6 +62,7 @@ extern "C" const struct word words_numbers[] = {
 	CASE("two_f32_become_two_f16", "pack2 pack_as", WORDS_BITS, WORDS_TWO_F16, pack_f16),
 	CASE("bits_are_counted_and_infinities_found", "count_bits is_finite", WORDS_BITS, WORDS_RAW,
 		finite_and_bits),
+	CASE("two_f32_are_multiplied", "multiply", WORDS_BITS, WORDS_F32, products),
 	CASE("divisions_round_up", "divide_up", WORDS_COUNT, WORDS_RAW, divisions),
 	{},
 };
