@@ -16,7 +16,9 @@
 
 #include "net.h"
 
-enum { ACCEPTS_PER_ROUND = 64, WARNINGS_PER_SECOND = 10, ACCEPT_AGAIN_MS = 100 };
+enum { WARNINGS_PER_SECOND = 10, ACCEPT_AGAIN_MS = 100 };
+/* What a flood may cost those who are served; the rest waits in the kernel. */
+enum { ACCEPT_WINDOW_MS = 10, ACCEPTS_PER_WINDOW = 16 };
 
 static const uint64_t MS = 1000000;
 
@@ -423,20 +425,37 @@ static int accept_one(afd_transport *net, struct afd__listener *ln, uint64_t now
 	return 1;
 }
 
+/* 0: as many as may be have been accepted in this window; the rest comes after it. */
+static uint32_t accepts_left(afd_transport *net, uint64_t now)
+{
+	if (now - net->accept_window_ns >= ACCEPT_WINDOW_MS * MS) {
+		net->accept_window_ns = now;
+		net->n_accepts = 0;
+	}
+	if (net->n_accepts == ACCEPTS_PER_WINDOW)
+		net->accept_again_ns = net->accept_window_ns + ACCEPT_WINDOW_MS * MS;
+	return ACCEPTS_PER_WINDOW - net->n_accepts;
+}
+
 static int accept_all(afd_transport *net, uint64_t now)
 {
 	int rc, moved = 0;
+	uint32_t first;
 
-	if (!net->listeners_stirred && (!net->accept_again_ns || now < net->accept_again_ns))
+	if ((!net->listeners_stirred && (!net->accept_again_ns || now < net->accept_again_ns)) ||
+		!accepts_left(net, now))
 		return 0;
 	net->listeners_stirred = false;
 	net->accept_again_ns = 0;
+	first = net->first_listener++;
 	for (uint32_t i = 0; i < net->n_listeners; i++) {
-		struct afd__listener *ln = &net->listeners[i];
+		/* Another one is the first each time, so that none is left out. */
+		struct afd__listener *ln = &net->listeners[(i + first) % net->n_listeners];
 
 		rc = 1;
-		for (int n = 0; n < ACCEPTS_PER_ROUND && rc == 1; n++) {
+		while (rc == 1 && net->n_accepts < ACCEPTS_PER_WINDOW) {
 			rc = accept_one(net, ln, now);
+			net->n_accepts += rc != 0;
 			moved |= rc == 1;
 		}
 		if (rc == 1 || rc == -EACCES)

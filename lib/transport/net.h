@@ -240,7 +240,10 @@ struct afd_transport {
 	struct afd__listener *listeners; /* [n_listeners] */
 	uint32_t n_listeners;
 	bool listeners_stirred;
-	uint64_t accept_again_ns; /* descriptors had run out; 0: no */
+	uint64_t accept_again_ns; /* descriptors had run out, or many had come; 0: no */
+	uint64_t accept_window_ns; /* since when connections are counted, */
+	uint32_t n_accepts;        /* and how many were accepted */
+	uint32_t first_listener;   /* of the next round of accepting */
 
 	struct afd__secret *secret; /* NULL: no key */
 

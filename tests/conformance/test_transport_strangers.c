@@ -525,6 +525,38 @@ static void a_source_that_takes_all_places_loses_its_own_only(void **state)
 	server_stop(&server);
 }
 
+/* Each poll has time for those who are joined. */
+static void of_many_that_come_at_once_a_few_are_accepted_at_a_time(void **state)
+{
+	enum { STRANGERS = 60, AT_A_TIME = 16 };
+	int strangers[STRANGERS], n_polls = 0;
+	afd_transport *net;
+	char address[96];
+	uint64_t start;
+
+	if (!is_tcp())
+		skip();
+	rig_address(address);
+	net = make_server(address, NULL);
+	for (int i = 0; i < STRANGERS; i++)
+		strangers[i] = connect_from(1, address);
+	start = now_ms();
+	while (net->n_accepted < STRANGERS) {
+		uint64_t before = net->n_accepted;
+
+		assert_true(afd_transport_poll(net) >= 0);
+		assert_in_range(net->n_accepted - before, 0, AT_A_TIME);
+		assert_in_range(afd_transport_timeout_ms(net), 0, 5000);
+		n_polls += net->n_accepted != before;
+		assert_true(afd__transport_sleep(net, -1, 1000) >= 0);
+	}
+	assert_in_range(n_polls, 4, STRANGERS);
+	assert_in_range(now_ms() - start, 25, 3000);
+	for (int i = 0; i < STRANGERS; i++)
+		close(strangers[i]);
+	afd_transport_destroy(net);
+}
+
 static void port_0_takes_a_free_one_and_says_it(void **state)
 {
 	const char *addresses[2] = { "tcp:127.0.0.1:0", "tcp:localhost:0" };
@@ -573,6 +605,7 @@ int main(int argc, char **argv)
 		RIG_TEST(a_message_longer_than_its_limit_is_refused_by_its_prefix),
 		RIG_TEST(a_peer_that_does_not_read_holds_up_nobody),
 		RIG_TEST(a_source_that_takes_all_places_loses_its_own_only),
+		RIG_TEST(of_many_that_come_at_once_a_few_are_accepted_at_a_time),
 		RIG_TEST(port_0_takes_a_free_one_and_says_it),
 	};
 	return RIG_RUN(argc, argv, tests);
