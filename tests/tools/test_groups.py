@@ -7,7 +7,7 @@ import select
 import signal
 import time
 
-from tools import BOTH_F32, GOLDEN, MODEL, Case, address, read_npy, run, segments
+from tools import BOTH_F32, GOLDEN, MODEL, Case, address, read_npy, run, segments, tcp_address
 
 WIDE = GOLDEN / "wide"
 MOE = GOLDEN / "moe-f32"
@@ -20,9 +20,11 @@ def nmse(got, want):
 
 
 class Group(Case):
+    meet = staticmethod(address)
+
     def group(self, n, model, *args, **of_rank):
         """The ranks of one group under way, rank 0 with args of its own."""
-        meet = address()
+        meet = self.meet()
         return [self.generate(model, "--attention-tp", f"{i}/{n}", "--attention-group", meet, *args,
                               *of_rank.get("first" if i == 0 else "others", ())) for i in range(n)]
 
@@ -78,6 +80,18 @@ class Agreement(Group):
         for args in (["--lanes", 2], ["--lanes", 4, "--prefill-chunk", 4], ["--page-size", 3], ["--max-rows", 2], ["--threads", 2]):
             with self.subTest(" ".join(map(str, args))):
                 self.assertEqual(self.logits(2, MODEL, *ffn, *args)[1], want)
+
+    def test_media_give_the_same_bits(self):
+        """Ranks over shm:, tcp: and TLS, at FFN shards over shm:."""
+        key = self.scratch / "key"
+        key.write_bytes(os.urandom(32))
+        key.chmod(0o600)
+        for model, n, secret in ((MODEL, 2, ()), (WIDE, 3, ()), (WIDE, 3, ("--key", key, "--tls"))):
+            ffn = self.shards(model, 2, *secret)
+            bits = set()
+            for self.meet in (address, tcp_address, lambda: ",".join(tcp_address() for _ in range(n))):
+                bits |= {self.logits(n, model, *ffn, "--lanes", lanes, *secret)[1] for lanes in (1, 3)}
+            self.assertEqual(len(bits), 1)
 
     def test_devices_give_the_same_bits(self):
         ffn = self.shards(MODEL, 1)

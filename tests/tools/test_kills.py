@@ -5,17 +5,17 @@ import select
 import signal
 import time
 
-from tools import MODEL, Case, segments
+from tools import MODEL, Case, address, segments, tcp_address
 
 LONG = ["--ids", "17 4 2", "--log", "error"]
 
 
 class Kills(Case):
-    def begin(self, n_attention, *args):
+    def begin(self, n_attention, *args, listen=None):
         """A server, and attention processes that are in the middle of their work."""
         before = segments()
-        metrics = self.scratch / "metrics"
-        server, listen = self.serve(MODEL, "--metrics", metrics)
+        metrics = self.scratch / f"metrics{len(self.processes)}"
+        server, listen = self.serve(MODEL, "--metrics", metrics, listen=listen)
         running = [self.generate(MODEL, *LONG, "--max-tokens", 200000, "--kv-pages", 20000, "--ffn", listen, *args)
                    for _ in range(n_attention)]
         self.until("all peers joined and rows crossed", lambda: self.metric(metrics, "afd_ffn_peers") == n_attention
@@ -39,21 +39,23 @@ class Kills(Case):
             self.assertEqual((process.returncode, err.count("\n")), (1, 1), err)
 
     def test_a_killed_ffn_is_reported_by_every_attention_process_within_a_second(self):
-        before, server, listen, running = self.begin(3)
-        since = time.monotonic()
-        server.send_signal(signal.SIGKILL)
-        self.expect_lost(running, since, listen, 1.0)
-        self.assertEqual(segments(), before)
+        for new_address in (address, tcp_address):
+            before, server, listen, running = self.begin(3, listen=new_address())
+            since = time.monotonic()
+            server.send_signal(signal.SIGKILL)
+            self.expect_lost(running, since, listen, 1.0)
+            self.assertEqual(segments(), before)
 
     def test_a_stopped_ffn_is_reported_within_the_deadline_and_a_second(self):
-        before, server, listen, running = self.begin(2, "--deadline-ms", 800)
-        since = time.monotonic()
-        server.send_signal(signal.SIGSTOP)
-        self.expect_lost(running, since, listen, 1.8)
-        self.assertGreaterEqual(time.monotonic() - since, 0.8)  # silence is not death
-        server.send_signal(signal.SIGCONT)
-        self.stop(server)
-        self.assertEqual(segments(), before)
+        for new_address in (address, tcp_address):
+            before, server, listen, running = self.begin(2, "--deadline-ms", 800, listen=new_address())
+            since = time.monotonic()
+            server.send_signal(signal.SIGSTOP)
+            self.expect_lost(running, since, listen, 1.8)
+            self.assertGreaterEqual(time.monotonic() - since, 0.8)  # silence is not death
+            server.send_signal(signal.SIGCONT)
+            self.stop(server)
+            self.assertEqual(segments(), before)
 
     def test_a_short_silence_is_not_reported(self):
         _, listen = self.serve(MODEL)

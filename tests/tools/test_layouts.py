@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Split equals whole, as users see it: one process, 1A:1F, 2A:1F and 4A:1F over shm, lanes 1 to 4."""
+"""Split equals whole, as users see it: one process, 1A:1F, 2A:1F and 4A:1F over shm, lanes 1 to 4; other media have the same bits."""
 import json
+import os
 import shutil
 
-from tools import GOLDEN, MODEL, Case, read_npy
+from tools import GOLDEN, MODEL, Case, address, read_npy, tcp_address
 
 WIDE = GOLDEN / "wide"
+MOE = GOLDEN / "moe-f32"
 PROMPT = "3 1 4 1 5 9 2 6 5 35 89 79 32 38 46"
 
 
@@ -84,6 +86,41 @@ class Layouts(Case):
         self.assertEqual(server.stdout.readline(), f"ready {second}\n")
         outs = {self.result(self.generate(WIDE, "--ids", "5 6 7", "--ffn", listen)) for listen in (first, second)}
         self.assertEqual(outs, {self.result(self.generate(WIDE, "--ids", "5 6 7"))})
+
+
+class Media(Case):
+    def media(self):
+        """Name, fresh address, flags of both sides."""
+        key = self.scratch / "key"
+        key.write_bytes(os.urandom(32))
+        key.chmod(0o600)
+        return ("shm", address, ()), ("tcp", tcp_address, ()), ("tls", tcp_address, ("--key", key, "--tls"))
+
+    def bits(self, n_attention, ffn, model, lanes, *args):
+        """Logits of each attention process, all at once."""
+        paths = [self.scratch / f"{i}.npy" for i in range(n_attention)]
+        running = [self.generate(model, "--ids", f"{i + 3} 1 4 1 5 9 2 6 5", "--max-tokens", 6, "--prefill-chunk", 4, "--lanes", lanes,
+                                 "--logits", path, *ffn, *args) for i, path in enumerate(paths)]
+        for process in running:
+            self.result(process)
+        return [path.read_bytes() for path in paths]
+
+    def compare(self, model, n_attention, n_shards):
+        want = None if n_shards > 1 else self.bits(n_attention, (), model, 1)
+        for name, new_address, secret in self.media():
+            shards = [("--ffn-ep", f"{i}/{n_shards}") if n_shards > 1 else () for i in range(n_shards)]
+            ffn = [word for shard in shards for word in ("--ffn", self.serve(model, *shard, *secret, listen=new_address())[1])]
+            for lanes in (1, 2, 3, 4):
+                got = self.bits(n_attention, ffn, model, lanes, *secret)
+                want = want or got
+                self.assertTrue(got == want, f"{n_attention}A:{n_shards}F over {name}, {lanes} lanes")
+
+    def test_every_medium_gives_the_bits_of_one_process(self):
+        self.compare(MODEL, 1, 1)
+        self.compare(WIDE, 3, 1)
+
+    def test_every_medium_gives_the_same_bits_with_three_expert_parallel_shards(self):
+        self.compare(MOE, 2, 3)
 
 
 class Flow(Case):
