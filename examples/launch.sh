@@ -11,7 +11,7 @@
 #           2A:1F            two attention processes, each with its part of --batch; one FFN process
 #           1A:2F(tp2)       the FFN in two shards by width; (ep2) by experts; (tp2,ep2) both, four shards
 #           4A(tp2):2F(ep2)  two groups of two attention ranks; two FFN shards
-#           1A:4F(ep2)       two replicas of two shards (refused in this version)
+#           1A:4F(ep2)       two replicas of two shards
 #
 #   --threads N     of each process (default: cores divided by processes, at least 1)
 #   --max-peers, --gather-us, --metrics and the flags that both tools have go to the FFN processes

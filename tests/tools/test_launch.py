@@ -47,7 +47,7 @@ class Results(Case):
     def test_shards_are_started_as_the_layout_says(self):
         batch = self.write_batch(ENTRIES)
         want = self.result(self.generate(MOE, "--batch", batch, *SAMPLE))
-        for layout in ("1A:2F(tp2)", "2A:2F(ep2)", "1A:4F(tp2,ep2)", "1A:6F(ep3,tp2)"):
+        for layout in ("1A:2F(tp2)", "2A:2F(ep2)", "1A:4F(tp2,ep2)", "1A:6F(ep3,tp2)", "1A:4F(ep2)"):
             with self.subTest(layout):
                 self.assertEqual(self.result(self.launch(layout, MOE, "--batch", batch, "--gate", "ffn", *SAMPLE)), want)
 
