@@ -100,16 +100,40 @@ struct afd_executor {
 	uint32_t n_threads; /* how many threads take part, the caller included */
 };
 
-/* One span of work, for traces. Times are CLOCK_MONOTONIC nanoseconds. */
+enum afd_span_flag {
+	AFD_SPAN_ESTIMATED = 1, /* begin and duration are an estimate */
+};
+
+/*
+ * One span of work, for traces. Times are CLOCK_MONOTONIC nanoseconds, of this process alone.
+ *
+ * Of the attention stage, by lane: "attention" (with the routing that is done there), "ffn" (from
+ * the end of attention to the return of y), "wait" (nothing else could be done); without a lane
+ * "head" and, when it has succeeded, "step". Of an FFN server: "ffn", a pass. In one step none
+ * overlaps another one of its name and lane.
+ *
+ * Of a part that was sent to an FFN peer, reported together when its reply is found, one behind the
+ * other: "wire out", "queue", "gather", "compute", "wire back", "unread" (y was here, and this side
+ * computed); queue, gather and unread only when they are not 0. They end where the reply was found.
+ * compute and gather are what the peer has measured, the two ways are half of what is left, each.
+ * "lost": a part that has no reply, since its peer was lost.
+ */
 struct afd_span {
-	const char *name; /* "attention", "ffn", "wait", "send"; static storage */
+	const char *name; /* static storage */
 	uint64_t start_ns;
 	uint64_t duration_ns;
 	uint64_t step;
 	int32_t layer; /* -1: none */
 	int32_t lane;  /* -1: none */
 	uint32_t n_rows;
-	const char *peer; /* address, or NULL; valid during the call */
+	/* Address, valid during the call: of a part its peer, of "ffn" and "wait" the FFN peer if there
+	 * is but one; else NULL. */
+	const char *peer;
+	uint64_t id;            /* of a part: the same in all its spans; else 0 */
+	uint32_t part, n_parts; /* of the frame; else 0 of 0 */
+	uint8_t trace_id[16];   /* of the step; all zero: none */
+	uint32_t flags;         /* enum afd_span_flag */
+	uint32_t _pad;          /* 0 */
 };
 
 struct afd_tracer {

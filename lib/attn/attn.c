@@ -57,7 +57,7 @@ static int take_net(struct afd_attn *attn, const struct afd__exchange_info *info
 	rc = rc ? rc : afd__attn_route_check(attn, info);
 	rc = rc ? rc : afd__transport_own(attn->net, attn);
 	attn->owns_net = !rc;
-	if (!rc && info->n_targets)
+	if (!rc && info->n_ffn_peers == 1)
 		rc = afd_transport_peer(attn->net, 0, &peer);
 	memcpy(attn->peer, peer.address, sizeof(attn->peer));
 	return rc;

@@ -120,7 +120,7 @@ struct afd_attn {
 	struct afd__device *device;
 	int32_t owns_device; /* the FFN's else */
 	int32_t owns_net, owns_ffn;
-	char peer[128]; /* address of the FFN peer, for spans */
+	char peer[128]; /* for spans: address of the FFN peer, if there is but one */
 	struct afd__queue queue;
 	int epoll_fd;
 

@@ -79,6 +79,27 @@ int afd_attn_begin(afd_attn *attn, const struct afd_batch *batch)
 	return 0;
 }
 
+/* ---- spans ---- */
+
+static void report(const struct afd_attn *attn, const char *name, uint64_t start_ns,
+	uint64_t end_ns, int32_t lane, bool at_peer)
+{
+	const struct afd__lane *l = lane < 0 ? NULL : &attn->step.lanes[lane];
+	struct afd_span span = {
+		.name = name,
+		.start_ns = start_ns,
+		.duration_ns = end_ns - start_ns,
+		.step = attn->net ? afd__exchange_step(attn->net) : attn->step.number,
+		.layer = l ? (int32_t)l->layer : -1,
+		.lane = lane,
+		.n_rows = l ? l->n_rows : attn->step.head_rows ? attn->step.head_rows : attn->batch.n_rows,
+		.peer = at_peer && attn->peer[0] ? attn->peer : NULL,
+	};
+
+	memcpy(span.trace_id, attn->step.trace_id, sizeof(span.trace_id));
+	afd__span(attn->ctx, &span);
+}
+
 /* ---- the end ---- */
 
 /* One of the few places that wait: the device may still write to slots, pages and the host's
@@ -117,6 +138,8 @@ static int succeed(struct afd_attn *attn)
 
 	if (rc)
 		return rc;
+	if (attn->batch.n_rows)
+		report(attn, "step", attn->step.start_ns, afd__now_ns(), -1, false);
 	if (attn->step.greedy_ids && attn->batch.n_outputs)
 		memcpy(attn->step.greedy_ids, attn->greedy,
 			attn->batch.n_outputs * sizeof(*attn->greedy));
@@ -133,26 +156,6 @@ int afd_attn_cancel(afd_attn *attn)
 	if (!rc && attn->step.state != AFD__STEP_NONE)
 		afd__attn_step_abandon(attn, NULL);
 	return rc;
-}
-
-/* ---- spans ---- */
-
-static void report(const struct afd_attn *attn, const char *name, uint64_t start_ns,
-	uint64_t end_ns, int32_t lane, bool at_peer)
-{
-	const struct afd__lane *l = lane < 0 ? NULL : &attn->step.lanes[lane];
-	const struct afd_span span = {
-		.name = name,
-		.start_ns = start_ns,
-		.duration_ns = end_ns - start_ns,
-		.step = attn->step.number,
-		.layer = l ? (int32_t)l->layer : -1,
-		.lane = lane,
-		.n_rows = l ? l->n_rows : attn->step.head_rows,
-		.peer = attn->net && at_peer ? attn->peer : NULL,
-	};
-
-	afd__span(attn->ctx, &span);
 }
 
 /* ---- lanes ---- */
@@ -246,11 +249,13 @@ static int leave_ffn(struct afd_attn *attn, uint32_t index)
 	return 0;
 }
 
-static void begin_attention(struct afd__lane *lane)
+static void begin_attention(struct afd_attn *attn, struct afd__lane *lane)
 {
 	lane->start_ns = afd__now_ns();
 	lane->computed_ns = 0;
 	lane->moving = 0;
+	if (attn->net)
+		afd__exchange_computes(attn->net, lane->start_ns);
 }
 
 /* On the cpu device it is done by now, and what comes next would count as attention. */
@@ -319,7 +324,7 @@ static int look_at_lane(struct afd_attn *attn, uint32_t index)
 	end_wait(attn, index);
 	switch (lane->state) {
 	case AFD__LANE_REDUCING:
-		begin_attention(lane);
+		begin_attention(attn, lane);
 		return go_to_ffn(attn, index);
 	case AFD__LANE_AT_FFN:
 		return leave_ffn(attn, index);
@@ -371,7 +376,7 @@ static int run_lane(struct afd_attn *attn, uint32_t index)
 	struct afd__lane *lane = &attn->step.lanes[index];
 	int rc;
 
-	begin_attention(lane);
+	begin_attention(attn, lane);
 	rc = afd__attn_enqueue_attention(attn, lane);
 	if (rc || !afd__attn_in_group(attn))
 		return rc ? rc : go_to_ffn(attn, index);

@@ -214,7 +214,7 @@ static int forward_pass(
 	if (rc)
 		return afd__error(rc, "%s", text);
 	if (!waited)
-		afd__ffn_count_pass(ffn, n_rows, afd__now_ns() - started_ns);
+		afd__ffn_count_pass(ffn, (uint32_t)r->layer, n_rows, afd__now_ns() - started_ns);
 	return waited;
 }
 

@@ -61,6 +61,7 @@ void afd__gather_choose(const struct afd__gather_rule *rule,
 struct afd__held {
 	struct afd__part part;
 	uint64_t turn_ns; /* when the stage was first free while it was here; 0: it was not */
+	uint64_t computed_ns; /* what all passes up to then took */
 };
 
 struct afd__arrival_time {

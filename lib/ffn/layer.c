@@ -39,8 +39,8 @@ int afd__ffn_enqueue(afd_ffn *ffn, struct afd__queue *q, int32_t layer, uint32_t
 
 		rc = afd__ffn_layer(ffn, q, &call);
 		if (!rc)
-			afd__ffn_count_pass(
-				ffn, call.n_rows, q->fd < 0 ? afd__now_ns() - started_ns : 0);
+			afd__ffn_count_pass(ffn, call.layer, call.n_rows,
+				q->fd < 0 ? afd__now_ns() - started_ns : 0);
 		started_ns = afd__now_ns();
 		row0 += call.n_rows;
 	}

@@ -12,6 +12,7 @@
 #include "stage.h"
 
 #include <assert.h>
+#include <string.h>
 
 /* ---- rows in and out ---- */
 
@@ -119,6 +120,18 @@ void afd__ffn_refuse(struct afd_ffn *ffn, const struct afd__part *part, int stat
 	(void)afd__exchange_reply(ffn->net, part, status, 0, 0);
 }
 
+static void tell_failed(const struct afd_ffn *ffn, const char *text)
+{
+	const struct afd__part *first = &ffn->server.run.parts[0];
+	char id[AFD__TRACE_TEXT];
+
+	afd__log(ffn->ctx, AFD_LOG_WARN,
+		"ffn: a pass of layer %u with %u parts has failed: %s; the first is of step %llu, "
+		"trace id %s",
+		ffn->server.run.layer, ffn->server.run.n_parts, text,
+		(unsigned long long)first->step, afd__trace_text(id, first->trace_id));
+}
+
 /* Answers every part: with y, or with the error whose text the thread holds. */
 static void answer(struct afd_ffn *ffn, int status)
 {
@@ -127,18 +140,19 @@ static void answer(struct afd_ffn *ffn, int status)
 	char text[512];
 	uint32_t i;
 
-	if (status)
+	if (status) {
 		afd__error_save(text, sizeof(text));
+		tell_failed(ffn, text);
+	}
 	for (i = 0; i < run->n_parts; i++) {
 		const struct afd__part *part = &run->parts[i];
-		uint64_t gather_ns =
-			run->begun_ns > part->arrived_ns ? run->begun_ns - part->arrived_ns : 0;
+		uint64_t gather_ns = run->gather_ns[i];
 
 		if (status) {
 			afd__ffn_refuse(ffn, part, afd__error(status, "%s", text));
 			continue;
 		}
-		afd__metric_observe(ffn->metrics.gather_seconds, (double)gather_ns * 1e-9);
+		afd__ffn_count_part(ffn, run->begun_ns - part->arrived_ns, gather_ns);
 		(void)afd__exchange_reply(ffn->net, part, 0, gather_ns, run->compute_ns);
 		afd__arrivals_answered(&ffn->server.arrivals, part, now_ns);
 	}
@@ -196,6 +210,7 @@ static int begin_pass(struct afd_ffn *ffn)
 	run->n_pass_rows = left < ffn->max_rows ? (uint32_t)left : ffn->max_rows;
 	run->started_ns = afd__now_ns();
 	run->under_way = true;
+	afd__exchange_computes(ffn->net, run->started_ns);
 	if (!ffn->host.compute)
 		return begin_on_device(ffn);
 	rc = convert_all(ffn, bring_in);
@@ -234,9 +249,10 @@ static void account(struct afd_ffn *ffn)
 		.n_rows = run->n_pass_rows,
 	};
 
+	memcpy(span.trace_id, run->parts[0].trace_id, sizeof(span.trace_id));
 	run->compute_ns += ns;
 	server->mean_pass_ns = server->mean_pass_ns ? (server->mean_pass_ns * 7 + ns) / 8 : ns;
-	afd__ffn_count_pass(ffn, run->n_pass_rows, ns);
+	afd__ffn_count_pass(ffn, run->layer, run->n_pass_rows, ns);
 	afd__span(ffn->ctx, &span);
 }
 

@@ -79,6 +79,21 @@ static void take_parts(struct afd_ffn *ffn)
 	}
 }
 
+static uint64_t computed_ns(const struct afd_ffn *ffn)
+{
+	return atomic_load_explicit(&ffn->compute_ns, memory_order_relaxed);
+}
+
+/* Passes of other layers that ran meanwhile are no wait for others. */
+static uint64_t gathered_ns(
+	const struct afd_ffn *ffn, const struct afd__held *held, uint64_t now_ns)
+{
+	uint64_t all_ns = now_ns - held->turn_ns;
+	uint64_t passes_ns = computed_ns(ffn) - held->computed_ns;
+
+	return all_ns > passes_ns ? all_ns - passes_ns : 0;
+}
+
 static void choose(struct afd_ffn *ffn, struct afd__gather_choice *choice)
 {
 	struct afd__ffn_server *server = &ffn->server;
@@ -87,8 +102,10 @@ static void choose(struct afd_ffn *ffn, struct afd__gather_choice *choice)
 	uint32_t i, n_joined, n_sources;
 
 	for (i = 0; i < server->n_held; i++) {
-		if (!server->held[i].turn_ns)
-			server->held[i].turn_ns = now_ns;
+		if (server->held[i].turn_ns)
+			continue;
+		server->held[i].turn_ns = now_ns;
+		server->held[i].computed_ns = computed_ns(ffn);
 	}
 	n_joined = afd__exchange_sources(ffn->net, server->joined, server->max_sources);
 	n_sources = afd__arrivals_sources(&server->arrivals, server->joined, n_joined, server->held,
@@ -112,6 +129,7 @@ static void gather(struct afd_ffn *ffn, uint32_t layer)
 {
 	struct afd__ffn_server *server = &ffn->server;
 	struct afd__ffn_run *run = &server->run;
+	uint64_t now_ns = afd__now_ns();
 	uint32_t i, n_kept = 0;
 
 	run->n_parts = 0;
@@ -123,6 +141,7 @@ static void gather(struct afd_ffn *ffn, uint32_t layer)
 		if (part->layer == layer && fits(ffn, part)) {
 			run->routed = part->ids != NULL;
 			run->n_rows += part->n_rows;
+			run->gather_ns[run->n_parts] = gathered_ns(ffn, &server->held[i], now_ns);
 			run->parts[run->n_parts++] = *part;
 		} else {
 			server->held[n_kept++] = server->held[i];

@@ -63,10 +63,13 @@ int afd__ffn_server_create(struct afd_ffn *ffn, uint32_t gather_us)
 	server->max_parts = 2 * server->max_sources;
 	server->held = afd__alloc(ffn->ctx, server->max_parts, sizeof(*server->held));
 	server->run.parts = afd__alloc(ffn->ctx, server->max_parts, sizeof(*server->run.parts));
+	server->run.gather_ns =
+		afd__alloc(ffn->ctx, server->max_parts, sizeof(*server->run.gather_ns));
 	server->joined = afd__alloc(ffn->ctx, server->max_sources, sizeof(*server->joined));
 	server->sources = afd__alloc(
 		ffn->ctx, server->max_sources + server->max_parts, sizeof(*server->sources));
-	if (!server->held || !server->run.parts || !server->joined || !server->sources)
+	if (!server->held || !server->run.parts || !server->run.gather_ns || !server->joined ||
+		!server->sources)
 		return -ENOMEM;
 	rc = afd__arrivals_create(
 		&server->arrivals, ffn->ctx, net.max_peers, ffn->first_layer, ffn->n_layers);
@@ -113,6 +116,7 @@ void afd__ffn_server_destroy(struct afd_ffn *ffn)
 	afd__arrivals_destroy(&server->arrivals);
 	afd__free(server->sources);
 	afd__free(server->joined);
+	afd__free(server->run.gather_ns);
 	afd__free(server->run.parts);
 	afd__free(server->held);
 }

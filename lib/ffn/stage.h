@@ -87,6 +87,7 @@ struct afd__ffn_host {
  * passes. */
 struct afd__ffn_run {
 	struct afd__part *parts; /* [max_parts] */
+	uint64_t *gather_ns; /* [max_parts] how long the stage was free and they waited for others */
 	uint32_t n_parts;
 	uint32_t layer;        /* the contract's number */
 	uint64_t n_rows, row0; /* of all parts; of the pass that is under way */
@@ -121,8 +122,10 @@ struct afd__ffn_server {
 };
 
 struct afd__ffn_metrics {
-	struct afd__metric *rows_per_pass, *gather_seconds, *compute_seconds, *passes, *rows,
+	struct afd__metric *rows_per_pass, *queue_seconds, *gather_seconds, *compute_seconds, *passes, *rows,
 		*errors, *peers, *weight_bytes, *stored_bytes;
+	struct afd__metric **by_layer; /* [n_groups] */
+	uint32_t n_groups, group_layers;
 };
 
 struct afd_ffn {
@@ -198,6 +201,9 @@ void afd__ffn_server_destroy(struct afd_ffn *ffn); /* also of a zeroed one */
 /* metrics.c */
 int afd__ffn_metrics_create(struct afd_ffn *ffn);
 void afd__ffn_metrics_destroy(struct afd_ffn *ffn);
-void afd__ffn_count_pass(struct afd_ffn *ffn, uint32_t n_rows, uint64_t compute_ns);
+void afd__ffn_count_pass(
+	struct afd_ffn *ffn, uint32_t layer, uint32_t n_rows, uint64_t compute_ns);
+/* before_ns: from finding the part to the begin of its pass. */
+void afd__ffn_count_part(struct afd_ffn *ffn, uint64_t before_ns, uint64_t gather_ns);
 
 #endif

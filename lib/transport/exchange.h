@@ -30,6 +30,7 @@ struct afd__exchange_info {
 	uint32_t max_peers; /* FFN side: attention peers at once; at most 2 * max_peers *
 			       AFD_MAX_LANES parts are out */
 	int32_t gate;       /* enum afd_gate, attention side; FFN side: 0, parts with ids are routed */
+	uint32_t n_ffn_peers; /* attention side: with their replicas */
 	uint32_t n_targets; /* attention side: shards of the FFN; before it has joined a guess */
 	uint32_t group_index, group_size; /* attention side; 0 of 1 without a group */
 	struct afd_shard shard;           /* FFN side: what is stated, counts at least 1 */
@@ -39,6 +40,14 @@ void afd__transport_info(const afd_transport *net, struct afd__exchange_info *in
 /* A stage takes the transport for itself; -EBUSY when another has it. NULL gives it back, when the
  * stage's fills and drains are over (its queue is closed): frames that are out are forgotten. */
 int afd__transport_own(afd_transport *net, const void *stage);
+
+/* A trace id as text: 32 digits, or "none". */
+enum { AFD__TRACE_TEXT = 33 };
+const char *afd__trace_text(char text[AFD__TRACE_TEXT], const uint8_t trace_id[16]);
+
+/* The caller is about to compute: what is found at the next look may have come at any time since
+ * now_ns, and is not counted as time on the wire. */
+void afd__exchange_computes(afd_transport *net, uint64_t now_ns);
 
 /* Sends beats to the peers that wait for us, when the last are older than 50 ms. Cheap; called
  * between tiles. */
@@ -121,6 +130,8 @@ int afd__exchange_send(afd_transport *net, uint32_t lane, uint32_t layer,
  * when not, or the error of the link that failed. After 0 the transport's descriptor is readable
  * when there is something to do. */
 int afd__exchange_progress(afd_transport *net);
+/* The number of the open step, or of the last one, as peers know it. */
+uint64_t afd__exchange_step(const afd_transport *net);
 /* 1 when the lane's frame is complete (or none is out), 0 not yet, or its error: until the next
  * send, and only when none of its fills and drains is under way any more. */
 int afd__exchange_done(afd_transport *net, uint32_t lane);
@@ -178,6 +189,7 @@ struct afd__part {
 	const float *weights; /* [n_rows][top_k], with ids */
 	uint32_t top_k;       /* 0 without ids */
 	uint64_t step;
+	uint8_t trace_id[16]; /* of the step */
 	uint64_t arrived_ns;
 	uint32_t slot;     /* the front door's */
 	uint64_t sequence; /* the frame's, echoed in the reply */
@@ -186,8 +198,9 @@ struct afd__part {
  * mapped until _reply, also when the peer is lost meanwhile. */
 int afd__exchange_take(afd_transport *net, struct afd__part *part);
 /* Sends the reply (status 0: y is filled; negative errno: the error goes to the peer, with the
- * thread's text). Compute_ns and gather_ns are echoed for tracing. A link that was lost meanwhile
- * is fine: 0. */
+ * thread's text). The peer is told how long its part waited for rows of others (gather_ns), for its
+ * passes (compute_ns), and for anything else since it came. A link that was lost meanwhile is fine:
+ * 0. */
 int afd__exchange_reply(afd_transport *net, const struct afd__part *part, int status,
 	uint64_t gather_ns, uint64_t compute_ns);
 

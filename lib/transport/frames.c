@@ -104,6 +104,8 @@ static void recover(struct afd__link *link, uint32_t lane, struct afd__slot_out 
 
 	if (!posted && out->state != AFD__SLOT_FILLED && out->state != AFD__SLOT_FILLING)
 		return;
+	if (posted)
+		afd__times_lost(link, out);
 	if (frame->active && !out->abandoned) {
 		target->n_again += posted ? out->n_rows : 0;
 		if (give_back(target, out->row0, out->n_rows))
@@ -248,16 +250,6 @@ static void take_refusal(struct afd__link *link, struct afd__slot_out *out,
 			out->layer, text));
 }
 
-static void observe(struct afd__link *link, const struct afd__slot_out *out,
-	const struct afd__header *h, uint64_t now)
-{
-	double there = ((double)h->queue_ns + h->gather_ns + h->compute_ns) * 1e-9;
-	double all = (double)(now - out->posted_ns) * 1e-9;
-
-	afd__metric_observe(link->metrics.round_trip, all);
-	afd__metric_observe(link->metrics.wire, all > there ? all - there : 0);
-}
-
 int afd__frames_take(struct afd__link *link, uint32_t slot, const struct afd__header *h,
 	size_t bytes, uint64_t now)
 {
@@ -269,7 +261,7 @@ int afd__frames_take(struct afd__link *link, uint32_t slot, const struct afd__he
 	link->n_owed--;
 	out->reply = *h;
 	out->state = AFD__SLOT_ARRIVED;
-	observe(link, out, h, now);
+	afd__times_take(link, out, h, now);
 	if (h->status && !out->abandoned)
 		take_refusal(link, out, h, bytes);
 	else if (out->abandoned)

@@ -47,6 +47,7 @@ void afd__link_destroy(struct afd__link *link)
 		return;
 	if (link->open)
 		link->wire.ops->close(&link->wire);
+	afd__times_destroy(link);
 	afd__free(link->said);
 	afd__free(link->message);
 	afd__free(link);
@@ -135,6 +136,19 @@ static void keep_cause(struct afd__link *link, int rc, bool in_order)
 	}
 }
 
+/* FFN side: with the step that it was at. */
+static void tell_lost(const struct afd__link *link)
+{
+	char id[AFD__TRACE_TEXT];
+
+	if (link->kind == AFD__LINK_FROM_ATTENTION && link->step)
+		afd__log(link->net->ctx, AFD_LOG_WARN, "peer lost: %s; its step %llu, trace id %s",
+			link->error_text, (unsigned long long)link->step,
+			afd__trace_text(id, link->trace_id));
+	else
+		afd__log(link->net->ctx, AFD_LOG_WARN, "peer lost: %s", link->error_text);
+}
+
 void afd__link_fail(struct afd__link *link, int rc)
 {
 	afd_transport *net = link->net;
@@ -144,7 +158,7 @@ void afd__link_fail(struct afd__link *link, int rc)
 		return;
 	keep_cause(link, afd__error_prefix(rc, "link %s", link->name), false);
 	if (link->phase == AFD__LINK_JOINED) {
-		afd__log(net->ctx, AFD_LOG_WARN, "peer lost: %s", link->error_text);
+		tell_lost(link);
 		afd__metric_count(net->lost_metric, 1);
 	} else if (net->complete) {
 		afd__log(net->ctx, AFD_LOG_WARN, "peer not taken: %s", link->error_text);

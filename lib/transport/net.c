@@ -35,6 +35,9 @@ static int round_of(afd_transport *net)
 		if (afd__link_is_joined(net->links[i]))
 			moved |= afd__link_poll(net->links[i], now);
 	}
+	if (net->harvested)
+		net->busy_ns = 0;
+	net->harvested = false;
 	moved |= afd__handshake_round(net, now);
 	for (uint32_t i = 0; i < net->max_links; i++) {
 		if (afd__link_is_joined(net->links[i]))
@@ -118,9 +121,13 @@ static int rest(afd_transport *net)
 
 	reap(net);
 	rc = arm(net);
+	if (!rc)
+		rc = harvest(net);
 	if (rc)
-		return rc;
-	return harvest(net);
+		net->harvested = true;
+	else
+		net->busy_ns = 0;
+	return rc;
 }
 
 int afd__net_move(afd_transport *net)

@@ -18,6 +18,7 @@
 #include "hello.h"
 #include "ops.h"
 #include "secret.h"
+#include "times.h"
 #include "wire.h"
 
 enum {
@@ -89,8 +90,9 @@ struct afd__slot_in {
 	struct afd__slot_in *next; /* in the transport's queue of arrived parts */
 	struct afd__link *link;
 	struct afd__header header;
-	uint64_t arrived_ns, taken_ns;
-	uint32_t slot; /* of the wire */
+	uint64_t arrived_ns;
+	uint64_t since_ns; /* the earliest that it can have come */
+	uint32_t slot;     /* of the wire */
 	enum { AFD__PART_NONE, AFD__PART_ARRIVED, AFD__PART_TAKEN } state;
 };
 
@@ -104,7 +106,7 @@ struct afd__lane_in {
 };
 
 struct afd__link_metrics {
-	struct afd__metric *parts, *rows, *round_trip, *wire;
+	struct afd__metric *parts, *rows, *stay;
 };
 
 struct afd__link {
@@ -149,6 +151,7 @@ struct afd__link {
 	uint64_t heard_ns; /* last frame of the peer */
 	uint64_t quiet_ns; /* attention: since when the peer is silent although it owes a reply */
 	uint64_t spoke_ns; /* our last frame */
+	uint64_t looked_ns; /* when it was last looked at between tiles */
 	uint32_t control_free; /* bits of control slots that are ours */
 	uint32_t n_owed;       /* attention: replies that we wait for; FFN: replies that we owe */
 	bool leaving;          /* the peer said that it takes no new frames */
@@ -162,11 +165,13 @@ struct afd__link {
 	bool open_due, close_due; /* control frames that wait for a slot; rows wait behind them */
 	struct afd__step_open step_open;
 	struct afd__step_close step_close;
+	struct afd__times_of_link times;
 
 	/* FFN side */
 	struct afd__slot_in in[AFD__N_ROW_SLOTS]; /* [lane][turn] */
 	struct afd__lane_in lane[AFD_MAX_LANES];
 	uint64_t step;
+	uint8_t trace_id[16]; /* of that step */
 	uint32_t n_taken; /* parts that the stage holds; the link lives as long as they */
 
 	/* In a group: `out` sends, `in` receives. */
@@ -293,6 +298,9 @@ struct afd_transport {
 	bool undone;        /* a poll ended with work left */
 	uint64_t warned_ns; /* refusals are logged at a limited rate */
 	uint32_t n_warned, n_unwarned;
+	uint64_t busy_ns;  /* since when nobody looked, because the caller computed; 0: it did not */
+	bool harvested;    /* the next round sees all that has come */
+	uint64_t n_traced; /* parts whose spans were reported */
 	struct afd__metric *peers_metric, *refused_metric, *lost_metric, *resent_metric;
 };
 
@@ -444,6 +452,18 @@ void afd__frames_disown(afd_transport *net);
 void afd__frame_end(afd_transport *net, uint32_t lane, int rc);
 /* A fill or drain of the lane is under way. */
 bool afd__frame_is_touched(const afd_transport *net, uint32_t lane);
+
+/* ---- times.c ---- */
+/* Attention side, of an FFN peer: its histograms, for as long as the transport lives. -ENOMEM */
+int afd__times_create(struct afd__link *link);
+void afd__times_destroy(struct afd__link *link); /* also of one without */
+/* A reply was found at `now`: where the time of its part went, as metrics and spans. */
+void afd__times_take(struct afd__link *link, const struct afd__slot_out *out,
+	const struct afd__header *reply, uint64_t now);
+/* The part will have no reply. */
+void afd__times_lost(struct afd__link *link, const struct afd__slot_out *out);
+/* What is found on the link at `now` has come since then. */
+uint64_t afd__times_since(const struct afd__link *link, uint64_t now);
 
 /* ---- steps.c ---- */
 /* Tells the peer of the open step, before its first rows. */

@@ -112,6 +112,7 @@ int afd__parts_take(struct afd__link *link, uint32_t slot, const struct afd__hea
 		lane->next_layer = (uint32_t)h->layer + 1;
 	in->header = *h;
 	in->arrived_ns = now;
+	in->since_ns = afd__times_since(link, now);
 	in->state = AFD__PART_ARRIVED;
 	if (!link->n_owed++)
 		link->spoke_ns = now;
@@ -126,21 +127,27 @@ static uint32_t saturated(uint64_t ns)
 	return ns > UINT32_MAX ? UINT32_MAX : (uint32_t)ns;
 }
 
+static uint64_t rest_of(uint64_t all_ns, uint64_t ns)
+{
+	return all_ns > ns ? all_ns - ns : 0;
+}
+
 static int send_reply(struct afd__link *link, struct afd__slot_in *in, int status,
 	uint64_t gather_ns, uint64_t compute_ns)
 {
 	const struct afd__transport_ops *ops = link->wire.ops;
 	uint8_t *memory = ops->send_slot(&link->wire, in->slot);
 	struct afd__header h = in->header;
+	uint64_t now = afd__now_ns(), stay_ns = now - in->since_ns;
 	size_t bytes;
 	int rc;
 
 	h.header_bytes = AFD__HEADER_BYTES;
 	h.type = AFD__ROWS_Y;
-	h.flags = 0;
+	h.flags = in->since_ns < in->arrived_ns ? AFD__FLAG_QUEUE_LONGEST : 0;
 	h.top_k = 0;
 	h.dtype = (uint8_t)link->to_attention_dtype;
-	h.queue_ns = saturated(in->taken_ns - in->arrived_ns);
+	h.queue_ns = saturated(rest_of(rest_of(stay_ns, gather_ns), compute_ns));
 	h.gather_ns = saturated(gather_ns);
 	h.compute_ns = saturated(compute_ns);
 	bytes = afd__wire_rows_bytes(
@@ -160,7 +167,8 @@ static int send_reply(struct afd__link *link, struct afd__slot_in *in, int statu
 		rc = afd__error(-EPROTO,
 			"the peer asked in slot %u before it had read the last reply there",
 			in->slot);
-	link->spoke_ns = afd__now_ns();
+	link->spoke_ns = now;
+	afd__metric_observe(link->metrics.stay, (double)(now - in->arrived_ns) * 1e-9);
 	return rc;
 }
 
@@ -201,9 +209,21 @@ static void cancel_arrived(struct afd__link *link)
 
 	for (; in && link->phase == AFD__LINK_JOINED; in = next) {
 		next = in->next;
-		in->taken_ns = in->arrived_ns;
 		finish(link, in, afd__error(-ECANCELED, "the step was cancelled"), 0, 0);
 	}
+}
+
+/* So that a host's requests are found again in this process's log. */
+static void tell_step(const struct afd__link *link, const struct afd__step_open *open)
+{
+	char id[AFD__TRACE_TEXT];
+
+	if (link->net->ctx->log.max_level < AFD_LOG_DEBUG)
+		return;
+	afd__log(link->net->ctx, AFD_LOG_DEBUG,
+		"link %s: step %llu, trace id %s, rows of its lanes %u, %u, %u, %u", link->name,
+		(unsigned long long)open->step, afd__trace_text(id, open->trace_id),
+		open->n_rows[0], open->n_rows[1], open->n_rows[2], open->n_rows[3]);
 }
 
 static int take_open(struct afd__link *link, const void *payload, size_t bytes, uint64_t now)
@@ -218,6 +238,8 @@ static int take_open(struct afd__link *link, const void *payload, size_t bytes, 
 			(unsigned long long)open.step, (unsigned long long)link->step);
 	forget_step(link);
 	link->step = open.step;
+	memcpy(link->trace_id, open.trace_id, sizeof(link->trace_id));
+	tell_step(link, &open);
 	for (uint32_t i = 0; i < link->lanes; i++) {
 		link->lane[i].n_rows = open.n_rows[i];
 		link->lane[i].next_layer = link->net->params.first_layer;
@@ -275,7 +297,6 @@ int afd__exchange_take(afd_transport *net, struct afd__part *part)
 		net->arrived_end = &net->arrived;
 	link = in->link;
 	in->state = AFD__PART_TAKEN;
-	in->taken_ns = afd__now_ns();
 	link->n_taken++;
 	x = (const uint8_t *)link->wire.ops->receive_slot(&link->wire, in->slot) +
 	    in->header.header_bytes;
@@ -300,6 +321,7 @@ int afd__exchange_take(afd_transport *net, struct afd__part *part)
 		     AFD__HEADER_BYTES,
 		.top_k = in->header.top_k,
 	};
+	memcpy(part->trace_id, link->trace_id, sizeof(part->trace_id));
 	if (part->top_k) {
 		part->ids = (const int32_t *)(x + layout.ids);
 		part->weights = (const float *)(x + layout.weights);
@@ -377,6 +399,7 @@ void afd__transport_beat(afd_transport *net)
 		 * Events are not looked at here, so the backend looks for itself. */
 		link->wire.ops->ready(&link->wire);
 		afd__link_poll(link, now);
+		link->looked_ns = now;
 		if (link->phase == AFD__LINK_JOINED)
 			afd__link_timers(link, now);
 	}

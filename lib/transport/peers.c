@@ -20,14 +20,10 @@ static const struct afd__metric_family families[] = {
 	{ .name = "afd_transport_rows_total",
 		.kind = AFD__COUNTER,
 		.help = "Rows in these parts." },
-	{ .name = "afd_transport_round_trip_seconds",
+	{ .name = "afd_transport_stay_seconds",
 		.kind = AFD__HISTOGRAM,
 		BOUNDS,
-		.help = "From sending a part to its reply, attention side." },
-	{ .name = "afd_transport_wire_seconds",
-		.kind = AFD__HISTOGRAM,
-		BOUNDS,
-		.help = "The same without the peer's own queue, gather and compute time." },
+		.help = "From finding a part of the peer to its reply, FFN side." },
 };
 static const struct afd__metric_family peers_family = {
 	.name = "afd_transport_peers",
@@ -93,10 +89,8 @@ void afd__peers_joined(struct afd__link *link)
 		link->metrics.parts = add(link, 0);
 		link->metrics.rows = add(link, 1);
 	}
-	if (link->kind == AFD__LINK_TO_FFN) {
-		link->metrics.round_trip = add(link, 2);
-		link->metrics.wire = add(link, 3);
-	}
+	if (link->kind == AFD__LINK_FROM_ATTENTION)
+		link->metrics.stay = add(link, 2);
 	afd__metric_set(net->peers_metric, net->n_joined);
 	afd__log(net->ctx, AFD_LOG_INFO,
 		"peer joined: %s, device %s, version %s, lanes %u, max_rows %u, %s to FFN, %s back",
@@ -110,8 +104,7 @@ void afd__peers_gone(struct afd__link *link)
 
 	afd__metric_remove(net->ctx, link->metrics.parts);
 	afd__metric_remove(net->ctx, link->metrics.rows);
-	afd__metric_remove(net->ctx, link->metrics.round_trip);
-	afd__metric_remove(net->ctx, link->metrics.wire);
+	afd__metric_remove(net->ctx, link->metrics.stay);
 	memset(&link->metrics, 0, sizeof(link->metrics));
 	afd__metric_set(net->peers_metric, net->n_joined);
 	if (net->attention)

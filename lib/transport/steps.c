@@ -244,6 +244,11 @@ static bool any_frame_is_out(const afd_transport *net)
 	return false;
 }
 
+uint64_t afd__exchange_step(const afd_transport *net)
+{
+	return net->step;
+}
+
 int afd__exchange_progress(afd_transport *net)
 {
 	int moved = afd__net_move(net);

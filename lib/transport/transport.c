@@ -271,7 +271,7 @@ static int prepare_link(afd_transport *net, uint32_t index, const struct afd__ad
 	link->number = index + 1;
 	snprintf(link->who, sizeof(link->who), "the FFN peer");
 	net->links[index] = link;
-	return 0;
+	return index < net->n_addresses ? afd__times_create(link) : 0;
 }
 
 /* Links to the ranks below ours, and a listener for those above. */
@@ -534,6 +534,7 @@ void afd__transport_info(const afd_transport *net, struct afd__exchange_info *in
 		.n_layers = net->params.n_layers,
 		.gate = net->attention ? net->params.gate : 0,
 		.n_targets = net->n_targets ? net->n_targets : net->attention ? net->n_addresses : 0,
+		.n_ffn_peers = net->attention ? net->n_addresses : 0,
 		.group_index = net->params.group_index,
 		.group_size = net->params.group_size,
 		.shard = net->shard,

@@ -24,6 +24,8 @@ enum afd__rows_type { AFD__ROWS_X = 1, AFD__ROWS_Y = 2 };
 enum afd__collective_type { AFD__REDUCE = 1, AFD__GATHER = 2 };
 enum afd__control_type { AFD__STEP_OPEN = 1, AFD__STEP_CLOSE = 2, AFD__BEAT = 3, AFD__GOODBYE = 4 };
 
+/* Of y: x may have come at any time within queue_ns, while nobody looked. */
+#define AFD__FLAG_QUEUE_LONGEST 0x0001u
 /* Bits of flags that a reader may not skip: unknown ones are refused. */
 #define AFD__FLAGS_CRITICAL 0xff00u
 
@@ -40,7 +42,7 @@ struct afd__header {
 	uint16_t part, n_parts;
 	uint8_t scale_format, top_k;
 	uint16_t row_meta_bytes;
-	uint32_t queue_ns, gather_ns, compute_ns; /* of a reply; saturated */
+	uint32_t queue_ns, gather_ns, compute_ns; /* of a reply, disjoint; saturated */
 	uint64_t stamp_ns; /* the sender's clock when x was sent; y brings it back */
 };
 

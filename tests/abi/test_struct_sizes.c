@@ -23,7 +23,7 @@
 HOLDS(afd_log, 24, max_level, 16);
 HOLDS(afd_allocator, 24, user, 16);
 HOLDS(afd_executor, 24, n_threads, 16);
-HOLDS(afd_span, 56, peer, 48);
+HOLDS(afd_span, 96, _pad, 92);
 HOLDS(afd_tracer, 16, user, 8);
 HOLDS(afd_context_params, 104, tracer, 88);
 

@@ -346,7 +346,7 @@ static void peers_are_told_on_both_sides(void **state)
 
 static void parts_and_rows_are_metrics(void **state)
 {
-	static char text[1 << 14];
+	static char text[1 << 16];
 	struct server server;
 	char line[192];
 	afd_transport *net;

@@ -234,7 +234,7 @@ static void answer(struct server *server, const struct afd__part *part)
 			number(part->x, i, part->x_dtype) + (float)part->layer + 1);
 	if (status)
 		afd__error(status, "on purpose");
-	afd__exchange_reply(server->net, part, status, 0, 0);
+	afd__exchange_reply(server->net, part, status, server->gather_ns, server->compute_ns);
 	server->n_answered++;
 }
 

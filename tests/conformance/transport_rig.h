@@ -38,6 +38,7 @@ struct server {
 	_Atomic int hold;   /* parts are taken and not answered, with beats */
 	_Atomic int silent; /* it does not even poll */
 	_Atomic int status; /* the answer is this error, with the text "on purpose" */
+	_Atomic uint64_t gather_ns, compute_ns; /* what it states of every part */
 	_Atomic int n_held, n_joined, n_answered, parked;
 	struct afd__part held[MANY];
 };
