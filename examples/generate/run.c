@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/random.h>
 #include <time.h>
 
 #include "../tool/options.h"
@@ -87,6 +88,13 @@ static uint32_t fill_batch(struct run *run)
 	return n_entries;
 }
 
+/* Big-endian, so that the ids of a run stand in the order of its steps. */
+static void count_step(uint8_t trace_id[16])
+{
+	for (int i = 15; i >= 8 && !++trace_id[i]; i--)
+		;
+}
+
 static int step(struct run *run, uint32_t n_entries, const volatile int *interrupted)
 {
 	struct afd_batch batch = {
@@ -99,7 +107,11 @@ static int step(struct run *run, uint32_t n_entries, const volatile int *interru
 		.greedy_ids = run->greedy_ids,
 		.greedy_rows = run->max_outputs,
 	};
-	int rc = afd_attn_begin(run->attn, &batch);
+	int rc;
+
+	count_step(run->trace_id);
+	memcpy(batch.trace_id, run->trace_id, sizeof batch.trace_id);
+	rc = afd_attn_begin(run->attn, &batch);
 
 	if (rc)
 		return tool_fail(TOOL_FAILED, "%s", afd_last_error());
@@ -187,6 +199,9 @@ int run_steps(struct run *run, const volatile int *interrupted)
 		if (afd_attn_add(run->attn, i))
 			status = tool_fail(TOOL_FAILED, "%s", afd_last_error());
 	}
+	/* It only has to differ from that of other runs. */
+	if (getrandom(run->trace_id, 8, 0) != 8)
+		memset(run->trace_id, 0xff, 8);
 	start = now();
 	while (!status && (n_entries = fill_batch(run))) {
 		status = step(run, n_entries, interrupted);

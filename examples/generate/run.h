@@ -28,6 +28,7 @@ struct run {
 	float *logits;             /* [max_outputs][vocab_size], or NULL when ids are enough */
 	int32_t *greedy_ids;       /* [max_outputs] */
 	void *scratch;             /* of afd_sample */
+	uint8_t trace_id[16];      /* of the run and, in its last 8 bytes, of the step */
 	uint64_t n_generated;
 	double seconds; /* of all steps */
 };
