@@ -63,7 +63,7 @@ int bench_close(struct bench *b, int status)
 {
 	struct bench_ceilings *c = &b->ceilings;
 
-	if (status == TOOL_DONE && c->memory) {
+	if (status == TOOL_DONE && c->memory && !b->gpu) {
 		json_object_set_new(b->report.machine, "dram_read_gb_per_s",
 			json_real(bench_samples_at(&c->dram, 0.5)));
 		json_object_set_new(b->report.machine, "fma_gflop_per_s",
@@ -101,6 +101,45 @@ static int take_turn(struct bench_samples *us, bench_run run, void *arg)
 	return 0;
 }
 
+/* The same on a device with probes, between its own ceilings before and after. */
+static int measure_on_gpu(struct bench *b, double seconds, json_t *what,
+	const struct bench_work *work, bench_run run, void *arg)
+{
+	static struct bench_samples us;
+	double read[2], multiply[2], read_us, multiply_us, median;
+	int rc;
+
+	us.n = 0;
+	rc = bench_gpu_read(b->gpu, &read[0]);
+	if (!rc)
+		rc = bench_gpu_multiply(b->gpu, &multiply[0]);
+	if (!rc)
+		rc = bench_gpu_time(b->gpu, seconds, &us, run, arg);
+	if (!rc)
+		rc = bench_gpu_read(b->gpu, &read[1]);
+	if (!rc)
+		rc = bench_gpu_multiply(b->gpu, &multiply[1]);
+	if (rc) {
+		json_decref(what);
+		return tool_fail(TOOL_FAILED, "%s", afd_last_error());
+	}
+	median = bench_samples_at(&us, 0.5);
+	read_us = work->dram_bytes / ((read[0] + read[1]) / 2) * 1e-3;
+	multiply_us = work->flops / ((multiply[0] + multiply[1]) / 2) * 1e-3;
+	if (what) {
+		json_object_set_new(what, "bytes", json_real(work->dram_bytes));
+		json_object_set_new(what, "flops", json_real(work->flops));
+		json_object_set_new(what, "gb_per_s", json_real(work->dram_bytes / median * 1e-3));
+		json_object_set_new(what, "tflop_per_s", json_real(work->flops / median * 1e-6));
+		json_object_set_new(what, "read_gb_per_s", json_real((read[0] + read[1]) / 2));
+		json_object_set_new(what, "multiply_tflop_per_s",
+			json_real((multiply[0] + multiply[1]) / 2 * 1e-3));
+	}
+	return bench_report_add(&b->report, what, &us,
+		read_us > multiply_us ? read_us : multiply_us,
+		read_us > multiply_us ? "read" : "mma");
+}
+
 int bench_measure(struct bench *b, double seconds, json_t *what, const struct bench_work *work,
 	bench_run run, void *arg)
 {
@@ -111,6 +150,8 @@ int bench_measure(struct bench *b, double seconds, json_t *what, const struct be
 	bool slow;
 	int rc;
 
+	if (b->gpu)
+		return measure_on_gpu(b, seconds, what, work, run, arg);
 	us.n = dram.n = fma.n = 0;
 	start = afd__now_ns();
 	rc = run(arg); /* touches what is touched for the first time */

@@ -12,6 +12,7 @@
 
 #include "../tool/stage.h"
 #include "ceilings.h"
+#include "gpu.h"
 #include "report.h"
 
 struct bench_options {
@@ -37,6 +38,7 @@ struct bench {
 	const struct bench_options *options;
 	struct afd_context *ctx;
 	struct bench_ceilings ceilings;
+	struct bench_gpu *gpu; /* NULL: operations run on the CPU, or a device without probes */
 	struct bench_report report;
 };
 

@@ -6,10 +6,6 @@
 #include "../../kernels/cpu/kernels.h"
 #include "ops.h"
 
-#define ROWS_MAX 128
-
-static const uint32_t all_rows[] = { 1, 2, 4, 8, 16, 32, 64, ROWS_MAX };
-#define N_ROWS   (sizeof all_rows / sizeof all_rows[0])
 #define N_SHAPES 4
 
 struct run {
@@ -45,10 +41,10 @@ static int measure_cell(struct bench_ops *o, struct run *r, const char *model, c
 		&work, run_product, r);
 }
 
-/* x [ROWS_MAX][k] and y [ROWS_MAX][n], which stay warm as they do in a step. */
-static int make_rows(struct bench_ops *o, struct afd__product_args *a)
+/* x [n_rows][k] and y [n_rows][n], which stay warm as they do in a step. */
+static int make_rows(struct bench_ops *o, struct afd__product_args *a, uint32_t n_rows)
 {
-	size_t n_floats = (size_t)ROWS_MAX * a->w.k;
+	size_t n_floats = (size_t)n_rows * a->w.k;
 	float *host = malloc(n_floats * sizeof *host);
 	void *x, *y;
 	int rc;
@@ -59,13 +55,56 @@ static int make_rows(struct bench_ops *o, struct afd__product_args *a)
 		host[i] = (float)(i % 31) / 32 - 0.45f;
 	rc = bench_upload(o, n_floats * sizeof *host, host, &x);
 	if (!rc)
-		rc = bench_upload(o, (size_t)ROWS_MAX * a->w.n * sizeof(float), NULL, &y);
+		rc = bench_upload(o, (size_t)n_rows * a->w.n * sizeof(float), NULL, &y);
 	free(host);
 	if (rc)
 		return rc;
 	a->x = x;
 	a->y = y;
 	return 0;
+}
+
+/* One matrix at all numbers of rows. */
+static int measure_matrix(
+	struct bench_ops *o, const char *model, const char *name, uint32_t n, uint32_t k)
+{
+	const struct bench_list rows = bench_rows_of(o, &bench_product);
+	const struct afd__matrix_shape shape = { .n = n, .k = k, .dtype = o->dtype };
+	struct run r = { .o = o, .args = { .x_stride = k, .y_stride = n } };
+	int status = TOOL_DONE;
+
+	r.args.w = (struct afd__matrix){ .n = n,
+		.k = k,
+		.dtype = o->dtype,
+		.layout = AFD__LAYOUT_PACKED,
+		.bytes = o->dev->ops->matrix_bytes(o->dev, n, k, o->dtype) };
+	if (o->dtype == AFD_DTYPE_FP8)
+		r.args.w.scales_bytes = afd__matrix_shape_bytes(o->dev, &shape) - r.args.w.bytes;
+	if (r.args.w.bytes + r.args.w.scales_bytes > o->cold_bytes)
+		return tool_fail(TOOL_FAILED,
+			"product: %zu bytes of weights, limit %zu: see --cold-gib",
+			r.args.w.bytes + r.args.w.scales_bytes, o->cold_bytes);
+	if (make_rows(o, &r.args, bench_list_max(&rows)))
+		return tool_fail(TOOL_FAILED, "%s", afd_last_error());
+	for (uint32_t i = 0; i < rows.n && status == TOOL_DONE; i++) {
+		r.args.n_rows = rows.at[i];
+		status = measure_cell(o, &r, model, name);
+	}
+	return status;
+}
+
+int bench_measure_matrices(struct bench_ops *o, const struct bench_matrices *matrices)
+{
+	int status = TOOL_DONE;
+
+	for (uint32_t i = 0; i < matrices->n && status == TOOL_DONE; i++) {
+		char name[32];
+
+		snprintf(name, sizeof name, "%ux%u", matrices->at[i].n, matrices->at[i].k);
+		status = measure_matrix(o, "matrix", name, matrices->at[i].n, matrices->at[i].k);
+		bench_free_uploads(o);
+	}
+	return status;
 }
 
 static int measure(struct bench_ops *o, const struct bench_model *m)
@@ -82,30 +121,11 @@ static int measure(struct bench_ops *o, const struct bench_model *m)
 	int status = TOOL_DONE;
 
 	for (int i = 0; i < N_SHAPES && status == TOOL_DONE; i++) {
-		struct run r = { .o = o,
-			.args = { .x_stride = shapes[i].k, .y_stride = shapes[i].n } };
-
-		r.args.w = (struct afd__matrix){ .n = shapes[i].n,
-			.k = shapes[i].k,
-			.dtype = o->dtype,
-			.layout = AFD__LAYOUT_PACKED,
-			.bytes = o->dev->ops->matrix_bytes(
-				o->dev, shapes[i].n, shapes[i].k, o->dtype) };
-		if (o->dtype == AFD_DTYPE_FP8)
-			r.args.w.scales_bytes =
-				afd__matrix_shape_bytes(o->dev,
-					&(struct afd__matrix_shape){ .n = shapes[i].n,
-						.k = shapes[i].k,
-						.dtype = o->dtype }) -
-				r.args.w.bytes;
-		if (make_rows(o, &r.args))
-			return tool_fail(TOOL_FAILED, "%s", afd_last_error());
-		for (size_t j = 0; j < N_ROWS && status == TOOL_DONE; j++) {
-			r.args.n_rows = all_rows[j];
-			status = measure_cell(o, &r, m->name, shapes[i].name);
-		}
+		status = measure_matrix(o, m->name, shapes[i].name, shapes[i].n, shapes[i].k);
+		bench_free_uploads(o);
 	}
 	return status;
 }
 
-const struct bench_op bench_product = { "product", N_SHAPES * N_ROWS, 0, measure };
+const struct bench_op bench_product = { "product", N_SHAPES, { 1, 2, 4, 8, 16, 32, 64, 128 }, 0,
+	measure };

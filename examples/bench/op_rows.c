@@ -9,11 +9,8 @@
 
 #include "ops.h"
 
-#define ROWS_MAX  128
 #define PAGE_SIZE 16
-
-static const uint32_t all_rows[] = { 1, 8, 32, ROWS_MAX };
-#define N_ROWS (sizeof all_rows / sizeof all_rows[0])
+#define OWN_ROWS  { 1, 8, 32, 128 }
 
 struct run {
 	struct bench_ops *o;
@@ -44,6 +41,11 @@ static int measure_cell(struct run *r, const char *op, uint32_t n_rows,
 	if (r->n_sequences && what)
 		json_object_set_new(what, "context", json_integer(r->o->context));
 	return bench_measure(r->o->b, r->o->seconds, what, work, run, r);
+}
+
+static size_t divided_up(size_t a, size_t b)
+{
+	return (a + b - 1) / b;
 }
 
 /* n_numbers of 1, 2, 3, .. modulo `modulus`; floats or integers. */
@@ -84,6 +86,7 @@ static int run_norm(void *arg)
 
 static int measure_norm(struct bench_ops *o, const struct bench_model *m)
 {
+	const struct bench_list rows = bench_rows_of(o, &bench_norm);
 	struct run r = { .o = o,
 		.m = m,
 		.row_bytes = m->hidden * sizeof(float),
@@ -95,17 +98,17 @@ static int measure_norm(struct bench_ops *o, const struct bench_model *m)
 	if (upload_count(o, m->hidden, 7, 1, &weight))
 		return failed();
 	r.args.norm.weight = weight;
-	for (size_t i = 0; i < N_ROWS && status == TOOL_DONE; i++) {
-		struct bench_work work = { .dram_bytes = 2.0 * r.row_bytes * all_rows[i],
-			.flops = 4.0 * m->hidden * all_rows[i] };
+	for (uint32_t i = 0; i < rows.n && status == TOOL_DONE; i++) {
+		struct bench_work work = { .dram_bytes = 2.0 * r.row_bytes * rows.at[i],
+			.flops = 4.0 * m->hidden * rows.at[i] };
 
-		r.args.norm.n_rows = all_rows[i];
-		status = measure_cell(&r, "norm", all_rows[i], &work, run_norm);
+		r.args.norm.n_rows = rows.at[i];
+		status = measure_cell(&r, "norm", rows.at[i], &work, run_norm);
 	}
 	return status;
 }
 
-const struct bench_op bench_norm = { "norm", N_ROWS, 0, measure_norm };
+const struct bench_op bench_norm = { "norm", 1, OWN_ROWS, 0, measure_norm };
 
 /* ---- activation ---- */
 
@@ -123,6 +126,7 @@ static int run_activation(void *arg)
 
 static int measure_activation(struct bench_ops *o, const struct bench_model *m)
 {
+	const struct bench_list rows = bench_rows_of(o, &bench_activation);
 	struct run r = { .o = o,
 		.m = m,
 		.row_bytes = m->intermediate * sizeof(float),
@@ -130,18 +134,18 @@ static int measure_activation(struct bench_ops *o, const struct bench_model *m)
 		.args.activation = { .width = m->intermediate } };
 	int status = TOOL_DONE;
 
-	for (size_t i = 0; i < N_ROWS && status == TOOL_DONE; i++) {
+	for (uint32_t i = 0; i < rows.n && status == TOOL_DONE; i++) {
 		/* About 20 operations for one exponential. */
-		struct bench_work work = { .dram_bytes = 3.0 * r.row_bytes * all_rows[i],
-			.flops = 24.0 * m->intermediate * all_rows[i] };
+		struct bench_work work = { .dram_bytes = 3.0 * r.row_bytes * rows.at[i],
+			.flops = 24.0 * m->intermediate * rows.at[i] };
 
-		r.args.activation.n_rows = all_rows[i];
-		status = measure_cell(&r, "activation", all_rows[i], &work, run_activation);
+		r.args.activation.n_rows = rows.at[i];
+		status = measure_cell(&r, "activation", rows.at[i], &work, run_activation);
 	}
 	return status;
 }
 
-const struct bench_op bench_activation = { "activation", N_ROWS, 0, measure_activation };
+const struct bench_op bench_activation = { "activation", 1, OWN_ROWS, 0, measure_activation };
 
 /* ---- the cache: pages [page][K, V][head][position][head_dim] ---- */
 
@@ -171,16 +175,18 @@ static int run_rope(void *arg)
 	int rc;
 
 	r->args.rope.qkv = (float *)bench_cold(r->o, r->row_bytes * r->args.rope.n_rows);
-	r->args.rope.kv.data =
-		bench_cold(r->o, r->args.rope.kv.page_stride * (ROWS_MAX / PAGE_SIZE));
+	r->args.rope.kv.data = bench_cold(
+		r->o, r->args.rope.kv.page_stride * divided_up(r->args.rope.n_rows, PAGE_SIZE));
 	rc = afd__rope(&r->o->queue, &r->args.rope);
 	return rc ? rc : bench_finish(r->o);
 }
 
 static int measure_rope(struct bench_ops *o, const struct bench_model *m)
 {
+	const struct bench_list rows = bench_rows_of(o, &bench_rope);
 	uint32_t kv_width = m->n_kv_heads * m->head_dim,
 		 width = m->n_heads * m->head_dim + 2 * kv_width;
+	uint32_t most = bench_list_max(&rows);
 	struct run r = { .o = o,
 		.m = m,
 		.row_bytes = width * sizeof(float),
@@ -190,26 +196,26 @@ static int measure_rope(struct bench_ops *o, const struct bench_model *m)
 	int status = TOOL_DONE;
 
 	if (upload_count(o, m->head_dim, 7, 1, &norm) ||
-		upload_count(o, ROWS_MAX * m->head_dim, 64, 1, &angles) ||
-		upload_count(o, ROWS_MAX, ROWS_MAX, 0, &slots))
+		upload_count(o, most * m->head_dim, 64, 1, &angles) ||
+		upload_count(o, most, most, 0, &slots))
 		return failed();
 	r.args.rope.q_norm = r.args.rope.k_norm = norm;
 	r.args.rope.angles = angles;
 	r.args.rope.slots = slots;
-	for (size_t i = 0; i < N_ROWS && status == TOOL_DONE; i++) {
+	for (uint32_t i = 0; i < rows.n && status == TOOL_DONE; i++) {
 		/* qkv is read, q written, k and v appended. */
 		double bytes = r.row_bytes + (width - 2.0 * kv_width) * 4 +
 			       2.0 * kv_width * afd_dtype_bytes(o->dtype);
-		struct bench_work work = { .dram_bytes = bytes * all_rows[i],
-			.flops = 10.0 * (width - kv_width) * all_rows[i] };
+		struct bench_work work = { .dram_bytes = bytes * rows.at[i],
+			.flops = 10.0 * (width - kv_width) * rows.at[i] };
 
-		r.args.rope.n_rows = all_rows[i];
-		status = measure_cell(&r, "rope", all_rows[i], &work, run_rope);
+		r.args.rope.n_rows = rows.at[i];
+		status = measure_cell(&r, "rope", rows.at[i], &work, run_rope);
 	}
 	return status;
 }
 
-const struct bench_op bench_rope = { "rope", N_ROWS, 0, measure_rope };
+const struct bench_op bench_rope = { "rope", 1, OWN_ROWS, 0, measure_rope };
 
 /* ---- attend: every row is a sequence of its own, `context` positions long ---- */
 
@@ -224,29 +230,28 @@ static int run_attend(void *arg)
 	return rc ? rc : bench_finish(r->o);
 }
 
-static int prepare_attend(struct run *r, uint32_t n_pages)
+static int prepare_attend(struct run *r, uint32_t n_pages, uint32_t most)
 {
 	struct bench_ops *o = r->o;
 	const struct bench_model *m = r->m;
 	struct afd__attend_args *a = &r->args.attend;
 	uint32_t width = m->n_heads * m->head_dim,
 		 qkv_width = width + 2 * m->n_kv_heads * m->head_dim;
-	int32_t positions[ROWS_MAX];
+	static int32_t positions[BENCH_ROWS_MAX];
 	void *table, *qkv, *out, *sequences, *where;
 	int rc;
 
-	for (uint32_t i = 0; i < ROWS_MAX; i++)
+	for (uint32_t i = 0; i < most; i++)
 		positions[i] = (int32_t)o->context - 1;
 	rc = upload_count(o, n_pages, n_pages, 0, &table);
 	if (!rc)
-		rc = upload_count(o, ROWS_MAX * qkv_width, 64, 1, &qkv);
+		rc = upload_count(o, most * qkv_width, 64, 1, &qkv);
 	if (!rc)
-		rc = upload_count(
-			o, 2 * (r->n_sequences + ROWS_MAX), r->n_sequences, 0, &sequences);
+		rc = upload_count(o, 2 * (r->n_sequences + most), r->n_sequences, 0, &sequences);
 	if (!rc)
-		rc = bench_upload(o, sizeof positions, positions, &where);
+		rc = bench_upload(o, most * sizeof positions[0], positions, &where);
 	if (!rc)
-		rc = bench_upload(o, (size_t)ROWS_MAX * width * sizeof(float), NULL, &out);
+		rc = bench_upload(o, (size_t)most * width * sizeof(float), NULL, &out);
 	if (rc)
 		return rc;
 	a->page_table = table;
@@ -259,6 +264,7 @@ static int prepare_attend(struct run *r, uint32_t n_pages)
 
 static int measure_attend(struct bench_ops *o, const struct bench_model *m)
 {
+	const struct bench_list rows = bench_rows_of(o, &bench_attend);
 	struct run r = { .o = o,
 		.m = m,
 		.dtype = o->dtype,
@@ -274,16 +280,19 @@ static int measure_attend(struct bench_ops *o, const struct bench_model *m)
 	if (!r.n_sequences)
 		return tool_fail(TOOL_FAILED, "attend: context %u does not fit into %zu bytes",
 			o->context, o->cold_bytes);
-	if (prepare_attend(&r, r.n_sequences * pages_each))
+	if (prepare_attend(&r, r.n_sequences * pages_each, bench_list_max(&rows)))
 		return failed();
-	for (size_t i = 0; i < N_ROWS && status == TOOL_DONE; i++) {
-		struct bench_work work = { .dram_bytes = kv_bytes * all_rows[i],
-			.flops = 4.0 * o->context * m->n_heads * m->head_dim * all_rows[i] };
+	for (uint32_t i = 0; i < rows.n && status == TOOL_DONE; i++) {
+		struct bench_work work = { .dram_bytes = kv_bytes * rows.at[i],
+			.flops = 4.0 * o->context * m->n_heads * m->head_dim * rows.at[i] };
 
-		r.args.attend.n_rows = all_rows[i];
-		status = measure_cell(&r, "attend", all_rows[i], &work, run_attend);
+		/* Two rows of one sequence would be read once. */
+		if (rows.at[i] > r.n_sequences && o->b->gpu)
+			continue;
+		r.args.attend.n_rows = rows.at[i];
+		status = measure_cell(&r, "attend", rows.at[i], &work, run_attend);
 	}
 	return status;
 }
 
-const struct bench_op bench_attend = { "attend", N_ROWS, 0, measure_attend };
+const struct bench_op bench_attend = { "attend", 1, OWN_ROWS, -1, measure_attend };

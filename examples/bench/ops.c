@@ -8,12 +8,15 @@
 #include "ops.h"
 
 #include <assert.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 static const struct bench_model models[] = {
 	{ "qwen3-0.6b", 1024, 16, 8, 128, 3072 },
 	{ "qwen3-4b", 2560, 32, 8, 128, 9728 },
 	{ "qwen3-8b", 4096, 32, 8, 128, 12288 },
+	{ "qwen3-32b", 5120, 64, 8, 128, 25600, .large = 1 },
 	{ "30b-a3b-moe", 2048, 32, 4, 128, 768, .n_experts = 128, .top_k = 8 },
 };
 #define N_MODELS (sizeof models / sizeof models[0])
@@ -25,8 +28,11 @@ static const struct bench_op *const all_ops[] = { &bench_product, &bench_attend,
 struct ops_options {
 	struct bench_options common;
 	const char *shapes, *ops;
-	uint32_t context;
+	struct bench_matrices matrices;
+	struct bench_list rows, contexts;
+	uint32_t cold_gib;
 	int32_t dtype;
+	enum bench_routing routing;
 };
 
 /* ---- memory ---- */
@@ -65,18 +71,22 @@ char *bench_cold(struct bench_ops *o, size_t bytes)
 int bench_finish(struct bench_ops *o)
 {
 	uint64_t ticket;
-	int rc = o->queue.fd < 0 ? 0 : afd__queue_ticket(&o->queue, &ticket);
+	int rc;
 
-	if (rc || o->queue.fd < 0)
+	if (o->b->gpu || o->queue.fd < 0)
+		return 0;
+	rc = afd__queue_ticket(&o->queue, &ticket);
+	if (rc)
 		return rc;
 	return afd__queue_wait(&o->queue, ticket, 60000, "bench");
 }
 
-/* Memory of the device cpu is plain memory: what the ceilings are taken from serves both. */
-static int make_cold(struct bench_ops *o)
+/* Memory of the device cpu is plain memory: what the ceilings are taken from serves both. Others
+ * get their numbers once, and then from themselves. */
+static int make_cold(struct bench_ops *o, uint32_t cold_gib)
 {
 	const struct bench_ceilings *c = &o->b->ceilings;
-	const size_t step = (size_t)16 << 20;
+	const size_t step = (size_t)16 << 20, first = (size_t)128 << 20;
 	void *cold = NULL;
 	int rc;
 
@@ -84,10 +94,18 @@ static int make_cold(struct bench_ops *o)
 	o->cold = c->memory;
 	if (!strcmp(o->b->options->stage.device, "cpu"))
 		return 0;
-	rc = afd__device_alloc(o->dev, c->bytes, "bench memory", &cold);
+	o->cold_bytes = (size_t)cold_gib << 30;
+	rc = afd__device_alloc(o->dev, o->cold_bytes, "bench memory", &cold);
 	o->cold = o->cold_owned = cold;
-	for (size_t at = 0; !rc && at < c->bytes; at += step)
+	for (size_t at = 0; !rc && at < first; at += step)
 		rc = afd__queue_upload(&o->queue, o->cold + at, c->memory + at, step);
+	for (size_t at = first; !rc && at < o->cold_bytes; at += first) {
+		struct afd__copy_args copy = {
+			.dst = o->cold + at, .src = o->cold, .bytes = first
+		};
+
+		rc = afd__copy(&o->queue, &copy);
+	}
 	return rc;
 }
 
@@ -135,6 +153,43 @@ static const char *op_name_at(size_t i)
 
 /* ---- running ---- */
 
+struct bench_list bench_rows_of(const struct bench_ops *o, const struct bench_op *op)
+{
+	struct bench_list list = o->rows;
+
+	if (list.n)
+		return list;
+	while (list.n < sizeof op->rows / sizeof op->rows[0] && op->rows[list.n]) {
+		list.at[list.n] = op->rows[list.n];
+		list.n++;
+	}
+	return list;
+}
+
+uint32_t bench_list_max(const struct bench_list *list)
+{
+	uint32_t most = 0;
+
+	for (uint32_t i = 0; i < list->n; i++)
+		most = list->at[i] > most ? list->at[i] : most;
+	return most;
+}
+
+/* Only attention looks at contexts. */
+static int measure_contexts(
+	struct bench_ops *o, const struct bench_op *op, const struct bench_model *model)
+{
+	int status = TOOL_DONE;
+	uint32_t n = op == &bench_attend ? o->contexts.n : 1;
+
+	for (uint32_t i = 0; i < n && status == TOOL_DONE; i++) {
+		o->context = o->contexts.at[i];
+		status = op->measure(o, model);
+		bench_free_uploads(o);
+	}
+	return status;
+}
+
 /* With run 0 only counts cells. */
 static int for_cells(
 	struct bench_ops *o, const struct ops_options *options, int run, uint32_t *n_cells)
@@ -146,22 +201,59 @@ static int for_cells(
 		if (!listed(options->ops, all_ops[i]->name, i == 0))
 			continue;
 		for (size_t m = 0; m < N_MODELS; m++) {
-			if (!listed(options->shapes, models[m].name, 1) ||
-				all_ops[i]->routed != (models[m].n_experts > 0))
+			if (!listed(options->shapes, models[m].name, !models[m].large) ||
+				all_ops[i]->routed == !models[m].n_experts)
 				continue;
-			*n_cells += all_ops[i]->n_cells;
+			*n_cells += all_ops[i]->n_shapes * bench_rows_of(o, all_ops[i]).n *
+				    (all_ops[i] == &bench_attend ? o->contexts.n : 1);
 			if (run && status == TOOL_DONE)
-				status = all_ops[i]->measure(o, &models[m]);
-			bench_free_uploads(o);
+				status = measure_contexts(o, all_ops[i], &models[m]);
 		}
 	}
 	return status;
 }
 
+static int measure_cells(struct bench_ops *o, const struct ops_options *options)
+{
+	uint32_t n_cells = 0, n_more = options->matrices.n * bench_rows_of(o, &bench_product).n;
+	int status = TOOL_DONE;
+
+	if (options->ops || !n_more)
+		for_cells(o, options, 0, &n_cells);
+	if (!n_cells && !n_more)
+		return tool_fail(TOOL_USAGE,
+			"ops: none of --ops %s runs on --shapes %s: moe takes 30b-a3b-moe, the "
+			"others the rest, attend all",
+			options->ops ? options->ops : "product",
+			options->shapes ? options->shapes : "all of them");
+	o->seconds = options->common.seconds / (n_cells + n_more);
+	if (n_more)
+		status = bench_measure_matrices(o, &options->matrices);
+	if (status == TOOL_DONE && n_cells)
+		status = for_cells(o, options, 1, &n_cells);
+	return status;
+}
+
+static void add_ceilings(struct bench *b, struct bench_gpu *g)
+{
+	json_object_set_new(b->report.machine, "device_read_gb_per_s",
+		json_real(bench_samples_at(&g->read, 0.5)));
+	json_object_set_new(b->report.machine, "device_read_gb_per_s_best",
+		json_real(bench_samples_at(&g->read, 1)));
+	json_object_set_new(b->report.machine, "device_mma_tflop_per_s",
+		json_real(bench_samples_at(&g->multiply, 0.5) * 1e-3));
+	json_object_set_new(b->report.machine, "device_mma_tflop_per_s_best",
+		json_real(bench_samples_at(&g->multiply, 1) * 1e-3));
+}
+
 static int measure_all(struct bench *b, const struct ops_options *options)
 {
-	struct bench_ops o = { .b = b, .context = options->context, .dtype = options->dtype };
-	uint32_t n_cells;
+	static struct bench_gpu gpu;
+	struct bench_ops o = { .b = b,
+		.rows = options->rows,
+		.contexts = options->contexts,
+		.dtype = options->dtype,
+		.routing = options->routing };
 	int rc, status;
 
 	rc = afd__device_open(&o.dev, b->ctx, options->common.stage.device);
@@ -169,19 +261,15 @@ static int measure_all(struct bench *b, const struct ops_options *options)
 		return tool_fail(TOOL_FAILED, "%s", afd_last_error());
 	rc = afd__queue_open(&o.queue, o.dev);
 	if (!rc)
-		rc = make_cold(&o);
-	if (rc) {
-		status = tool_fail(TOOL_FAILED, "%s", afd_last_error());
-	} else {
-		for_cells(&o, options, 0, &n_cells);
-		o.seconds = options->common.seconds / (n_cells ? n_cells : 1);
-		status = for_cells(&o, options, 1, &n_cells);
-		if (status == TOOL_DONE && !n_cells)
-			status = tool_fail(TOOL_USAGE,
-				"ops: none of --ops %s runs on --shapes %s: moe takes 30b-a3b-moe, the "
-				"others the rest",
-				options->ops ? options->ops : "product",
-				options->shapes ? options->shapes : "all of them");
+		rc = make_cold(&o, options->cold_gib);
+	if (!rc && o.dev->ops->probe) {
+		rc = bench_gpu_open(&gpu, &o.queue, o.cold, o.cold_bytes);
+		b->gpu = rc ? NULL : &gpu;
+	}
+	status = rc ? tool_fail(TOOL_FAILED, "%s", afd_last_error()) : measure_cells(&o, options);
+	if (b->gpu) {
+		add_ceilings(b, b->gpu);
+		bench_gpu_close(b->gpu);
 	}
 	afd__device_free(o.dev, o.cold_owned, o.cold_bytes);
 	afd__queue_close(&o.queue);
@@ -189,21 +277,89 @@ static int measure_all(struct bench *b, const struct ops_options *options)
 	return status;
 }
 
+/* ---- flags ---- */
+
+/* "1,8,64": min .. max each. */
+static int set_list(const struct tool_option *option, const char *value)
+{
+	struct bench_list *list = option->into;
+
+	list->n = 0;
+	for (const char *at = value; at; at = strchr(at, ',') ? strchr(at, ',') + 1 : NULL) {
+		char *end;
+		double number = strtod(at, &end);
+
+		if (end == at || (*end && *end != ',') || !(number >= option->min) ||
+			!(number <= option->max) || number != (uint32_t)number ||
+			list->n == BENCH_LIST_MAX)
+			return tool_fail(TOOL_USAGE,
+				"--%s: value '%s', limit %.0f to %.0f, at most %d of them",
+				option->name, value, option->min, option->max, BENCH_LIST_MAX);
+		list->at[list->n++] = (uint32_t)number;
+	}
+	return TOOL_DONE;
+}
+
+/* "4096x12288,5120x8192": n x k. */
+static int set_matrices(const struct tool_option *option, const char *value)
+{
+	struct bench_matrices *list = option->into;
+
+	for (const char *at = value; at; at = strchr(at, ',') ? strchr(at, ',') + 1 : NULL) {
+		unsigned n, k;
+		int n_chars = 0;
+
+		if (sscanf(at, "%7ux%7u%n", &n, &k, &n_chars) != 2 ||
+			(at[n_chars] && at[n_chars] != ',') || n < option->min || k < option->min ||
+			n > option->max || k > option->max || list->n == BENCH_LIST_MAX)
+			return tool_fail(TOOL_USAGE,
+				"--%s: value '%s', limit NxK, each %.0f to %.0f, at most %d of "
+				"them",
+				option->name, value, option->min, option->max, BENCH_LIST_MAX);
+		list->at[list->n].n = n;
+		list->at[list->n++].k = k;
+	}
+	return TOOL_DONE;
+}
+
+static int set_routing(const struct tool_option *option, const char *value)
+{
+	static const char *const names[] = { "uniform", "balanced", "power-law" };
+
+	for (int i = 0; i < 3; i++) {
+		if (strcmp(value, names[i]))
+			continue;
+		*(enum bench_routing *)option->into = (enum bench_routing)i;
+		return TOOL_DONE;
+	}
+	return tool_fail(TOOL_USAGE, "--%s: value '%s', limit uniform, balanced or power-law",
+		option->name, value);
+}
+
 int bench_ops(int argc, char **argv)
 {
 	struct ops_options o = { .common = { .stage = { .device = "cpu" }, .seconds = 35 },
-		.context = 1024,
+		.contexts = { .at = { 1024 }, .n = 1 },
+		.cold_gib = 1,
 		.dtype = AFD_DTYPE_BF16 };
 	const struct tool_option options[] = {
-		{ "shapes", "NAME,...", "all of them",
-			"qwen3-0.6b, qwen3-4b, qwen3-8b; of moe 30b-a3b-moe", tool_set_text,
-			&o.shapes, 0, 0 },
+		{ "shapes", "NAME,...", "all but qwen3-32b",
+			"qwen3-0.6b, qwen3-4b, qwen3-8b, qwen3-32b; of moe and attend 30b-a3b-moe",
+			tool_set_text, &o.shapes, 0, 0 },
 		{ "ops", "NAME,...", "product", "product, attend, norm, rope, activation, moe",
 			tool_set_text, &o.ops, 0, 0 },
-		{ "context", "C", "1024", "positions that attend looks at, 16 to 32768",
-			tool_set_u32, &o.context, 16, 32768 },
-		{ "dtype", "f32|bf16|f16|fp8", "bf16", "of weights, keys and values", tool_set_dtype,
-			&o.dtype, 0, 0 },
+		{ "matrices", "NxK,...", "none", "products with these instead, 16 to 1048576",
+			set_matrices, &o.matrices, 16, 1048576 },
+		{ "rows", "N,...", "some of 1 to 128", "rows of each call, 1 to 8192", set_list,
+			&o.rows, 1, BENCH_ROWS_MAX },
+		{ "context", "C,...", "1024", "positions that attend looks at, 16 to 32768",
+			set_list, &o.contexts, 16, 32768 },
+		{ "dtype", "f32|bf16|f16|fp8", "bf16", "of weights, keys and values",
+			tool_set_dtype, &o.dtype, 0, 0 },
+		{ "routing", "HOW", "uniform", "of moe: uniform, balanced or power-law",
+			set_routing, &o.routing, 0, 0 },
+		{ "cold-gib", "N", "1", "memory to rotate over on a device, 1 to 64", tool_set_u32,
+			&o.cold_gib, 1, 64 },
 		BENCH_OPTIONS(o.common, "35 s"),
 		{ 0 },
 	};
@@ -212,7 +368,11 @@ int bench_ops(int argc, char **argv)
 		"ops [--shapes NAME,...] [--ops NAME,...] [--json]\n\n"
 		"Operations on cold weights, each against the larger of two limits: its bytes at "
 		"the\n"
-		"rate of DRAM, its multiply-adds at the rate of float32 FMA.",
+		"rate of DRAM, its multiply-adds at the rate of float32 FMA. On cuda:N the limits "
+		"are "
+		"the\n"
+		"GPU's: reading its memory, bf16 on tensor cores; times are by the GPU's own "
+		"clock.",
 		argc, argv);
 
 	if (status)

@@ -360,6 +360,25 @@ GPU_FN bool is_finite(float x) { return (bits_of(x) & 0x7f800000) != 0x7f800000;
 GPU_BOTH unsigned least(unsigned a, unsigned b) { return a < b ? a : b; }
 GPU_BOTH size_t divide_up(size_t a, size_t b) { return (a + b - 1) / b; }
 
+/* ---- the device's clock, which counts nanoseconds in coarse steps ---- */
+#ifdef __CUDACC__
+GPU_FN uint64_t now_ns(void)
+{
+	uint64_t now;
+
+	asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now)::"memory");
+	return now;
+}
+#else
+GPU_FN uint64_t now_ns(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+#endif
+
 /* ---- words that the host looks at ---- */
 #ifdef __CUDACC__
 GPU_FN void store_release_system(uint64_t *p, uint64_t v)

@@ -240,4 +240,22 @@ struct afd__copy_args {
 	size_t bytes;
 };
 
+/* What a bench asks of a device beside its operations: how fast it reads and multiplies at all, and
+ * what the time is there. */
+enum afd__probe_kind {
+	AFD__PROBE_READ = 1, /* of memory */
+	AFD__PROBE_MULTIPLY, /* bf16 on tensor cores, from registers */
+	AFD__PROBE_DELAY,    /* the queue stands still, so that the host gets ahead of it */
+	AFD__PROBE_STAMP,    /* the device's clock, in ns */
+};
+enum { AFD__PROBE_WAYS = 6 }; /* the best of them is the ceiling */
+
+struct afd__probe_args {
+	int32_t kind; /* enum afd__probe_kind */
+	uint32_t way; /* 0 .. AFD__PROBE_WAYS - 1, of _READ and _MULTIPLY */
+	const void *memory; /* dev, 16-byte aligned; of _READ */
+	void *out;          /* dev [16 bytes]; of _STAMP, which writes a uint64_t, _READ and _MULTIPLY */
+	uint64_t amount;    /* bytes to read; rounds of multiplication; ns to stand still */
+};
+
 #endif

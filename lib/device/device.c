@@ -219,6 +219,16 @@ int afd__queue_upload(struct afd__queue *q, void *dst, const void *host, size_t 
 	return rc || !bytes ? rc : q->dev->ops->upload(q, dst, host, bytes);
 }
 
+int afd__queue_probe(struct afd__queue *q, const struct afd__probe_args *a, double *work)
+{
+	if (!q->dev->ops->probe)
+		return afd__error(-ENOTSUP, "device %s: no probes", q->dev->name);
+	if (a->kind < AFD__PROBE_READ || a->kind > AFD__PROBE_STAMP || a->way >= AFD__PROBE_WAYS)
+		return afd__error(-EINVAL, "probe: kind %d, way %u, limits 1 to %d, 0 to %d", a->kind,
+			a->way, AFD__PROBE_STAMP, AFD__PROBE_WAYS - 1);
+	return q->dev->ops->probe(q, a, work);
+}
+
 int afd__queue_download(struct afd__queue *q, void *host, const void *src, size_t bytes)
 {
 	int rc = check_transfer(q, "download", src, host, bytes);

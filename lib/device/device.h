@@ -79,6 +79,9 @@ struct afd__device_ops {
 	/* Host memory is written when a later ticket is reached. */
 	int (*download)(struct afd__queue *q, void *host, const void *src, size_t bytes);
 
+	/* NULL in a device that has none. *work: bytes or floating-point operations that it does. */
+	int (*probe)(struct afd__queue *q, const struct afd__probe_args *a, double *work);
+
 #define AFD__OPERATION(op) int (*op)(struct afd__queue *q, const struct afd__##op##_args *a);
 	AFD__DEVICE_OPERATIONS(AFD__OPERATION)
 #undef AFD__OPERATION
@@ -162,5 +165,8 @@ int afd__queue_download(struct afd__queue *q, void *host, const void *src, size_
 #define AFD__OPERATION(op) int afd__##op(struct afd__queue *q, const struct afd__##op##_args *a);
 AFD__DEVICE_OPERATIONS(AFD__OPERATION)
 #undef AFD__OPERATION
+
+/* Only for benches; -ENOTSUP where the device has no probes. */
+int afd__queue_probe(struct afd__queue *q, const struct afd__probe_args *a, double *work);
 
 #endif

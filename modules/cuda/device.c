@@ -220,6 +220,7 @@ static const struct afd__device_ops cuda_ops = { .name = "cuda",
 	.ticket = cuda_ticket,
 	.upload = cuda_upload,
 	.download = cuda_download,
+	.probe = cuda_probe,
 #define ENTRY(op) .op = cuda_##op,
 	AFD__DEVICE_OPERATIONS(ENTRY)
 #undef ENTRY

@@ -88,6 +88,19 @@ int cuda_copy(struct afd__queue *q, const struct afd__copy_args *a)
 	return rc;
 }
 
+int cuda_probe(struct afd__queue *q, const struct afd__probe_args *a, double *work)
+{
+	const struct cuda_queue *d = q->state;
+	void *before;
+	int rc = cuda_enter(q->dev, &before);
+
+	if (rc)
+		return rc;
+	rc = cuda_error(q->dev, afd_gpu_probe(&d->gpu, a, work), "probe");
+	cuda_leave(q->dev, before);
+	return rc;
+}
+
 size_t cuda_experts_scratch_bytes(
 	struct afd__device *dev, const struct afd__experts_args *a, bool least)
 {

@@ -58,6 +58,19 @@ GPU_KERNEL(32) store_kernel(const uint32_t *in, uint32_t *out)
 	store_release_system(to, (uint64_t)v << 32 | (v ^ 0x5a5a5a5a));
 }
 
+/* It does not go back, and moves while a warp waits for it. */
+GPU_KERNEL(32) clock_kernel(const uint32_t *in, uint32_t *out)
+{
+	uint64_t start = now_ns(), last = start, now = start;
+	uint32_t back = 0;
+
+	for (unsigned i = 0; i < 1u << 20 && now - start < 5000; i++, last = now) {
+		now = now_ns();
+		back |= now < last;
+	}
+	out[block_x() * 32 + thread_x()] = back << 1 | (now - start >= 5000);
+}
+
 extern "C" const struct word words_memory[] = {
 	{ "a_load_brings_16_bytes", "load_once", WORDS_BITS, WORDS_RAW, 4 * VECTORS, 4 * VECTORS, 0,
 		launch_blocks<load_once_kernel, THREADS, 0> },
@@ -71,5 +84,7 @@ extern "C" const struct word words_memory[] = {
 		16 * THREADS, 16 * THREADS, 0, launch_blocks<dynamic_kernel, THREADS, 96 << 10> },
 	{ "a_word_for_the_host_is_written_whole", "store_release_system", WORDS_BITS, WORDS_RAW, 32,
 		64, 0, launch_blocks<store_kernel, 32, 0> },
+	{ "the_clock_moves_on", "now_ns", WORDS_BITS, WORDS_RAW, 32, 32, 0,
+		launch_blocks<clock_kernel, 32, 0> },
 	{},
 };

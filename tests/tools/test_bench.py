@@ -80,6 +80,38 @@ class Bench(Case):
         _, results = self.bench("ops", "--ops", "attend,norm,rope,activation", "--shapes", "qwen3-0.6b", "--seconds", 0.5)
         self.assertEqual({result["op"] for result in results}, {"attend", "norm", "rope", "activation"})
 
+    def test_rows_and_matrices_are_those_that_were_named(self):
+        _, results = self.bench("ops", "--matrices", "64x96,128x32", "--rows", "3,1", "--seconds", 0.2)
+        self.assertEqual([(r["n"], r["k"], r["rows"]) for r in results], [(64, 96, 3), (64, 96, 1), (128, 32, 3), (128, 32, 1)])
+
+    def test_an_emulated_gpu_is_held_against_its_own_ceilings(self):
+        if not (BUILD / "tests/emu/afd-cuda.so").exists():
+            self.skipTest("a build without the emulator")
+        machine, results = self.bench("ops", "--device", "cuda:0", "--matrices", "64x256", "--ops", "attend", "--shapes", "qwen3-0.6b",
+                                      "--context", "32,48", "--rows", "1,9", "--seconds", 0.2, AFD_MODULE_DIR=BUILD / "tests/emu")
+        self.assertGreater(machine["device_read_gb_per_s"], 0)
+        self.assertGreater(machine["device_mma_tflop_per_s"], 0)
+        self.assertNotIn("dram_read_gb_per_s", machine)
+        self.assertEqual([r.get("context") for r in results], [None, None, 32, 32, 48, 48])
+        for r in results:
+            limits = {"read": r["bytes"] / r["read_gb_per_s"] / 1e3, "mma": r["flops"] / r["multiply_tflop_per_s"] / 1e6}
+            self.assertEqual(r["limit"], max(limits, key=limits.get))
+            self.assertAlmostEqual(r["limit_us"], max(limits.values()), delta=1e-3 * r["limit_us"])
+            self.assertGreaterEqual(r["runs"], 3)
+        self.assertEqual([r["bytes"] for r in results[2:]], [2 * c * 8 * 128 * 2 * n for c in (32, 48) for n in (1, 9)])
+
+    def test_routing_decides_how_many_experts_are_active(self):
+        available = int(open("/proc/meminfo").read().split("MemAvailable:")[1].split()[0])
+        if available < 4 << 20:
+            self.skipTest(f"{available >> 20} GiB available, limit: 4")
+        active = {}
+        for routing in ("balanced", "power-law"):
+            _, results = self.bench("ops", "--ops", "moe", "--dtype", "fp8", "--rows", "16", "--routing", routing, "--seconds", 0.1)
+            self.assertEqual(results[0]["routing"], routing)
+            active[routing] = results[0]["active_experts"]
+        self.assertEqual(active["balanced"], 128)
+        self.assertLess(active["power-law"], 80)  # 128 (1 - (15/16)^16) = 82 of rows that draw evenly
+
     def test_the_isa_that_was_forced_is_told(self):
         machine, _ = self.bench("ceilings", "--seconds", 0.1, AFD_ISA="c")
         self.assertEqual(machine["isa"], "c")
@@ -99,6 +131,9 @@ class Bench(Case):
         self.assertIn("qwen9", self.refuse("ops", "--shapes", "qwen3-4b,qwen9"))
         self.assertIn("matmul", self.refuse("ops", "--ops", "matmul"))
         self.assertIn("limit 16 to 32768", self.refuse("ops", "--context", "1"))
+        self.assertIn("limit 1 to 8192", self.refuse("ops", "--rows", "1,0"))
+        self.assertIn("limit NxK", self.refuse("ops", "--matrices", "64x"))
+        self.assertIn("balanced", self.refuse("ops", "--routing", "even"))
         self.assertIn("--seconds", self.refuse("ceilings", "--seconds", "0"))
 
     def test_commands_of_later_versions_are_refused_by_name(self):
