@@ -28,6 +28,7 @@ usage() {
 	       docs      the README, and that the documents list what is there
 	       planted   bugs planted into the GPU kernels: the emulated tests must catch each (uses the asan and tsan builds)
 	       cuda      the GPU module for all architectures (only with --all; tools looks at the one of the release build)
+	       verbs     RDMA for real: over soft-RoCE in a small virtual machine (skipped where there cannot be one)
 	       quickstart  examples/quickstart.sh from a fresh build
 	       golden    the golden files, made anew (only with --all)
 	TEXT
@@ -79,7 +80,8 @@ logged() {
 install_needs() {
 	local missing="" sudo="" name
 	for name in meson ninja-build gcc g++ libc6-dev libjansson-dev libxxhash-dev libcmocka-dev libssl-dev pkg-config python3 python3-numpy \
-		python3-matplotlib python3-pip python3-venv clang cmake abigail-tools iproute2 nftables; do
+		python3-matplotlib python3-pip python3-venv clang cmake abigail-tools iproute2 nftables \
+		libibverbs-dev ibverbs-providers qemu-system-x86 busybox-static cpio kmod xz-utils; do
 		dpkg-query -W -f '${Status}' "$name" 2>/dev/null | grep -q 'ok installed' || missing="$missing $name"
 	done
 	[ -z "$missing" ] && return 0
@@ -183,6 +185,26 @@ part_fuzz() {
 	for target in $long; do cat "$LOGS/$target.said"; done
 }
 
+# Conformance and tools over soft-RoCE. The machine is emulated: minutes, and nothing else should run meanwhile.
+part_verbs() {
+	local log=$LOGS/verbs what
+	export AFD_VM_CACHE=${AFD_VM_CACHE:-$BUILDS/verbs-vm}
+	if [ ! -e "$BUILDS/plain/modules/afd-verbs.so" ]; then
+		result skipped "verbs: soft-RoCE" "this build has no afd-verbs.so: libibverbs-dev is not installed"
+		return
+	fi
+	if ! logged verbs-prepare tests/verbs/vm.sh --prepare; then
+		result skipped "verbs: soft-RoCE" "no virtual machine: $(tail -n 1 "$LOGS/verbs-prepare.log")"
+		return
+	fi
+	for what in conformance tools; do
+		timeout 1500 tests/verbs/vm.sh env AFD_ALL=$ALL tests/verbs/run.sh "$BUILDS/plain" $what >"$log-$what.log" 2>&1 ||
+			result failed "verbs: the machine runs the $what to its end" "see $log-$what.log"
+		tr -d '\r' <"$log-$what.log" | grep -P '^(passed|failed|skipped)\t' >>"$RESULTS" ||
+			result failed "verbs: the machine runs the $what" "no outcome, see $log-$what.log"
+	done
+}
+
 part_golden() {
 	local venv=$BUILDS/venv
 	echo "about to install torch (CPU) and transformers into $venv"
@@ -226,11 +248,11 @@ write_report() {
 
 [ $INSTALL = 1 ] && say "what is needed" && install_needs
 DEBUG="-Dbuildtype=debugoptimized -Db_ndebug=false -Dtools=false -Dcuda=disabled"
-if wanted plain || wanted tools || wanted abi || wanted deferred || wanted docs || wanted planted || wanted cuda; then
+if wanted plain || wanted tools || wanted abi || wanted deferred || wanted docs || wanted planted || wanted cuda || wanted verbs; then
 	say "CUDA toolkit" && find_cuda
 fi
 
-if wanted plain || wanted tools || wanted abi || wanted deferred || wanted docs || wanted planted; then
+if wanted plain || wanted tools || wanted abi || wanted deferred || wanted docs || wanted planted || wanted verbs; then
 	say "release build" && build plain -Dbuildtype=release -Dprefix=/usr/local "${CUDA[@]}" -Dgpu_archs=90a || ONLY=",none," # nothing to run then
 fi
 wanted plain && say "plain suites" && suites plain plain 1
@@ -246,6 +268,7 @@ wanted tsan && say "ThreadSanitizer" && build tsan $DEBUG -Db_sanitize=thread &&
 	TSAN_OPTIONS=halt_on_error=1 suites tsan tsan 5 conformance system
 wanted planted && say "planted bugs" && sentences planted tests/emu/planted.py
 wanted fuzz && say "fuzz" && part_fuzz
+wanted verbs && say "verbs in a virtual machine" && part_verbs
 wanted quickstart && say "quickstart" && sentences quickstart tests/tools/quickstart.py
 [ $ALL = 1 ] && wanted cuda && say "CUDA for all architectures" && build cuda -Dtests=disabled -Dtools=false "${CUDA[@]}" &&
 	AFD_BUILD=$BUILDS/cuda $PYTHON tests/tools/sentences.py cuda tests/tools/test_cuda.py 2>"$LOGS/cuda.log" >>"$RESULTS"

@@ -10,7 +10,8 @@
  *
  * Addresses: "loop:NAME" inside one context, "shm:NAME" between processes of one user on one host
  * (and in one network namespace), "tcp:HOST:PORT" between hosts. NAME is 1 to 80 of
- * [A-Za-z0-9._-]; HOST is a name, an IPv4 address, or an IPv6 address in brackets; PORT 0 listens
+ * [A-Za-z0-9._-]; "verbs:HOST:PORT?dev=NAME&..." between hosts with RDMA, docs/transports.md has its
+ * parameters; HOST is a name, an IPv4 address, or an IPv6 address in brackets; PORT 0 listens
  * at a free one, see afd_transport_address. An address is free again the moment its listener is
  * gone, however it went. A HOST that the system's resolver has to ask for may hold up _create
  * (listen) or _poll (connect) for as long as that takes; numbers and /etc/hosts do not.
@@ -77,7 +78,7 @@ struct afd_transport_params {
 	const char *key_file;
 	const void *key; /* [key_bytes] */
 	size_t key_bytes;
-	uint32_t tls; /* 1, with a key: tcp: links are encrypted (TLS 1.3) */
+	uint32_t tls; /* 1, with a key: tcp: links are encrypted (TLS 1.3); verbs: is refused then */
 	/* Attention side: how long a step waits for an FFN peer to come (back) when nobody holds a
 	 * shard any more; then, or at once with 0, it fails. */
 	uint32_t reconnect_ms;
@@ -90,12 +91,12 @@ struct afd_transport_params {
  *
  *   -EINVAL      neither or both sides, a bad address, a field out of range, a contract without
  *                sizes
- *   -ENOSYS      the address names a transport that is not part of this build; or a key, and
- *                there is no afd-tls.so
+ *   -ENOSYS      the address names a transport that is not part of this build, or whose module
+ *                is not there (afd-verbs.so); or a key, and there is no afd-tls.so
  *   -EACCES      others may open the key's file; -ENOENT: there is none
  *   -EADDRINUSE  somebody listens there
- *   -ENOTSUP     AFD_DTYPE_FP8 (not in this version)
- *   -ENODEV      the machine cannot: shm: without memfd
+ *   -ENOTSUP     AFD_DTYPE_FP8 (not in this version); tls over verbs:
+ *   -ENODEV      the machine cannot: shm: without memfd, verbs: without an RDMA device
  *   -E2BIG, -ENOMEM, -EIO
  */
 AFD_API int afd_transport_create(afd_transport **out, afd_context *ctx,

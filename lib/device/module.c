@@ -18,6 +18,8 @@ const struct afd__module_host afd__module_host = {
 	.cpu = &afd__cpu_device_ops,
 	.alloc = afd__alloc,
 	.free = afd__free,
+	.large_alloc = afd__large_alloc,
+	.large_free = afd__large_free,
 	.error = afd__error,
 	.error_save = afd__error_save,
 	.log = afd__log,
@@ -31,6 +33,9 @@ static const char *package_of(const char *name)
 		return "it comes with libafd unless that was built with -Ddeferred=false";
 	if (!strcmp(name, "tls"))
 		return "it comes with libafd when that was built with OpenSSL, Debian's libssl-dev";
+	if (!strcmp(name, "verbs"))
+		return "it comes with libafd when that was built with rdma-core, Debian's "
+		       "libibverbs-dev";
 	return "it comes with a libafd that was built with CUDA, see docs/cuda.md";
 }
 
@@ -122,6 +127,16 @@ int afd__module_load_secret(void **handle, const struct afd__secret_ops **ops)
 
 	if (!rc)
 		*ops = module->secret;
+	return rc;
+}
+
+int afd__module_load_verbs(void **handle, const struct afd__verbs_ops **ops)
+{
+	const struct afd__module *module;
+	int rc = load("verbs", "verbs", RTLD_NODELETE, handle, &module);
+
+	if (!rc)
+		*ops = module->verbs;
 	return rc;
 }
 

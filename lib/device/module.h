@@ -13,6 +13,7 @@
 #include "device.h"
 
 struct afd__secret_ops;
+struct afd__verbs_ops;
 
 #define AFD__MODULE_BUILD_BYTES 96
 
@@ -20,6 +21,9 @@ struct afd__module_host {
 	const struct afd__device_ops *cpu; /* for a module that runs the CPU's operations */
 	void *(*alloc)(struct afd_context *ctx, size_t n, size_t bytes);
 	void (*free)(void *memory);
+	void *(*large_alloc)(
+		struct afd_context *ctx, size_t bytes, size_t alignment, const char *what);
+	void (*large_free)(struct afd_context *ctx, void *memory, size_t bytes);
 	__attribute__((format(printf, 2, 3))) int (*error)(int code, const char *format, ...);
 	void (*error_save)(char *text, size_t capacity);
 	__attribute__((format(printf, 3, 4))) void (*log)(
@@ -32,6 +36,7 @@ struct afd__module {
 	char build[AFD__MODULE_BUILD_BYTES]; /* AFD__BUILD_ID, made of the version and headers */
 	const struct afd__device_ops *ops;   /* they find the table above in dev->host */
 	const struct afd__secret_ops *secret; /* of afd-tls.so, which is no device */
+	const struct afd__verbs_ops *verbs;   /* of afd-verbs.so, which is none either */
 };
 
 #define AFD__MODULE_SYMBOL "afd_module_entry"
@@ -39,6 +44,8 @@ struct afd__module {
 /* afd-tls.so, for keys (transport/secret.c). Bound before all else, since a host may have another
  * OpenSSL, and never unmapped, since OpenSSL leaves work for the end of the process. */
 int afd__module_load_secret(void **handle, const struct afd__secret_ops **ops);
+/* afd-verbs.so, for verbs: links. Never unmapped, since libibverbs keeps its drivers. */
+int afd__module_load_verbs(void **handle, const struct afd__verbs_ops **ops);
 void afd__module_unload(void *handle);
 
 #endif

@@ -11,10 +11,10 @@
 enum { NAME_MAX_BYTES = 80 };
 
 static const struct afd__transport_ops *const backends[] = { &afd__transport_loop,
-	&afd__transport_shm, &afd__transport_tcp };
+	&afd__transport_shm, &afd__transport_tcp, &afd__transport_verbs };
 
 /* Of this library, but not of this build. */
-static const char *const other_schemes[] = { "verbs", "nccl", "ipc", "auto" };
+static const char *const other_schemes[] = { "nccl", "ipc", "auto" };
 
 static int check_name(const char *text, const char *name)
 {
@@ -64,13 +64,13 @@ int afd__address_parse(
 		if (strlen(other_schemes[i]) == bytes && !strncmp(other_schemes[i], text, bytes))
 			return afd__error(-ENOSYS,
 				"address \"%.100s\": %s: is not part of this build, which has "
-				"loop:, shm: and tcp:",
+				"loop:, shm:, tcp: and verbs:",
 				text, other_schemes[i]);
 	}
 	if (!address->ops)
 		return afd__error(-EINVAL,
-			"address \"%.100s\": unknown scheme; this build has loop:, shm: and "
-			"tcp:", text);
+			"address \"%.100s\": unknown scheme; this build has loop:, shm:, "
+			"tcp: and verbs:", text);
 	if (strlen(text) >= sizeof(address->text))
 		return afd__error(-EINVAL, "address \"%.100s\": has %zu characters, limit %zu",
 			text, strlen(text), sizeof(address->text) - 1);

@@ -270,9 +270,9 @@ int afd__hello_decode_prefix(struct afd__hello *hello, const void *bytes, size_t
 	hello->kind = afd__take16(in + 6);
 	if (hello->wire_version != AFD__WIRE_VERSION)
 		return 0;
-	if (hello->kind < AFD__HELLO || hello->kind > AFD__NONCE)
-		return afd__error(
-			-EPROTO, "handshake: kind is %u, limit %d", hello->kind, AFD__NONCE);
+	if (hello->kind < AFD__HELLO || hello->kind > AFD__QUEUE_PAIRS)
+		return afd__error(-EPROTO, "handshake: kind is %u, limit %d", hello->kind,
+			AFD__QUEUE_PAIRS);
 	if (afd__take32(in + 8) != n_bytes)
 		return afd__error(-EPROTO, "handshake: %zu bytes came, the message says %u",
 			n_bytes, afd__take32(in + 8));

@@ -20,6 +20,7 @@ enum afd__hello_kind {
 	AFD__READY = 3,   /* attention side: I have the slots */
 	AFD__REFUSAL = 4, /* either side, instead of its next message; then it closes */
 	AFD__NONCE = 5,   /* either side, first, when it has a key */
+	AFD__QUEUE_PAIRS = 6, /* either side of a verbs: link, before READY: no fields, verbs.c */
 };
 
 struct afd__hello {

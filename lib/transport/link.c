@@ -32,6 +32,7 @@ struct afd__link *afd__link_create(afd_transport *net, const struct afd__address
 	link->wire = (struct afd__wire){ .ctx = net->ctx,
 		.epoll_fd = net->epoll_fd,
 		.tag = &link->tag,
+		.shared = &net->shared,
 		.secret = net->params.tls ? net->secret : NULL };
 	link->address = address;
 	if (address) {
@@ -348,7 +349,7 @@ static int take_frame(struct afd__link *link, uint32_t slot, uint32_t bytes, uin
 		return afd__group_take(link, slot, &h, bytes, now);
 	if (h.kind != AFD__FRAME_ROWS)
 		return afd__error(-EPROTO, "frame: kind %u is of an attention group", h.kind);
-	return link->net->attention ? afd__frames_take(link, slot, &h, bytes)
+	return link->net->attention ? afd__frames_take(link, slot, &h, bytes, now)
 				    : afd__parts_take(link, slot, &h, bytes, now);
 }
 

@@ -87,6 +87,10 @@ static void take_event(afd_transport *net, const struct epoll_event *event)
 		net->listeners_stirred = true;
 		return;
 	}
+	if (tag->kind == AFD__TAG_SHARED) {
+		net->shared->event(net->shared, which, event->events);
+		return;
+	}
 	link->stirred = true;
 	if (link->phase != AFD__LINK_JOINED)
 		return;

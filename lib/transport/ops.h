@@ -54,7 +54,16 @@ struct afd__secret;
 struct afd__tag {
 	_Alignas(8) int32_t kind;
 };
-enum afd__tag_kind { AFD__TAG_WIRE = 1, AFD__TAG_LISTENER };
+enum afd__tag_kind { AFD__TAG_WIRE = 1, AFD__TAG_LISTENER, AFD__TAG_SHARED };
+
+/* What all wires of a transport share, when a backend has such a thing: made by the first of them,
+ * ended by the transport after the last. Its descriptors wake the transport, which then polls all
+ * wires. */
+struct afd__shared {
+	struct afd__tag tag;
+	void (*event)(struct afd__shared *shared, unsigned which, uint32_t events);
+	void (*end)(struct afd__shared *shared);
+};
 
 struct afd__wire { /* one end of a connection; the backend's part of a link */
 	const struct afd__transport_ops *ops;
@@ -66,6 +75,7 @@ struct afd__wire { /* one end of a connection; the backend's part of a link */
 	int error;
 	const struct afd__secret *secret; /* links that leave the host are encrypted with it; NULL:
 					     they are not */
+	struct afd__shared **shared;      /* the transport's; NULL in it until a backend makes one */
 	char peer[64]; /* where it came from, for the log; "" when the address says it all */
 	uint64_t source; /* whose connections count together: an IPv4 address, the /64 of an IPv6 one;
 			    0 where all come from this host */
@@ -81,6 +91,7 @@ struct afd__listener {
 
 struct afd__transport_ops {
 	const char *scheme; /* "shm" in "shm:name" */
+	bool in_clear;      /* rows leave the host, and cannot be encrypted */
 
 	/* -EINVAL and text when what follows the colon of `text` is no name; NULL: 1 to 80 of
 	 * [A-Za-z0-9._-]. */
@@ -137,6 +148,6 @@ struct afd__transport_ops {
 };
 
 extern const struct afd__transport_ops afd__transport_loop, afd__transport_shm,
-	afd__transport_tcp;
+	afd__transport_tcp, afd__transport_verbs;
 
 #endif

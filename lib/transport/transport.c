@@ -383,6 +383,22 @@ static int read_shard(afd_transport *net)
 	return rc;
 }
 
+/* Who asks for encryption does not get a link without. */
+static int check_in_clear(const afd_transport *net)
+{
+	for (uint32_t i = 0; net->params.tls && i < net->n_addresses; i++) {
+		if (net->addresses[i].ops->in_clear)
+			return afd__error(-ENOTSUP,
+				"%s: rows cannot be encrypted there; tls is for tcp: links",
+				net->addresses[i].text);
+	}
+	if (net->params.tls && net->group && net->group[0].ops->in_clear)
+		return afd__error(-ENOTSUP,
+			"group %s: rows cannot be encrypted there; tls is for tcp: links",
+			net->group[0].text);
+	return 0;
+}
+
 static int open_transport(afd_transport *net, const struct afd_transport_params *given)
 {
 	int rc = fill_params(net, given);
@@ -402,6 +418,9 @@ static int open_transport(afd_transport *net, const struct afd_transport_params 
 	net->row = afd__alloc(net->ctx, net->contract.hidden_size, sizeof(*net->row));
 	if (!net->links || !net->departed || !net->row)
 		return -ENOMEM;
+	rc = check_in_clear(net);
+	if (rc)
+		return rc;
 	if (given->key || given->key_file) {
 		rc = afd__secret_open(&net->secret, net->ctx, given->key_file, given->key,
 			given->key_bytes, (int)given->tls);
@@ -505,6 +524,8 @@ void afd_transport_destroy(afd_transport *net)
 		net->listeners[i].ops->unlisten(&net->listeners[i]);
 	if (!afd__forked(net->ctx))
 		afd__peers_destroy(net);
+	if (net->shared)
+		net->shared->end(net->shared);
 	if (net->epoll_fd >= 0)
 		close(net->epoll_fd);
 	afd__secret_close(net->secret);

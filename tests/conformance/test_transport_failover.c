@@ -276,7 +276,7 @@ static void with_four_lanes_out_every_row_comes_back(void **state)
 static void wherever_the_line_is_cut_the_rows_come_back(void **state)
 {
 	if (strcmp(rig_scheme(), "lossy"))
-		skip();
+		rig_skip("only lossy: can be cut at a chosen place");
 	for (int side = LOSSY_ATTENTION; side <= LOSSY_FFN; side++) {
 		for (unsigned n = 1; n <= 36; n++) {
 			struct afd_transport_params params = { .max_rows = 2 };

@@ -40,7 +40,19 @@ static void bad_addresses_are_refused_by_name(void **state)
 		{ "tcp:a b:7000", -EINVAL, "character 2 of the name" },
 		{ "tcp:0123456789012345678901234567890123456789012345678901234567890123456789:1",
 			-EINVAL, "the host has 70 characters, limit 64" },
-		{ "verbs:host:1", -ENOSYS, "verbs: is not part of this build" },
+		{ "verbs:host", -EINVAL, "must be tcp:HOST:PORT" },
+		{ "verbs:host:1?dev=", -EINVAL, "dev names no device" },
+		{ "verbs:host:1?dev=a,b,c,d,e", -EINVAL, "dev names more than 4" },
+		{ "verbs:host:1?dev=0123456789012345678901234567890123", -EINVAL,
+			"has 34 characters, limit 31" },
+		{ "verbs:host:1?mtu=1000", -EINVAL, "mtu is 1000, must be 256, 512" },
+		{ "verbs:host:1?gid=256", -EINVAL, "gid is \"256\", limit 0 to 255" },
+		{ "verbs:host:1?port=x", -EINVAL, "port is \"x\", limit 0 to 255" },
+		{ "verbs:host:1?sl=16", -EINVAL, "sl is \"16\", limit 0 to 15" },
+		{ "verbs:host:1?timeout=22", -EINVAL, "timeout is \"22\", limit 0 to 21" },
+		{ "verbs:host:1?colour=red", -EINVAL, "no parameter \"colour\"" },
+		{ "verbs:host:1?dev", -EINVAL, "\"dev\" must be NAME=VALUE" },
+		{ "nccl:0", -ENOSYS, "nccl: is not part of this build" },
 	};
 
 	for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
@@ -383,7 +395,7 @@ static void strangers_that_talk_nonsense_are_refused_and_logged(void **state)
 		ops->close(&wire);
 		wire.error = 0;
 	}
-	if (!strcmp(rig_scheme(), "tcp")) {
+	if (!strcmp(rig_scheme(), "tcp") || !strcmp(rig_scheme(), "verbs")) {
 		rig_wait_logged("did not join: handshake: begins with 6a 00");
 		rig_wait_logged("did not join: handshake: begins with 6a 6a");
 	} else {

@@ -148,14 +148,14 @@ static void tls_on_one_side_or_with_another_key_is_no_link(void **state)
 	};
 
 	if (!is_tcp())
-		skip();
+		rig_skip("it is about what tcp: sends");
 	for (size_t i = 0; i < sizeof(meetings) / sizeof(meetings[0]); i++)
 		expect_no_meeting(&meetings[i]);
 }
 
 static void who_has_the_key_joins_and_is_served(void **state)
 {
-	for (uint32_t tls = 0; tls < 2; tls++) {
+	for (uint32_t tls = 0; tls < (rig_ops()->in_clear ? 1 : 2); tls++) {
 		struct afd_transport_params params = with_key(good, tls);
 		struct server server;
 		afd_transport *net;
@@ -167,6 +167,18 @@ static void who_has_the_key_joins_and_is_served(void **state)
 		afd_transport_destroy(net);
 		server_stop(&server);
 	}
+}
+
+static void tls_where_rows_cannot_be_encrypted_is_refused(void **state)
+{
+	struct afd_transport_params params = with_key(good, 1);
+	char address[96];
+
+	if (!rig_ops()->in_clear)
+		rig_skip("rows of this backend can be encrypted, or do not leave the host");
+	rig_address(address);
+	assert_null(make_server(address, &params));
+	assert_non_null(strstr(afd_last_error(), "rows cannot be encrypted there"));
 }
 
 static void a_key_may_have_16_to_4096_bytes_of_any_value(void **state)
@@ -298,7 +310,7 @@ static void a_handshake_that_is_replayed_is_refused(void **state)
 	int fd;
 
 	if (!is_tcp())
-		skip();
+		rig_skip("it is about what tcp: sends");
 	server_start(&server, &params);
 	start_proxy(&server, 0, -1);
 	net = make_client(proxy.address, &params);
@@ -328,7 +340,7 @@ static void a_handshake_that_is_changed_on_its_way_is_no_link(void **state)
 	afd_transport *net;
 
 	if (!is_tcp())
-		skip();
+		rig_skip("it is about what tcp: sends");
 	server_start(&server, &params);
 	start_proxy(&server, 0, -1);
 	net = make_client(proxy.address, &params);
@@ -365,7 +377,7 @@ static bool holds(const uint8_t *bytes, size_t n_bytes, const void *part, size_t
 static void with_tls_no_row_crosses_in_clear(void **state)
 {
 	if (!is_tcp())
-		skip();
+		rig_skip("it is about what tcp: sends");
 	for (uint32_t tls = 0; tls < 2; tls++) {
 		struct afd_transport_params params = with_key(good, tls);
 		float x[3 * HIDDEN], y[3 * HIDDEN];
@@ -435,6 +447,7 @@ int main(int argc, char **argv)
 		RIG_TEST(who_has_no_key_or_another_is_told_so_and_logged),
 		RIG_TEST(tls_on_one_side_or_with_another_key_is_no_link),
 		RIG_TEST(who_has_the_key_joins_and_is_served),
+		RIG_TEST(tls_where_rows_cannot_be_encrypted_is_refused),
 		RIG_TEST(a_key_may_have_16_to_4096_bytes_of_any_value),
 		RIG_TEST(a_handshake_that_is_replayed_is_refused),
 		RIG_TEST(a_handshake_that_is_changed_on_its_way_is_no_link),

@@ -97,6 +97,11 @@ static void peers_that_come_and_go_leave_no_descriptor_behind(void **state)
 	afd_transport *net;
 
 	server_start(&server, NULL);
+	/* What a backend opens for all its links (verbs: a device) stays until the server ends. */
+	net = join(&server, NULL);
+	run_step(net, 1, 0);
+	afd_transport_destroy(net);
+	wait_for(&server.n_joined, 0);
 	alone = count_descriptors();
 	for (int i = 0; i < 40; i++) {
 		net = join(&server, NULL);
@@ -148,6 +153,7 @@ static void an_idle_server_with_idle_clients_uses_under_one_percent_of_a_core(vo
 	struct server server;
 	long least;
 
+	rig_skip_when_emulated();
 	server_start(&server, NULL);
 	for (int i = 0; i < 3; i++) {
 		nets[i] = join(&server, NULL);
@@ -173,6 +179,7 @@ static void a_client_that_waits_long_sleeps(void **state)
 	uint64_t until;
 	double before;
 
+	rig_skip_when_emulated();
 	server_start(&server, NULL);
 	net = join(&server, NULL);
 	server.hold = 1;

@@ -35,6 +35,18 @@ static void keep_line(void *user, int32_t level, const char *text)
 	pthread_mutex_unlock(&log_lock);
 }
 
+void rig_skip(const char *why)
+{
+	print_message("skipped: %s\n", why);
+	skip();
+}
+
+void rig_skip_when_emulated(void)
+{
+	if (getenv("AFD_TEST_EMULATED"))
+		rig_skip("the time of an emulated processor says nothing");
+}
+
 bool rig_logged(const char *text)
 {
 	bool found;
@@ -57,7 +69,8 @@ void rig_wait_logged(const char *text)
 
 static bool has_one_context(void)
 {
-	return strcmp(backend, "shm") && strcmp(backend, "shm-key") && strncmp(backend, "tcp", 3);
+	return strcmp(backend, "shm") && strcmp(backend, "shm-key") && strncmp(backend, "tcp", 3) &&
+	       strncmp(backend, "verbs", 5);
 }
 
 static afd_context *make_context(void)
@@ -109,6 +122,8 @@ const char *rig_scheme(void)
 {
 	if (!strncmp(backend, "tcp", 3))
 		return "tcp";
+	if (!strncmp(backend, "verbs", 5))
+		return "verbs";
 	return strncmp(backend, "shm", 3) ? backend : "shm";
 }
 
@@ -116,6 +131,8 @@ const struct afd__transport_ops *rig_ops(void)
 {
 	if (!strcmp(rig_scheme(), "tcp"))
 		return &afd__transport_tcp;
+	if (!strcmp(rig_scheme(), "verbs"))
+		return &afd__transport_verbs;
 	return strcmp(rig_scheme(), "shm") ? &afd__transport_loop : &afd__transport_shm;
 }
 
@@ -167,6 +184,10 @@ void rig_address(char address[96])
 		snprintf(address, 96, "tcp:[::1]:%u", free_port(AF_INET6));
 	else if (!strncmp(backend, "tcp", 3))
 		snprintf(address, 96, "tcp:127.0.0.1:%u", free_port(AF_INET));
+	else if (!strcmp(backend, "verbs-two"))
+		snprintf(address, 96, "verbs:10.0.0.1:%u?dev=rxe1,rxe2", free_port(AF_INET));
+	else if (!strncmp(backend, "verbs", 5))
+		snprintf(address, 96, "verbs:127.0.0.1:%u", free_port(AF_INET));
 	else
 		snprintf(address, 96, "%s:test-%d-%d", rig_scheme(), (int)getpid(),
 			n_addresses++);
@@ -284,7 +305,7 @@ void rig_secret(struct afd_transport_params *p)
 	bool tls = !strncmp(backend, "tcp-tls", 7);
 
 	p->size = sizeof(*p);
-	if ((!tls && strcmp(backend, "shm-key")) || p->key || p->key_file)
+	if ((!tls && !strstr(backend, "-key")) || p->key || p->key_file)
 		return;
 	p->key = key;
 	p->key_bytes = sizeof(key) - 1;

@@ -3,6 +3,7 @@
  * A server in a thread and clients that are plain hosts, over the backend that the first argument
  * names: "loop", "shm" (each side has a context of its own), "shm-one" (both in one context, so
  * with one mapping), "tcp" (IPv4), "tcp6", "tcp-tiny" (sockets that hold next to nothing), "lossy".
+ * "verbs" and "verbs-two" (two devices) need RDMA, see tests/verbs. "verbs-key",
  * "shm-key", "tcp-tls" and "tcp-tls-tiny" are the same with a key, and with TLS.
  * The server answers y = x + layer + 1; what it does besides is told in its fields, which may
  * change while it runs.
@@ -65,6 +66,11 @@ const struct afd__transport_ops *rig_ops(void); /* of the backend; lossy: loop's
 void rig_connect(struct afd__wire *wire, const char *address);
 bool rig_logged(const char *text);      /* by either side since rig_begin */
 void rig_wait_logged(const char *text); /* fails the test after 2 s */
+
+/* Ends the test, which is counted as skipped with this reason. */
+void rig_skip(const char *why);
+/* In a virtual machine without hardware's help: a test of processor time ends here. */
+void rig_skip_when_emulated(void);
 
 /* The key of a backend that has one, unless params have their own. */
 void rig_secret(struct afd_transport_params *params);

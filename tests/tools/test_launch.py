@@ -135,12 +135,6 @@ class Refusals(Case):
             self.refuse("1A:1F", "--ids", "1", *args, words=words)
         self.refuse("1A:1F", words=["--ids", "--batch"])
 
-    def test_a_transport_that_the_build_lacks_is_named(self):
-        have = run("afd-serve-ffn", "--model", WIDE, "--listen", "nothing:x").stderr
-        for name in ("tcp", "verbs"):
-            if f"{name}:" not in have:
-                self.refuse("1A:1F", "--ids", "1", "--via", name, words=["afd-serve-ffn", f"{name}: is not part of this build"])
-
     def test_a_missing_model_and_a_missing_layout_are_named(self):
         done = subprocess.run([LAUNCH, "1A:1F", "--tools", tool(""), "--ids", "1"], text=True, capture_output=True, timeout=60)
         self.assertEqual((done.returncode, done.stdout, done.stderr), (2, "", "launch.sh: --model: required\n"))

@@ -1,0 +1,242 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tools over verbs:, inside the virtual machine with the ports of tests/verbs/ports.sh: layouts, kills, faults of the line.
+
+The processor is emulated, and floating point is a hundred times slower than elsewhere: models are small and times generous.
+"""
+import json
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import time
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "tools"))
+import test_failover  # noqa: E402
+from tools import BOTH_F32, GOLDEN, Case, tcp_address  # noqa: E402
+
+ALL = os.environ.get("AFD_ALL") == "1"
+MODEL, MOE = GOLDEN / "bf16-tied", GOLDEN / "moe-bf16"
+LAYERS = json.loads((MODEL / "config.json").read_text())["num_hidden_layers"]
+PROMPT = "17 4 2 99 3 8 1 50 31"
+PATIENT = ["--connect-timeout-ms", 60000, "--deadline-ms", 30000]
+
+
+def verbs_address(query=""):
+    return tcp_address().replace("tcp:", "verbs:") + query
+
+
+def across(query=""):
+    """Both ends of a link between the two ports: where to listen, what to connect to."""
+    at = tcp_address().replace("tcp:127.0.0.1", "verbs:10.0.0.1")
+    return f"{at}?dev=rxe1{query}", f"{at}?dev=rxe2{query}"
+
+
+def shell(command):
+    return subprocess.run(["sh", "-c", command], check=True, text=True, capture_output=True).stdout
+
+
+def resources():
+    """What the kernel holds for RDMA: queue pairs but those of the ports themselves, completion queues, regions."""
+    return {what: len([line for line in shell(f"rdma resource show {what}").splitlines() if "pid" in line])
+            for what in ("qp", "cq", "mr", "pd")}
+
+
+class Layouts(Case):
+    def logits(self, process, paths):
+        self.result(process, 300)
+        return [pathlib.Path(path).read_bytes() for path in paths]
+
+    def alone(self, model, prompts, n_tokens):
+        paths = [self.scratch / f"alone{i}.npy" for i in range(len(prompts))]
+        for prompt, path in zip(prompts, paths):
+            self.result(self.generate(model, "--ids", prompt, "--max-tokens", n_tokens, "--logits", path, *BOTH_F32), 300)
+        return [path.read_bytes() for path in paths]
+
+    def compare(self, model, layout, n_groups, lanes, *flags, via="verbs"):
+        prompts = [" ".join(str(int(word) % 60 + i) for word in PROMPT.split()) for i in range(n_groups)]
+        want = self.alone(model, prompts, 4)
+        batch = self.write_batch([{"ids": [int(word) for word in prompt.split()]} for prompt in prompts])
+        path = f"{self.scratch}/{{}}.npy"
+        running = self.launch(layout, model, "--via", via, "--batch", batch, "--max-tokens", 4, "--logits", path, "--lanes", lanes,
+                              *BOTH_F32, *PATIENT, *flags)
+        self.assertEqual(self.logits(running, [path.replace("{}", str(i)) for i in range(n_groups)]), want)
+
+    def test_one_attention_and_one_ffn_process_give_the_logits_of_one_process_in_any_number_of_lanes(self):
+        for lanes in (1, 2, 3, 4):
+            with self.subTest(lanes):
+                self.compare(MODEL, "1A:1F", 1, lanes)
+
+    def test_three_attention_processes_give_each_the_logits_of_one_process(self):
+        self.compare(MODEL, "3A:1F", 3, 2)
+
+    def test_three_expert_shards_give_the_same_logits_over_verbs_and_over_shm(self):
+        """Shards add in another order than one process, so the same layout is the measure."""
+        batch = self.write_batch([{"ids": [3, 1, 4, 1, 5]}, {"ids": [9, 2, 6]}])
+        path, bits = f"{self.scratch}/{{}}.npy", {}
+        for via in ("shm", "verbs"):
+            for lanes in (1, 4) if via == "verbs" else (1,):
+                running = self.launch("2A:3F(ep3)", MOE, "--via", via, "--batch", batch, "--max-tokens", 4, "--logits", path,
+                                      "--lanes", lanes, *BOTH_F32, *PATIENT)
+                bits[via, lanes] = self.logits(running, [path.replace("{}", str(i)) for i in range(2)])
+        self.assertEqual(len({tuple(one) for one in bits.values()}), 1)
+
+    def test_a_group_of_two_attention_ranks_gives_the_same_logits_over_verbs_and_over_shm(self):
+        path, bits = self.scratch / "logits.npy", set()
+        for via in ("shm", "verbs"):
+            running = self.launch("2A(tp2):1F", MODEL, "--via", via, "--ids", PROMPT, "--max-tokens", 4, "--logits", path,
+                                  *BOTH_F32, *PATIENT)
+            bits.add(self.logits(running, [path])[0])
+        self.assertEqual(len(bits), 1)
+
+    def pair(self, listen, connect, *flags, n_tokens=4):
+        server, _ = self.serve(MODEL, "--deadline-ms", 30000, listen=listen)
+        path = self.scratch / "pair.npy"
+        running = self.generate(MODEL, "--ids", PROMPT, "--max-tokens", n_tokens, "--logits", path, "--ffn", connect, *BOTH_F32,
+                                *PATIENT, *flags)
+        got = self.logits(running, [path])
+        self.stop(server, 30)
+        self.assertEqual(got, self.alone(MODEL, [PROMPT], n_tokens))
+
+    def test_rows_cross_between_two_ports(self):
+        before = shell("cat /sys/class/infiniband/rxe1/ports/1/hw_counters/sent_pkts")
+        self.pair(*across())
+        self.assertNotEqual(shell("cat /sys/class/infiniband/rxe1/ports/1/hw_counters/sent_pkts"), before)
+
+    def test_two_devices_carry_one_link(self):
+        listen, connect = across()
+        self.pair(listen.replace("rxe1", "rxe1,rxe2"), connect.replace("rxe2", "rxe2,rxe1"), "--lanes", 4)
+
+    def test_an_mtu_a_gid_and_a_service_level_are_taken(self):
+        listen, connect = across("&mtu=1024&gid=1&sl=3&timeout=16")
+        self.pair(listen, connect)
+
+    def test_what_the_machine_does_not_have_is_refused_by_name(self):
+        for query, word in (("?dev=mlx5_7", "no device mlx5_7"), ("?dev=rxe1&port=2", "port 2"), ("?dev=rxe1&gid=200", "no GID 200")):
+            with self.subTest(query):
+                listen = verbs_address()
+                server, _ = self.serve(MODEL, listen=listen)
+                running = self.generate(MODEL, "--ids", "1", "--ffn", listen + query, "--connect-timeout-ms", 3000)
+                _, err = running.communicate(timeout=60)
+                self.assertEqual((running.returncode, err.count("\n")), (1, 1), err)
+                self.assertIn(word, err)
+                self.stop(server, 30)
+
+
+class Kills(test_failover.Failover):
+    """All that is true of killed and stopped replicas over shm and tcp, over verbs."""
+
+    def single(self):
+        return ["--ids", PROMPT, "--max-tokens", 60, "--logits", self.scratch / "logits.npy", *PATIENT[:2]], len(PROMPT.split())
+
+    def batch(self):
+        flags, rows = super().batch()
+        return [*flags[:3], 30, *flags[4:], *PATIENT[:2]], rows
+
+    def test_a_stopped_replica_is_replaced_after_the_deadline(self):
+        self.skipTest("its times are for a processor that is not emulated; the conformance suite stops peers over verbs")
+
+    def test_a_key_is_proved_by_the_tools(self):
+        self.skipTest("it is about TLS, which verbs: does not have; the conformance suite has keys over verbs")
+
+
+test_failover.MODEL, test_failover.LAYERS, test_failover.PROMPT = MODEL, LAYERS, PROMPT
+test_failover.MEDIA, test_failover.KILLS, test_failover.RETURNS = {"verbs": verbs_address}, 20 if ALL else 4, 2
+del test_failover.Failover.test_without_a_replica_the_time_to_reconnect_ends_in_an_error
+
+
+class Faults(Case):
+    """The line between the two ports, and who stands at its ends."""
+
+    def tearDown(self):
+        shell("tc qdisc del dev left root 2>/dev/null; ip link set left up; ip link set right up; true")
+        super().tearDown()
+
+    def begin(self, *flags, n_tokens=60):
+        """A generation under way, and the address that it connects to."""
+        listen, connect = across()
+        self.server, _ = self.serve(MODEL, listen=listen)
+        self.path = self.scratch / "fault.npy"
+        running = self.generate(MODEL, "--ids", PROMPT, "--max-tokens", n_tokens, "--logits", self.path, "--ffn", connect, "--log",
+                                "error", "--connect-timeout-ms", 60000, *BOTH_F32, *flags)
+        return running, connect
+
+    def expect_tokens(self, running, n_tokens=60):
+        self.result(running, 300)
+        got = self.path.read_bytes()
+        alone = self.scratch / "alone.npy"
+        self.result(self.generate(MODEL, "--ids", PROMPT, "--max-tokens", n_tokens, "--logits", alone, "--kv-pages", 400,
+                                  *BOTH_F32), 300)
+        self.assertEqual(got, alone.read_bytes())
+
+    def test_a_line_that_loses_delays_and_reorders_changes_no_token(self):
+        for netem in ("loss 1%", "delay 20ms 10ms"):
+            with self.subTest(netem):
+                shell(f"tc qdisc replace dev left root netem {netem}")
+                running, _ = self.begin("--deadline-ms", 20000, n_tokens=12 if "delay" in netem else 60)
+                self.expect_tokens(running, 12 if "delay" in netem else 60)
+
+    def expect_error_within(self, running, seconds, word):
+        since = time.monotonic()
+        _, err = running.communicate(timeout=seconds + 30)
+        took = time.monotonic() - since
+        self.assertEqual((running.returncode, err.count("\n")), (1, 1), err)
+        self.assertIn(word, err)
+        self.assertLess(took, seconds, err)
+
+    def started(self, running):
+        """Under way: joined, and rows have crossed."""
+        time.sleep(3)
+        self.assertIsNone(running.poll(), "over before the fault")
+
+    def test_a_server_that_is_killed_is_named_within_a_second(self):
+        running, connect = self.begin("--kv-pages", 4000, n_tokens=20000)
+        self.started(running)
+        self.server.kill()
+        self.expect_error_within(running, 1 + 1, connect)
+
+    def test_a_server_that_is_stopped_is_named_within_the_deadline_and_a_second(self):
+        running, connect = self.begin("--deadline-ms", 2000, "--kv-pages", 4000, n_tokens=20000)
+        self.started(running)
+        self.server.send_signal(signal.SIGSTOP)
+        self.expect_error_within(running, 2 + 1 + 1, connect)
+        self.server.kill()
+
+    def test_a_port_that_goes_down_ends_in_a_clear_error(self):
+        running, connect = self.begin("--deadline-ms", 3000, "--kv-pages", 4000, n_tokens=20000)
+        self.started(running)
+        shell("ip link set left down")
+        self.expect_error_within(running, 3 + 1 + 1, connect)
+
+    def test_a_partition_of_two_seconds_changes_no_token_or_ends_in_a_clear_error(self):
+        running, connect = self.begin("--deadline-ms", 8000, "--reconnect-s", 20, n_tokens=100)
+        time.sleep(3)
+        shell("tc qdisc replace dev left root netem loss 100%")
+        time.sleep(2)
+        shell("tc qdisc del dev left root")
+        self.expect_tokens(running, 100)
+
+    def test_a_hundred_peers_that_join_and_leave_leave_nothing_behind(self):
+        listen = verbs_address()
+        server, _ = self.serve(MODEL, listen=listen)
+        descriptors = pathlib.Path(f"/proc/{server.pid}/fd")
+
+        def held():
+            status = pathlib.Path(f"/proc/{server.pid}/status").read_text()
+            return resources(), len(list(descriptors.iterdir())), int(re.search(r"VmRSS:\s+(\d+)", status)[1])
+
+        def join():
+            self.result(self.generate(MODEL, "--ids", "1 2 3", "--max-tokens", 1, "--ffn", listen, *PATIENT), 120)
+
+        for _ in range(2):
+            join()
+        time.sleep(0.5)
+        before = held()
+        for _ in range(100 if ALL else 10):
+            join()
+        time.sleep(0.5)
+        after = held()
+        self.assertEqual(after[:2], before[:2])
+        self.assertLess(after[2], before[2] + 2048, "KiB of memory")
+        self.stop(server, 30)
