@@ -4,7 +4,8 @@
  * a step open and a frame out), or to a rank of an attention group of two ('g' the first, 'h' the
  * second, with a sum and a gather under way). The input is a list of (slot, bytes low, bytes high,
  * what lies in the slot). Whatever comes, the link is joined or has failed with a text, parts that
- * are taken lie inside their slots, every part can be answered, and an operation of a group that is
+ * are taken lie inside their slots, every part can be answered, spans of parts lie where this process
+ * has measured, and an operation of a group that is
  * complete has drained each row of each rank once.
  */
 #include <stdlib.h>
@@ -204,6 +205,23 @@ static void fuzz_ffn(afd_context *ctx)
 	afd_transport_destroy(net);
 }
 
+/* What the peer states does not leave the round trip. */
+static struct {
+	uint64_t begin_ns, id, end_ns;
+} traced;
+
+static void check_span(void *user, const struct afd_span *span)
+{
+	uint64_t end_ns = span->start_ns + span->duration_ns;
+
+	expect(span->id && span->peer);
+	expect(span->start_ns >= traced.begin_ns && end_ns >= span->start_ns);
+	expect(end_ns <= afd__now_ns());
+	expect(span->id != traced.id || span->start_ns == traced.end_ns);
+	traced.id = span->id;
+	traced.end_ns = end_ns;
+}
+
 static int fill(void *user, uint32_t lane, uint32_t target, uint32_t row0, uint32_t n_rows,
 	const struct afd__slot_rows *slot)
 {
@@ -236,11 +254,17 @@ static void fuzz_attention(afd_context *ctx)
 	int rc = 0;
 
 	join(net);
+	ctx->tracer = (struct afd_tracer){ .span = check_span };
+	traced.begin_ns = afd__now_ns();
+	traced.id = 0;
 	expect(!afd__exchange_begin(net, &step));
 	expect(!afd__exchange_send(net, 0, 1, &step.n_rows[0], &io) &&
 		!afd__exchange_send(net, 1, 2, &step.n_rows[1], &io));
-	for (int round = 0; round < 64 && rc >= 0 && peer.n_bytes; round++)
+	for (int round = 0; round < 64 && rc >= 0 && peer.n_bytes; round++) {
+		if (round % 2)
+			afd__exchange_computes(net, afd__now_ns());
 		rc = afd__exchange_progress(net);
+	}
 	expect(rc >= 0 || afd_last_error()[0]);
 	check_end(net);
 	afd_transport_destroy(net);
