@@ -27,7 +27,9 @@ struct afd_ffn_pass {
 	uint64_t id;     /* for afd_ffn_complete */
 	int32_t layer;
 	uint32_t n_rows; /* 1 .. the stage's max_rows */
-	const float *x;  /* [n_rows][hidden_size], rounded to the wire dtype already */
+	/* [n_rows][hidden_size], rounded to the wire dtype already. It may be the link's own slot,
+	 * which over shm: a peer that breaks its promises could still write */
+	const float *x;
 	float *y;        /* [n_rows][hidden_size], to be written; does not overlap x */
 	/* Where the gate is on the attention side, the experts of each row; NULL, NULL and 0 in a
 	 * dense layer, and where the function routes for itself. Ids are the peer's numbers: one

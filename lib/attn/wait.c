@@ -80,7 +80,7 @@ static int tell_timeout(const struct afd_attn *attn, int32_t timeout_ms)
 		(unsigned long long)attn->step.number, timeout_ms, attn->device->name);
 }
 
-int afd_attn_wait(afd_attn *attn, int32_t timeout_ms)
+static int wait_until_done(afd_attn *attn, int32_t timeout_ms)
 {
 	uint64_t end_ms = afd__now_ms() + (timeout_ms > 0 ? (uint64_t)timeout_ms : 0);
 	int rc;
@@ -104,6 +104,20 @@ int afd_attn_wait(afd_attn *attn, int32_t timeout_ms)
 		if (rc < 0)
 			return rc;
 	}
+}
+
+int afd_attn_wait(afd_attn *attn, int32_t timeout_ms)
+{
+	int rc = afd__context_check(attn ? attn->ctx : NULL, "attn");
+
+	if (rc)
+		return rc;
+	if (attn->net)
+		afd__transport_wait_inside(attn->net, true);
+	rc = wait_until_done(attn, timeout_ms);
+	if (attn->net)
+		afd__transport_wait_inside(attn->net, false);
+	return rc;
 }
 
 int afd_attn_step(afd_attn *attn, const struct afd_batch *batch, int32_t timeout_ms)

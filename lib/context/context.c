@@ -7,12 +7,13 @@
 #include "core.h"
 
 #include <stdlib.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include "executor.h"
 #include "metrics.h"
 
-enum { MAX_THREADS = 1024 };
+enum { MAX_THREADS = 1024, PAGE_BYTES = 4096 };
 
 static int check_pair(const char *what, bool first, bool second, const char *names)
 {
@@ -65,6 +66,35 @@ static int start_executor(struct afd_context *ctx, uint32_t n_threads)
 	return ctx->pool ? 0 : -ENOMEM;
 }
 
+/* Without the page every call asks for the process's id. */
+static void open_page(struct afd_context *ctx)
+{
+#ifdef MADV_WIPEONFORK
+	void *page = mmap(NULL, PAGE_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	if (page == MAP_FAILED)
+		return;
+	if (madvise(page, PAGE_BYTES, MADV_WIPEONFORK)) {
+		munmap(page, PAGE_BYTES);
+		return;
+	}
+	ctx->alive = page;
+	atomic_store_explicit(ctx->alive, 1, memory_order_relaxed);
+#endif
+}
+
+static void close_page(struct afd_context *ctx)
+{
+	if (ctx->alive)
+		munmap(ctx->alive, PAGE_BYTES);
+}
+
+bool afd__forked(const struct afd_context *ctx)
+{
+	return ctx->alive ? !atomic_load_explicit(ctx->alive, memory_order_relaxed)
+			  : ctx->pid != getpid();
+}
+
 int afd_context_create(afd_context **out, const struct afd_context_params *params)
 {
 	struct afd_context_params p;
@@ -88,6 +118,7 @@ int afd_context_create(afd_context **out, const struct afd_context_params *param
 	ctx->executor = p.executor;
 	ctx->tracer = p.tracer;
 	ctx->pid = getpid();
+	open_page(ctx);
 	rc = afd__isa_choose();
 	if (rc < 0)
 		goto fail;
@@ -103,6 +134,7 @@ int afd_context_create(afd_context **out, const struct afd_context_params *param
 	return 0;
 fail:
 	afd__metrics_destroy(ctx->metrics);
+	close_page(ctx);
 	afd__free(ctx);
 	return rc;
 }
@@ -114,6 +146,7 @@ void afd_context_destroy(afd_context *ctx)
 	afd__pool_destroy(ctx->pool);
 	afd__metrics_destroy(ctx->metrics);
 	afd__free(ctx->local);
+	close_page(ctx);
 	afd__free(ctx);
 }
 
@@ -121,7 +154,7 @@ int afd__context_check(const struct afd_context *ctx, const char *what)
 {
 	if (!ctx)
 		return afd__error(-EINVAL, "%s: the handle is NULL", what);
-	if (ctx->pid != getpid())
+	if (afd__forked(ctx))
 		return afd__error(-EINVAL,
 				  "%s: the handle is of process %d, this is its child %d by fork", what,
 				  (int)ctx->pid, (int)getpid());

@@ -29,6 +29,9 @@ struct afd_context {
 	struct afd__pool *pool;       /* NULL when the executor is the host's */
 	int isa;                      /* enum afd__isa */
 	pid_t pid;                    /* to refuse calls after fork */
+	/* A page that the kernel clears in a child of fork, so that asking costs no system call: 1
+	 * here, 0 there. NULL: the kernel cannot. */
+	_Atomic uint32_t *alive;
 	struct afd__metrics *metrics;
 	struct afd__local *_Atomic local; /* what ends of links in this context share
 	                                     (transport/local.c); it has its own lock */
@@ -52,6 +55,8 @@ int afd__params_give(void *dst, const void *src, size_t known, const char *what)
 /* -EINVAL in a child of fork (`what` names the handle's type), else 0. Every public function that
  * takes a handle begins with it. */
 int afd__context_check(const struct afd_context *ctx, const char *what);
+/* This is a child of the context's process. */
+bool afd__forked(const struct afd_context *ctx);
 
 /* ---- log ---- */
 __attribute__((format(printf, 3, 4))) void afd__log(const struct afd_context *ctx, int level,

@@ -66,17 +66,18 @@ static int outcome(const struct afd_ffn *ffn, int status)
 		ffn->server.run.n_pass_rows, strerror_r(-status, text, sizeof(text)), status);
 }
 
-int afd__ffn_host_begin(struct afd_ffn *ffn, uint32_t layer, uint32_t n_rows)
+int afd__ffn_host_begin(struct afd_ffn *ffn, const float *x, float *y)
 {
+	const struct afd__ffn_run *run = &ffn->server.run;
 	struct afd__ffn_host *host = &ffn->host;
-	bool routed = ffn->server.run.routed;
+	bool routed = run->routed;
 	struct afd_ffn_pass pass = {
 		.size = sizeof(pass),
 		.id = ++host->last_id,
-		.layer = (int32_t)layer,
-		.n_rows = n_rows,
-		.x = ffn->x,
-		.y = ffn->y,
+		.layer = (int32_t)run->layer,
+		.n_rows = run->n_pass_rows,
+		.x = x,
+		.y = y,
 		.ids = routed ? ffn->ids : NULL,
 		.weights = routed ? ffn->expert_weights : NULL,
 		.top_k = routed ? afd__ffn_top_k(ffn) : 0,
@@ -114,7 +115,9 @@ int afd_ffn_complete(afd_ffn *ffn, uint64_t id, int status)
 	atomic_store_explicit(&ffn->host.status, status, memory_order_relaxed);
 	atomic_store_explicit(&ffn->host.completed, id, memory_order_release);
 	/* Full means that the server has been woken already. */
-	if (write(ffn->server.wake_fd, &one, sizeof(one)) < 0 && errno != EAGAIN)
+	rc = write(ffn->server.wake_fd, &one, sizeof(one)) < 0 && errno != EAGAIN ? -EIO : 0;
+	atomic_store_explicit(&ffn->server.woken, 1, memory_order_release);
+	if (rc)
 		return afd__error(-EIO, "ffn pass %llu: the server cannot be woken: %s",
 			(unsigned long long)id, strerror(errno));
 	return 0;

@@ -62,11 +62,24 @@ static int bring(struct afd_ffn *ffn, const struct piece *piece, const void *slo
 	return afd__convert(&ffn->queue, &args);
 }
 
+/* A compute function reads and writes the slots themselves where one part is the whole pass and its
+ * rows are f32 already. Ids are copied in any case: the peer may still write there. */
+static bool is_in_place(const struct afd_ffn *ffn)
+{
+	const struct afd__ffn_run *run = &ffn->server.run;
+
+	return ffn->host.compute && run->n_parts == 1 && run->n_rows == run->n_pass_rows &&
+	       run->parts[0].x_dtype == AFD_DTYPE_F32 && run->parts[0].y_dtype == AFD_DTYPE_F32;
+}
+
 static int bring_in(struct afd_ffn *ffn, const struct piece *piece)
 {
 	const struct afd__part *part = piece->part;
 	uint32_t top_k = part->top_k;
-	int rc = bring(ffn, piece, part->x, part->x_dtype, ffn->hidden, ffn->x);
+	int rc = 0;
+
+	if (!is_in_place(ffn))
+		rc = bring(ffn, piece, part->x, part->x_dtype, ffn->hidden, ffn->x);
 
 	if (rc || !part->ids)
 		return rc;
@@ -214,8 +227,10 @@ static int begin_pass(struct afd_ffn *ffn)
 	if (!ffn->host.compute)
 		return begin_on_device(ffn);
 	rc = convert_all(ffn, bring_in);
-	if (!rc)
-		rc = afd__ffn_host_begin(ffn, run->layer, run->n_pass_rows);
+	if (!rc && is_in_place(ffn))
+		rc = afd__ffn_host_begin(ffn, run->parts[0].x, run->parts[0].y);
+	else if (!rc)
+		rc = afd__ffn_host_begin(ffn, ffn->x, ffn->y);
 	run->ticket = rc > 0;
 	return rc < 0 ? rc : 0;
 }
@@ -230,7 +245,7 @@ static int reached(struct afd_ffn *ffn)
 	rc = run->ticket ? 1 : afd__ffn_host_reached(ffn);
 	if (rc <= 0)
 		return rc;
-	rc = convert_all(ffn, convert_out);
+	rc = is_in_place(ffn) ? 0 : convert_all(ffn, convert_out);
 	return rc ? rc : 1;
 }
 

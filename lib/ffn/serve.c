@@ -196,14 +196,17 @@ static int run_passes(struct afd_ffn *ffn)
 
 /* ---- one turn ---- */
 
-/* Empties what woke us; the state behind it is looked at anyway. */
+/* Empties what woke us, if anything did; the state behind it is looked at anyway. */
 static void clear_wake(struct afd__ffn_server *server)
 {
 	uint64_t count;
 
-	while (read(server->wake_fd, &count, sizeof(count)) > 0)
-		;
-	if (read(server->timer_fd, &count, sizeof(count)) > 0)
+	if (atomic_exchange_explicit(&server->woken, 0, memory_order_acquire)) {
+		while (read(server->wake_fd, &count, sizeof(count)) > 0)
+			;
+	}
+	if (server->until_ns != UINT64_MAX && afd__now_ns() >= server->until_ns &&
+		read(server->timer_fd, &count, sizeof(count)) > 0)
 		server->until_ns = UINT64_MAX;
 }
 
@@ -308,12 +311,16 @@ int afd_ffn_serve(afd_ffn *ffn)
 {
 	int rc = check_server(ffn);
 
+	if (rc)
+		return rc;
+	afd__transport_wait_inside(ffn->net, true);
 	while (rc >= 0) {
 		rc = afd_ffn_poll(ffn);
 		if (!rc)
 			rc = afd__transport_sleep(
 				ffn->net, ffn->server.own_fd, afd_ffn_timeout_ms(ffn));
 	}
+	afd__transport_wait_inside(ffn->net, false);
 	return rc == -ECANCELED ? 0 : rc;
 }
 
@@ -355,4 +362,6 @@ void afd_ffn_stop(afd_ffn *ffn)
 	/* It fails only when it is full, and then the server has been woken. */
 	if (write(ffn->server.wake_fd, &one, sizeof(one)) < 0)
 		errno = saved_errno;
+	/* Afterwards: who sees it finds what was written, and who does not is woken again. */
+	atomic_store_explicit(&ffn->server.woken, 1, memory_order_release);
 }

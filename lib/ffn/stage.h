@@ -118,6 +118,7 @@ struct afd__ffn_server {
 	int fd;     /* epoll: the transport's descriptor, and own_fd */
 	int own_fd; /* epoll: wake_fd, timer_fd, the queue's */
 	int wake_fd, timer_fd;
+	_Atomic int woken; /* wake_fd was written */
 	_Atomic int stop;
 };
 
@@ -183,8 +184,9 @@ int afd__ffn_mlp(struct afd_ffn *ffn, struct afd__queue *q, const struct afd__ff
 /* routed.c: a layer with experts. */
 int afd__ffn_routed(struct afd_ffn *ffn, struct afd__queue *q, const struct afd__ffn_call *call);
 
-/* compute.c: 1: y is complete; 0: under way, ask _reached; or the error. */
-int afd__ffn_host_begin(struct afd_ffn *ffn, uint32_t layer, uint32_t n_rows);
+/* compute.c: the pass of `run`, from x and to y, [n_pass_rows][hidden]. 1: y is complete; 0: under
+ * way, ask _reached; or the error. */
+int afd__ffn_host_begin(struct afd_ffn *ffn, const float *x, float *y);
 int afd__ffn_host_reached(struct afd_ffn *ffn);
 
 /* pass.c: begins with run->parts, n_parts, layer and n_rows set; _poll returns 1 when all replies

@@ -223,5 +223,8 @@ int afd__exchange_drain(afd_transport *net);
  * none, 0: returns at once), or the transport has a deadline to look at; spins first as params say.
  * 1: something came, 0: it did not, -EIO. */
 int afd__transport_sleep(afd_transport *net, int fd, int32_t timeout_ms);
+/* Between true and false whoever polls waits by _sleep alone, so polls need not leave the
+ * transport's descriptor ready to be waited on: that costs system calls, and makes peers ring. */
+void afd__transport_wait_inside(afd_transport *net, bool inside);
 
 #endif

@@ -448,6 +448,11 @@ static struct afd__piece cut(struct afd__frame_target *target)
 	return piece;
 }
 
+static bool is_free(const struct afd__slot_out *out)
+{
+	return out->state == AFD__SLOT_FREE && !out->unsent;
+}
+
 static int fill_next(afd_transport *net, uint32_t t, uint32_t lane)
 {
 	struct afd__frame_out *frame = &net->frames[lane];
@@ -459,8 +464,11 @@ static int fill_next(afd_transport *net, uint32_t t, uint32_t lane)
 
 	if (!frame->active || !target->n_pieces || !afd__link_is_joined(link) || link->leaving)
 		return 0;
+	/* A frame of one part takes the same slot each time, which is then still in the caches. */
+	if (!target->next_part && is_free(&afd__link_out(link, lane)[0]))
+		link->turn[lane] = 0;
 	out = &afd__link_out(link, lane)[link->turn[lane]];
-	if (out->state != AFD__SLOT_FREE || out->unsent ||
+	if (!is_free(out) ||
 		lane_has(link, lane, AFD__SLOT_FILLED, AFD__SLOT_FILLED) ||
 		shard_has(net, t, lane, AFD__SLOT_FILLING))
 		return 0;

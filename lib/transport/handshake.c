@@ -199,6 +199,8 @@ static int reserve_index(struct afd__link *link)
 			continue;
 		net->links[i] = link;
 		link->index = i;
+		if (net->n_used_links <= i)
+			net->n_used_links = i + 1;
 		return 1;
 	}
 	return 0;

@@ -15,6 +15,7 @@
 #include "net.h"
 
 enum { ROUNDS_MAX = 32, EVENTS = 32, SPINS_PER_LOOK = 32, LOOKS_PER_PEEK = 4 };
+enum { INSIDE_LOOK_NS = 2000000 }; /* how often events are looked at while nobody sleeps */
 
 static const uint64_t MS = 1000000;
 
@@ -31,7 +32,8 @@ static int round_of(afd_transport *net)
 	uint64_t now = afd__now_ns();
 	int moved = 0;
 
-	for (uint32_t i = 0; i < net->max_links; i++) {
+	net->round_ns = now;
+	for (uint32_t i = 0; i < net->n_used_links; i++) {
 		if (afd__link_is_joined(net->links[i]))
 			moved |= afd__link_poll(net->links[i], now);
 	}
@@ -39,7 +41,7 @@ static int round_of(afd_transport *net)
 		net->busy_ns = 0;
 	net->harvested = false;
 	moved |= afd__handshake_round(net, now);
-	for (uint32_t i = 0; i < net->max_links; i++) {
+	for (uint32_t i = 0; i < net->n_used_links; i++) {
 		if (afd__link_is_joined(net->links[i]))
 			moved |= afd__link_timers(net->links[i], now);
 	}
@@ -54,7 +56,7 @@ static int round_of(afd_transport *net)
  * still name them. */
 static void reap(afd_transport *net)
 {
-	for (uint32_t i = 0; !net->attention && i < net->max_links; i++) {
+	for (uint32_t i = 0; !net->attention && i < net->n_used_links; i++) {
 		struct afd__link *link = net->links[i];
 
 		if (!link || link->phase <= AFD__LINK_JOINED || link->n_taken)
@@ -69,7 +71,7 @@ static int arm(afd_transport *net)
 {
 	int came = 0;
 
-	for (uint32_t i = 0; i < net->max_links; i++) {
+	for (uint32_t i = 0; i < net->n_used_links; i++) {
 		if (afd__link_is_joined(net->links[i]))
 			came |= net->links[i]->wire.ops->arm(&net->links[i]->wire);
 	}
@@ -109,6 +111,7 @@ static int harvest(afd_transport *net)
 	struct epoll_event events[EVENTS];
 	int n = epoll_wait(net->epoll_fd, events, EVENTS, 0);
 
+	net->harvested_ns = net->round_ns;
 	if (n < 0)
 		return errno == EINTR
 			       ? 1
@@ -118,12 +121,15 @@ static int harvest(afd_transport *net)
 	return n > 0;
 }
 
-/* A round that moved nothing is followed by arming; 1 when there is something after all. */
+/* A round that moved nothing is followed by arming; 1 when there is something after all. Who waits
+ * inside spins first, which finds rows without a system call, and is armed when it goes to sleep. */
 static int rest(afd_transport *net)
 {
 	int rc;
 
 	reap(net);
+	if (net->waits_inside && net->round_ns < net->harvested_ns + INSIDE_LOOK_NS)
+		return 0;
 	rc = arm(net);
 	if (!rc)
 		rc = harvest(net);
@@ -237,7 +243,7 @@ uint64_t afd__net_next_timer(const afd_transport *net)
 		next = at < next ? at : next;
 	}
 
-	for (uint32_t i = 0; i < net->max_links; i++) {
+	for (uint32_t i = 0; i < net->n_used_links; i++) {
 		if (!afd__link_is_joined(net->links[i]))
 			continue;
 		at = afd__link_next_timer(net->links[i]);
@@ -267,6 +273,13 @@ int32_t afd_transport_timeout_ms(const afd_transport *net)
 
 /* ---- sleeping ---- */
 
+void afd__transport_wait_inside(afd_transport *net, bool inside)
+{
+	net->waits_inside = inside;
+	/* The descriptor says nothing before the next poll. */
+	net->undone |= !inside;
+}
+
 static void relax(void)
 {
 #if defined(__x86_64__)
@@ -278,7 +291,7 @@ static void relax(void)
 
 static bool anything_ready(const afd_transport *net)
 {
-	for (uint32_t i = 0; i < net->max_links; i++) {
+	for (uint32_t i = 0; i < net->n_used_links; i++) {
 		struct afd__link *link = net->links[i];
 
 		if (afd__link_is_joined(link) && link->wire.ops->ready(&link->wire))
@@ -320,7 +333,7 @@ int afd__transport_sleep(afd_transport *net, int fd, int32_t timeout_ms)
 	struct pollfd both[2] = { { .fd = net->epoll_fd, .events = POLLIN },
 		{ .fd = fd, .events = POLLIN } };
 	int32_t timer_ms = afd_transport_timeout_ms(net);
-	int n;
+	int n, rc;
 
 	if (timer_ms >= 0 && (timeout_ms < 0 || timer_ms < timeout_ms))
 		timeout_ms = timer_ms;
@@ -328,8 +341,19 @@ int afd__transport_sleep(afd_transport *net, int fd, int32_t timeout_ms)
 		return 0;
 	if (spin(net, fd, timeout_ms) || arm(net))
 		return 1;
+	/* What came in between is taken now: while it waits inside no round would. Places that have
+	 * become free are, before somebody new asks for one. */
+	reap(net);
+	net->round_ns = afd__now_ns();
+	rc = harvest(net);
+	if (rc)
+		return rc;
 	n = poll(both, 2, timeout_ms);
 	if (n < 0 && errno != EINTR)
 		return afd__error(-EIO, "transport: poll: %s", strerror(errno));
-	return n != 0;
+	if (n <= 0 || !both[0].revents)
+		return n != 0;
+	net->round_ns = afd__now_ns();
+	rc = harvest(net);
+	return rc < 0 ? rc : 1;
 }

@@ -276,6 +276,7 @@ struct afd_transport {
 	uint32_t step_rows[AFD_MAX_LANES]; /* of the open step */
 	uint8_t trace_id[16];
 	uint32_t max_links;
+	uint32_t n_used_links; /* no link stands, or stood, from this index on */
 	struct afd__link *pending[AFD__PENDING_MAX]; /* FFN side: handshakes, oldest first */
 	uint32_t n_pending;
 	uint32_t n_joined;
@@ -297,6 +298,9 @@ struct afd_transport {
 	char error_text[512];
 	uint64_t created_ns;
 	bool undone;        /* a poll ended with work left */
+	bool waits_inside;  /* whoever polls now waits by afd__transport_sleep */
+	uint64_t round_ns;  /* the last look at the clock, */
+	uint64_t harvested_ns; /* and that at which events were taken */
 	uint64_t warned_ns; /* refusals are logged at a limited rate */
 	uint32_t n_warned, n_unwarned;
 	uint64_t busy_ns;  /* since when nobody looked, because the caller computed; 0: it did not */

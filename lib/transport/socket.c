@@ -157,8 +157,3 @@ void afd__socket_forget(const struct afd_context *ctx, int epoll_fd, int *fd)
 	close(*fd);
 	*fd = -1;
 }
-
-bool afd__forked(const struct afd_context *ctx)
-{
-	return ctx->pid != getpid();
-}

@@ -31,6 +31,4 @@ int afd__socket_watch(int epoll_fd, int fd, uint32_t events, struct afd__tag *ta
  * closes. */
 void afd__socket_forget(const struct afd_context *ctx, int epoll_fd, int *fd);
 
-bool afd__forked(const struct afd_context *ctx);
-
 #endif

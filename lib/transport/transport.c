@@ -411,6 +411,7 @@ static int open_transport(afd_transport *net, const struct afd_transport_params 
 		return rc;
 	net->n_links_wanted = net->attention ? net->n_addresses + net->params.group_size - 1 : 0;
 	net->max_links = net->attention ? net->n_links_wanted : net->params.max_peers;
+	net->n_used_links = net->n_links_wanted;
 	for (uint32_t lane = 0; lane < AFD_MAX_LANES; lane++)
 		net->groups[lane].filling = net->groups[lane].draining = AFD__NOBODY;
 	net->links = afd__alloc(net->ctx, net->max_links, sizeof(*net->links));
