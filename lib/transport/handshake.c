@@ -24,6 +24,16 @@ static const uint64_t MS = 1000000;
 
 /* ---- words ---- */
 
+/* At the end of a second in which more was refused than is logged. */
+static void begin_second(afd_transport *net, uint64_t now)
+{
+	if (net->n_unwarned)
+		afd__log(net->ctx, AFD_LOG_WARN, "%u more refusals were not logged",
+			net->n_unwarned);
+	net->warned_ns = now;
+	net->n_warned = net->n_unwarned = 0;
+}
+
 __attribute__((format(printf, 2, 3))) static void warn(afd_transport *net, const char *format, ...)
 {
 	uint64_t now = afd__now_ns();
@@ -31,13 +41,8 @@ __attribute__((format(printf, 2, 3))) static void warn(afd_transport *net, const
 	va_list args;
 
 	afd__metric_count(net->refused_metric, 1);
-	if (now - net->warned_ns > 1000 * MS) {
-		if (net->n_unwarned)
-			afd__log(net->ctx, AFD_LOG_WARN, "%u more refusals were not logged",
-				net->n_unwarned);
-		net->warned_ns = now;
-		net->n_warned = net->n_unwarned = 0;
-	}
+	if (now - net->warned_ns > 1000 * MS)
+		begin_second(net, now);
 	if (net->n_warned == WARNINGS_PER_SECOND) {
 		net->n_unwarned++;
 		return;
@@ -507,6 +512,8 @@ int afd__handshake_round(afd_transport *net, uint64_t now)
 	}
 	if (net->n_listeners)
 		moved |= accept_all(net, now);
+	if (net->n_unwarned && now - net->warned_ns > 1000 * MS)
+		begin_second(net, now);
 	for (uint32_t i = 0; i < net->n_pending;) {
 		struct afd__link *link = net->pending[i];
 
@@ -563,6 +570,8 @@ uint64_t afd__handshake_timer(const afd_transport *net)
 		if (at < next)
 			next = at;
 	}
+	if (net->n_unwarned && net->warned_ns + 1001 * MS < next)
+		next = net->warned_ns + 1001 * MS;
 	/* The oldest stands first. */
 	if (net->n_pending && net->pending[0]->since_ns + AFD__HANDSHAKE_MS * MS < next)
 		next = net->pending[0]->since_ns + AFD__HANDSHAKE_MS * MS;
