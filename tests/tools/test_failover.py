@@ -69,12 +69,18 @@ class Failover(Case):
         self.expect_unchanged(self.begin(flags + ffn), want, 0, n_shards)
         return want, time.monotonic() - since
 
-    def kill_replicas(self, what, new_address, runs, shards, n_kills):
+    def write_key(self, name):
+        path = self.scratch / name
+        path.write_bytes(os.urandom(32))
+        path.chmod(0o600)
+        return path
+
+    def kill_replicas(self, what, new_address, runs, shards, n_kills, secret=()):
         """Each shard has two servers. In each run one of them all is killed, and started again after it."""
         moments, what = self.moments(what)
-        places = [(new_address(), flags) for flags in shards for _ in range(2)]
+        places = [(new_address(), (*flags, *secret)) for flags in shards for _ in range(2)]
         servers = [self.serve(MODEL, *flags, listen=listen)[0] for listen, flags in places]
-        ffn = [word for listen, _ in places for word in ("--ffn", listen)]
+        ffn = [word for listen, _ in places for word in ("--ffn", listen)] + [*secret]
         references = [self.reference(flags, ffn, len(shards)) for flags, _ in runs]
         resent = []
         for kill in range(n_kills):
@@ -112,6 +118,10 @@ class Failover(Case):
                 break
         ender.cancel()
         self.assertTrue(line, "nobody joined within 30 s")
+
+    def test_a_replica_that_is_killed_at_any_moment_changes_nothing_over_tls(self):
+        secret = ("--key", self.write_key("key"), "--tls")
+        self.kill_replicas("tls", tcp_address, [self.single(), self.batch()], [()], (KILLS + 2) // 4 * 2, secret)
 
     def return_often(self, scheme, new_address):
         """The only server is killed again and again, and a new one appears at its address."""
@@ -169,13 +179,39 @@ class Failover(Case):
             for server, _ in servers:
                 self.stop(server)
 
+    def test_the_only_server_that_was_stopped_beyond_the_deadline_is_taken_back_when_it_goes_on(self):
+        flags, limit = self.single()
+        flags[3] = 2000
+        want = self.outcome(self.begin(flags))[0]
+        for scheme, new_address in MEDIA.items():
+            server, listen = self.serve(MODEL, "--log", "info", listen=new_address())
+            running = self.begin([*flags, "--ffn", listen, "--deadline-ms", 300, "--reconnect-s", 30])
+            self.wait_joined(server)
+            server.send_signal(signal.SIGSTOP)
+            time.sleep(1.2)
+            self.assertIsNone(running.poll())
+            server.send_signal(signal.SIGCONT)
+            with self.subTest(scheme):
+                self.expect_unchanged(running, want, limit)
+            self.stop(server)
+
+    def test_the_only_server_that_is_stopped_for_good_ends_in_an_error_when_the_time_to_reconnect_is_over(self):
+        for scheme, new_address in MEDIA.items():
+            server, listen = self.serve(MODEL, "--log", "info", listen=new_address())
+            running = self.generate(MODEL, "--ids", PROMPT, "--max-tokens", 200000, "--kv-pages", 20000, "--log", "error",
+                                    "--ffn", listen, "--deadline-ms", 300, "--reconnect-s", 1)
+            self.wait_joined(server)
+            server.send_signal(signal.SIGSTOP)
+            since = time.monotonic()
+            _, err = running.communicate(timeout=20)
+            with self.subTest(scheme):
+                self.assertTrue(1.2 < time.monotonic() - since < 3.5, time.monotonic() - since)
+                self.assertEqual((running.returncode, err.count("\n")), (1, 1), err)
+                self.assertIn(listen, err)
+            server.kill()
+
     def test_a_key_is_proved_by_the_tools(self):
-        key = self.scratch / "key"
-        key.write_bytes(os.urandom(32))
-        key.chmod(0o600)
-        other = self.scratch / "other"
-        other.write_bytes(os.urandom(32))
-        other.chmod(0o600)
+        key, other = self.write_key("key"), self.write_key("other")
         flags = ["--ids", PROMPT, "--max-tokens", 200, "--log", "error", "--json"]
         want = self.json(self.generate(MODEL, *flags))["ids"]
         _, listen = self.serve(MODEL, "--key", key, "--tls", listen=tcp_address())
