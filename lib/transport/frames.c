@@ -250,8 +250,8 @@ static void take_refusal(struct afd__link *link, struct afd__slot_out *out,
 			out->layer, text));
 }
 
-int afd__frames_take(struct afd__link *link, uint32_t slot, const struct afd__header *h,
-	size_t bytes, uint64_t now)
+int afd__frames_take(
+	struct afd__link *link, uint32_t slot, const struct afd__header *h, size_t bytes)
 {
 	struct afd__slot_out *out = &link->out[slot - AFD__N_CONTROL];
 	int rc = check_reply(link, out, h, bytes);
@@ -261,7 +261,7 @@ int afd__frames_take(struct afd__link *link, uint32_t slot, const struct afd__he
 	link->n_owed--;
 	out->reply = *h;
 	out->state = AFD__SLOT_ARRIVED;
-	afd__times_take(link, out, h, now);
+	afd__times_take(link, out, h);
 	if (h->status && !out->abandoned)
 		take_refusal(link, out, h, bytes);
 	else if (out->abandoned)

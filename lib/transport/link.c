@@ -349,7 +349,7 @@ static int take_frame(struct afd__link *link, uint32_t slot, uint32_t bytes, uin
 		return afd__group_take(link, slot, &h, bytes, now);
 	if (h.kind != AFD__FRAME_ROWS)
 		return afd__error(-EPROTO, "frame: kind %u is of an attention group", h.kind);
-	return link->net->attention ? afd__frames_take(link, slot, &h, bytes, now)
+	return link->net->attention ? afd__frames_take(link, slot, &h, bytes)
 				    : afd__parts_take(link, slot, &h, bytes, now);
 }
 

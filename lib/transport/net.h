@@ -439,8 +439,8 @@ static inline uint32_t afd__group_link_index(const afd_transport *net, uint32_t 
 
 /* ---- frames.c ---- */
 int afd__frames_round(afd_transport *net);
-int afd__frames_take(struct afd__link *link, uint32_t slot, const struct afd__header *h,
-	size_t bytes, uint64_t now);
+int afd__frames_take(
+	struct afd__link *link, uint32_t slot, const struct afd__header *h, size_t bytes);
 void afd__frames_lost(struct afd__link *link);
 /* The shard's rows that are in no slot yet go to its present holder, or wait for one. */
 void afd__frames_retarget(afd_transport *net, uint32_t rank);
@@ -462,9 +462,9 @@ bool afd__frame_is_touched(const afd_transport *net, uint32_t lane);
 /* Attention side, of an FFN peer: its histograms, for as long as the transport lives. -ENOMEM */
 int afd__times_create(struct afd__link *link);
 void afd__times_destroy(struct afd__link *link); /* also of one without */
-/* A reply was found at `now`: where the time of its part went, as metrics and spans. */
+/* A reply was found: where the time of its part went, as metrics and spans. */
 void afd__times_take(struct afd__link *link, const struct afd__slot_out *out,
-	const struct afd__header *reply, uint64_t now);
+	const struct afd__header *reply);
 /* The part will have no reply. */
 void afd__times_lost(struct afd__link *link, const struct afd__slot_out *out);
 /* What is found on the link at `now` has come since then. */

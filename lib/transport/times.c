@@ -270,9 +270,10 @@ static void trace(const struct afd__link *link, const struct afd__slot_out *out,
 /* ---- what frames.c calls ---- */
 
 void afd__times_take(struct afd__link *link, const struct afd__slot_out *out,
-	const struct afd__header *reply, uint64_t now)
+	const struct afd__header *reply)
 {
-	uint64_t all_ns = now > out->posted_ns ? now - out->posted_ns : 0;
+	/* The round's own time may be older than the reply: whoever looks may lose the processor. */
+	uint64_t now = afd__now_ns(), all_ns = now - out->posted_ns;
 	uint64_t unseen_ns = now - afd__times_since(link, now);
 	struct afd__times t;
 

@@ -232,8 +232,8 @@ static void spans_carry_the_step_and_its_trace_id(void **state)
 		.trace_id = { 0xab, 2, 3, [15] = 0xcd } };
 	afd_transport *net;
 
-	server_start(&servers[0], NULL);
 	server_ctx->log.max_level = AFD_LOG_DEBUG;
+	server_start(&servers[0], NULL);
 	net = join(&servers[0], NULL);
 	run_step(net, 5, 1);
 	trace();
