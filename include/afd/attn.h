@@ -81,6 +81,19 @@ struct afd_attn_params {
 	uint32_t rollback;
 	int32_t quantize_activations; /* 1: what enters a product with e4m3 weights is rounded to e4m3
 				   itself, as afd_ffn_params has it; 0: it is not */
+	/* Of a device with streams ("cuda:N": a cudaStream_t of that device): all work of the stage,
+	 * that of params.ffn included, is enqueued there in order with the host's own, and nothing
+	 * that is enqueued waits. Outlives the stage. NULL: a stream of the stage's own. While the
+	 * host captures it a step fails with -ENOTSUP. */
+	void *stream;
+	/* With params.ffn on a device with graphs ("cuda:N"): a step is enqueued in one piece, lanes
+	 * are not used, and a batch like an earlier one (in sequences, rows, outputs and page table)
+	 * is recorded as a graph, then replayed. How many are kept, 1 .. 1024; 0 means 32;
+	 * UINT32_MAX: none, the step goes layer by layer, as it does with a tracer. */
+	uint32_t graphs;
+	int32_t deterministic; /* 1: a row's bits depend on that row alone, whatever shares its batch,
+				   also where the device has faster ways; 0: as is fastest. The cpu
+				   device always does that */
 };
 
 /* Bytes of the KV pool that these params ask for (kv_memory is not looked at). 0 on an error, see
@@ -100,12 +113,12 @@ AFD_API int64_t afd_attn_kv_pages(const afd_model *model, const struct afd_attn_
  *   -EINVAL   no FFN, or FFN peers and ffn; a field out of range; net made for another contract or
  *             to listen, or, when attention routes, for other experts than the model's; ffn on
  *             another device, for other layers, or made with a transport; more ranks in the group
- *             than query heads
+ *             than query heads; a stream for a device that has none, or of another device
  *   -EBUSY    another stage has net or ffn
  *   -ENOENT   a tensor is missing: named
  *   -EBADMSG  a tensor has another shape than the config says, or the scale of an fp8 KV cache is
  *             no positive number: named
- *   -ENOTSUP  to_ffn_dtype or to_attention_dtype is fp8
+ *   -ENOTSUP  to_ffn_dtype or to_attention_dtype is fp8; the device does not reach kv_memory
  *   -ENOSYS, -ENODEV   the device
  *   -E2BIG, -ENOMEM
  */
@@ -289,7 +302,8 @@ struct afd_attn_stats {
 	size_t size;
 	uint64_t n_steps;
 	uint64_t n_rows;       /* rows of finished steps */
-	uint64_t attention_ns; /* time that this stage computed, LM head included */
+	uint64_t attention_ns; /* time that this stage computed, LM head included; of a step in one
+				  piece all of it */
 	uint64_t ffn_ns;       /* time that an FFN of this process computed, 0 with a transport */
 	uint64_t wait_ns;      /* time in which nothing could be done but wait for peers */
 	uint64_t weight_bytes; /* device memory held by weights, with what packing pads */

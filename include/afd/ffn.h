@@ -73,7 +73,10 @@ struct afd_ffn_params {
 	int32_t quantize_activations; /* 1: what enters a product with e4m3 weights is rounded to
 	                             e4m3 itself, with a float32 scale for each row and group of
 	                             128 numbers, as GPUs do it; 0: it is not */
-	uint32_t _pad;
+	int32_t deterministic;    /* 1: a row's bits depend on that row alone, as afd_attn_params has it.
+	                             For attention of this process either's 1 is enough */
+	void *stream;             /* as afd_attn_params has it; attention of this process enqueues on
+	                             its own */
 };
 
 /*
@@ -109,14 +112,18 @@ struct afd_ffn_rows {
 	const int32_t *ids;   /* [n_rows][top_k], each an expert of the model, or -1 for none */
 	const float *weights; /* [n_rows][top_k] */
 	uint32_t top_k;       /* the model's */
-	uint32_t _pad;
+	/* 1: x, y, ids and weights are memory of the device, aligned to 4 bytes and strides to a number;
+	 * the work is enqueued on params.stream, which must have been given, and the call returns
+	 * before it has run; ids are not checked, those of no expert count for nothing. On "cpu" it is
+	 * done on return. A host may capture it. */
+	int32_t on_device;
 };
 
 /*
- * Computes y for a host that moves rows itself. Blocks until y is written. The bits are those of
- * the server.
+ * Computes y for a host that moves rows itself. Blocks until y is written, unless rows are
+ * on_device. The bits are those of the server.
  * -EINVAL layer not held, a stage made from a compute function, ids of a layer without experts or
- *         beyond them; -EBUSY a pass of the server is under way;
+ *         beyond them, on_device without a stream; -EBUSY a pass of the server is under way;
  * -ENOTSUP fp8; -ETIMEDOUT a device that does not answer in 60 s.
  */
 AFD_API int afd_ffn_forward(afd_ffn *ffn, const struct afd_ffn_rows *rows);

@@ -24,6 +24,9 @@ struct afd_gpu {
 	void *workspace; /* dev */
 	size_t workspace_bytes;
 	uint32_t n_sms;
+	/* 1: what a row becomes may depend on that row alone: fixed tiles, splits and orders of
+	 * addition whatever n_rows is, no atomics in sums */
+	uint32_t deterministic;
 };
 
 /* Bytes from row to row of a packed matrix: whole pieces of 16 bytes. Rows are those of the

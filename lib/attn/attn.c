@@ -82,6 +82,7 @@ static int take_ffn(struct afd_attn *attn, const char *device)
 		return afd__error(
 			-EINVAL, "attn: device is %s, the ffn is on %s", device, info.device->name);
 	attn->device = info.device;
+	attn->params.deterministic |= info.deterministic;
 	rc = afd__ffn_own(attn->ffn, attn);
 	attn->owns_ffn = !rc;
 	return rc;
@@ -99,6 +100,8 @@ static void beat(void *user)
 
 static int open_device(struct afd_attn *attn, const char *device)
 {
+	const struct afd__queue_options options = { attn->params.stream,
+		attn->params.deterministic };
 	int rc;
 
 	if (!attn->device) {
@@ -107,7 +110,7 @@ static int open_device(struct afd_attn *attn, const char *device)
 			return rc;
 		attn->owns_device = 1;
 	}
-	rc = afd__queue_open(&attn->queue, attn->device);
+	rc = afd__queue_open_with(&attn->queue, attn->device, &options);
 	if (rc)
 		return rc;
 	attn->queue.on_tile = beat;
@@ -145,7 +148,8 @@ static int create_books(struct afd_attn *attn)
 	struct afd__batch_limits limits = { .max_rows = p->max_rows,
 		.max_outputs = p->max_outputs,
 		.vocab = attn->arch->vocab_size,
-		.n_lanes = p->lanes };
+		.n_lanes = attn->n_lanes,
+		.steady_tables = attn->graphs.capacity != 0 };
 	int rc;
 
 	limits.max_entries = p->max_sequences < p->max_rows ? p->max_sequences : p->max_rows;
@@ -161,6 +165,46 @@ static int create_books(struct afd_attn *attn)
 		return rc;
 	attn->greedy = afd__alloc(attn->ctx, p->max_outputs, sizeof(*attn->greedy));
 	return attn->greedy ? 0 : -ENOMEM;
+}
+
+/* Slots that the device reads and writes; where it cannot, it says so and they bounce. */
+static void slots_added(void *user, void *memory, size_t bytes)
+{
+	const struct afd_attn *attn = user;
+
+	(void)afd__device_register(attn->device, memory, bytes, "the slots of a link");
+}
+
+static void slots_removed(void *user, void *memory, size_t bytes)
+{
+	const struct afd_attn *attn = user;
+
+	afd__device_unregister(attn->device, memory, bytes);
+}
+
+static void watch_slots(struct afd_attn *attn)
+{
+	const struct afd__slot_memory watch = {
+		.added = slots_added, .removed = slots_removed, .user = attn
+	};
+
+	if (attn->net)
+		afd__transport_watch_slots(attn->net, &watch);
+}
+
+/* The host's memory for K and V, which the device has to reach. */
+static int lend_pool(struct afd_attn *attn, void *memory)
+{
+	size_t bytes = attn->layout.memory_bytes;
+	int rc = afd__device_register(attn->device, memory, bytes, "kv_memory");
+	char text[256];
+
+	attn->layout.memory = memory;
+	if (!rc)
+		return 0;
+	afd__error_save(text, sizeof(text));
+	return afd__error(-ENOTSUP, "attn: device %s does not reach kv_memory %p, %zu bytes: %s",
+		attn->device->name, memory, bytes, text);
 }
 
 static int create_pool(struct afd_attn *attn, const struct afd_attn_params *p)
@@ -179,8 +223,7 @@ static int create_pool(struct afd_attn *attn, const struct afd_attn_params *p)
 	if (p->kv_memory_bytes < attn->layout.memory_bytes)
 		return afd__error(-EINVAL, "attn: kv_memory_bytes is %zu, %u pages take %zu",
 			p->kv_memory_bytes, p->kv_pages, attn->layout.memory_bytes);
-	attn->layout.memory = p->kv_memory;
-	return 0;
+	return lend_pool(attn, p->kv_memory);
 }
 
 /* Of this rank's heads. */
@@ -232,6 +275,7 @@ static int build(struct afd_attn *attn, const struct afd_attn_params *p)
 	rc = attn->net ? take_net(attn, &info) : 0;
 	rc = rc || !attn->ffn ? rc : take_ffn(attn, p->device);
 	rc = rc ? rc : open_device(attn, p->device);
+	rc = rc ? rc : afd__attn_graphs_create(attn);
 	rc = rc ? rc : open_epoll(attn);
 	rc = rc ? rc : create_books(attn);
 	rc = rc ? rc : create_pool(attn, p);
@@ -240,7 +284,10 @@ static int build(struct afd_attn *attn, const struct afd_attn_params *p)
 		afd__attn_layout_scales(attn);
 	rc = rc ? rc : afd__attn_route_create(attn);
 	rc = rc ? rc : afd__attn_memory_create(attn);
-	return rc ? rc : afd__attn_metrics_create(attn);
+	rc = rc ? rc : afd__attn_metrics_create(attn);
+	if (!rc)
+		watch_slots(attn);
+	return rc;
 }
 
 /* Also of one that was built half. */
@@ -252,9 +299,15 @@ static void tear_down(struct afd_attn *attn)
 		afd__attn_step_abandon(attn, NULL);
 	if (attn->device)
 		afd__queue_close(&attn->queue);
+	if (attn->owns_net)
+		afd__transport_watch_slots(attn->net, NULL);
+	if (attn->layout.memory && !attn->kv_owned)
+		afd__device_unregister(
+			attn->device, attn->layout.memory, attn->layout.memory_bytes);
 	afd__attn_metrics_destroy(attn);
 	afd__attn_memory_destroy(attn);
 	afd__attn_route_destroy(attn);
+	afd__attn_graphs_destroy(attn);
 	afd__attn_weights_free(&attn->weights);
 	if (attn->kv_owned)
 		afd__device_free(attn->device, attn->kv_owned, attn->layout.memory_bytes);

@@ -91,7 +91,34 @@ struct afd__lane {
 	uint64_t computed_ns; /* attention was done; 0: not yet */
 };
 
-enum afd__step_state { AFD__STEP_NONE = 0, AFD__STEP_JOINING, AFD__STEP_LAYERS, AFD__STEP_HEAD };
+enum afd__step_state {
+	AFD__STEP_NONE = 0,
+	AFD__STEP_JOINING,
+	AFD__STEP_LAYERS,
+	AFD__STEP_WHOLE, /* all layers are enqueued, and the head where it fits */
+	AFD__STEP_HEAD,
+};
+
+/* What a recording was made for: batches that agree in these differ in what is uploaded alone. */
+struct afd__attn_shape {
+	uint32_t n_rows, n_entries, n_outputs, table_stride;
+};
+
+struct afd__attn_graph {
+	struct afd__attn_shape shape;
+	struct afd__graph *graph; /* NULL: it cannot be recorded */
+	uint64_t used;            /* the step that used it last */
+};
+
+enum { AFD__SHAPES_SEEN = 64 };
+
+struct afd__attn_graphs {
+	struct afd__attn_graph *kept; /* [capacity] */
+	uint32_t capacity, n_kept;    /* capacity 0: steps go layer by layer */
+	struct afd__attn_shape seen[AFD__SHAPES_SEEN]; /* a ring of those that came once */
+	uint32_t n_seen;
+	int32_t told; /* it was logged that something cannot be recorded */
+};
 
 struct afd__step {
 	int32_t state;
@@ -104,7 +131,7 @@ struct afd__step {
 	struct afd__lane lanes[AFD_MAX_LANES];
 	uint32_t head_row;  /* outputs enqueued */
 	uint32_t head_rows; /* of the chunk under way; 0: none */
-	uint64_t head_ticket, head_ns;
+	uint64_t head_ticket, head_ns; /* of a step in one piece its own */
 	/* the host's, until the step is done */
 	float *logits;
 	int32_t *greedy_ids;
@@ -130,6 +157,7 @@ struct afd_attn {
 	struct afd__attn_weights weights;
 	struct afd__attn_memory memory;
 	struct afd__attn_route route;
+	struct afd__attn_graphs graphs;
 
 	struct afd__sequences sequences;
 	struct afd__kv kv;
@@ -178,8 +206,10 @@ int afd__attn_memory_create(struct afd_attn *attn);
 void afd__attn_memory_destroy(struct afd_attn *attn);
 
 /* ---- layer.c: operations, enqueued ---- */
-/* Upload, copies of shared pages, angles, embedding. */
-int afd__attn_enqueue_start(struct afd_attn *attn);
+/* Upload, copies of shared pages; then angles and embedding, of which nothing but that depends on
+ * what is uploaded. */
+int afd__attn_enqueue_inputs(struct afd_attn *attn);
+int afd__attn_enqueue_embedding(struct afd_attn *attn);
 /* The residual stream and attention of one layer for a lane: y is what attention adds to it, and in
  * a group x is this rank's part of that. */
 int afd__attn_enqueue_attention(struct afd_attn *attn, const struct afd__lane *lane);
@@ -218,12 +248,15 @@ void afd__attn_route_fill(const struct afd_attn *attn, uint32_t lane, uint32_t t
 	uint32_t row0, uint32_t n_rows, const struct afd__slot_rows *slot);
 
 /* ---- head.c ---- */
-/* Outputs row0 .. row0+n_rows-1 of the batch, down to the host's memory. */
+/* Outputs row0 .. row0+n_rows-1 of the batch, to the device's memory; and from there to the host's.
+ */
 int afd__attn_enqueue_head(struct afd_attn *attn, uint32_t row0, uint32_t n_rows);
+int afd__attn_enqueue_outputs(struct afd_attn *attn, uint32_t row0, uint32_t n_rows);
 /* All outputs are here: -EDOM names the first that is not finite. */
 int afd__attn_check_outputs(const struct afd_attn *attn);
 
 /* ---- local.c, remote.c: rows to the FFN and back ---- */
+int afd__attn_local_enqueue(struct afd_attn *attn, const struct afd__lane *lane);
 int afd__attn_local_send(struct afd_attn *attn, uint32_t lane);
 int afd__attn_local_done(struct afd_attn *attn, uint32_t lane);
 int afd__attn_remote_send(struct afd_attn *attn, uint32_t lane);
@@ -244,6 +277,14 @@ int afd__attn_group_reduce(struct afd_attn *attn, uint32_t lane);
 int afd__attn_group_gather(struct afd_attn *attn, uint32_t lane);
 /* 1: either is complete on the device. */
 int afd__attn_group_done(struct afd_attn *attn, uint32_t lane);
+
+/* ---- whole.c: a step in one piece, recorded and replayed ---- */
+/* Decides whether steps go so; the device is open, params are filled. */
+int afd__attn_graphs_create(struct afd_attn *attn);
+void afd__attn_graphs_destroy(struct afd_attn *attn); /* before the device is closed */
+int afd__attn_whole_begin(struct afd_attn *attn);
+/* 1: the step is done; 0: not yet, or only its layers are, and the step is at the head. */
+int afd__attn_whole_poll(struct afd_attn *attn);
 
 /* ---- step.c ---- */
 /* Ends what is under way as if it had not begun; cause: why, for the other ranks of the group (NULL:

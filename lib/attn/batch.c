@@ -270,6 +270,16 @@ void afd__batch_split(const struct afd__batch_entry *entries, uint32_t n_entries
 
 /* ---- what the device needs to know ---- */
 
+/* Twice the last one, from 8 on, and at most what the longest sequence needs. */
+static uint32_t steady_stride(const struct afd__batch *batch)
+{
+	uint32_t stride = 8, limit = batch->kv->list_capacity;
+
+	while (stride < batch->table_stride)
+		stride *= 2;
+	return stride < limit ? stride : limit;
+}
+
 static void lay_out(struct afd__batch *batch)
 {
 	uint32_t i, n;
@@ -284,6 +294,8 @@ static void lay_out(struct afd__batch *batch)
 		batch->last_position =
 			end - 1 > batch->last_position ? end - 1 : batch->last_position;
 	}
+	if (batch->limits.steady_tables)
+		batch->table_stride = steady_stride(batch);
 	batch->positions_at = batch->n_rows;
 	batch->table_rows_at = batch->positions_at + batch->n_rows;
 	batch->outputs_at = batch->table_rows_at + batch->n_rows;

@@ -16,6 +16,7 @@
 
 struct afd__batch_limits {
 	uint32_t max_rows, max_entries, max_outputs, vocab, n_lanes;
+	bool steady_tables; /* page tables have few lengths, so that batches are alike for long */
 };
 
 struct afd__batch_entry {

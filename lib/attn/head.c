@@ -62,15 +62,22 @@ static int enqueue_logits(struct afd_attn *attn, uint32_t n_rows)
 
 int afd__attn_enqueue_head(struct afd_attn *attn, uint32_t row0, uint32_t n_rows)
 {
-	size_t vocab = attn->arch->vocab_size;
 	int rc;
 
+	afd__range_push(&attn->queue, "afd head");
 	rc = gather(attn, attn->memory.h, attn->memory.head_h, row0, n_rows);
 	rc = rc ? rc : gather(attn, attn->memory.y, attn->memory.head_y, row0, n_rows);
 	rc = rc ? rc : enqueue_logits(attn, n_rows);
-	rc = rc ? rc
-		: afd__queue_download(&attn->queue, attn->greedy + row0, attn->memory.greedy,
-			  n_rows * sizeof(int32_t));
+	afd__range_pop(&attn->queue);
+	return rc;
+}
+
+int afd__attn_enqueue_outputs(struct afd_attn *attn, uint32_t row0, uint32_t n_rows)
+{
+	size_t vocab = attn->arch->vocab_size;
+	int rc = afd__queue_download(&attn->queue, attn->greedy + row0, attn->memory.greedy,
+		n_rows * sizeof(int32_t));
+
 	if (!rc && attn->step.logits)
 		rc = afd__queue_download(&attn->queue, attn->step.logits + row0 * vocab,
 			attn->memory.logits, n_rows * vocab * sizeof(float));

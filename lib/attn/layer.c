@@ -74,7 +74,15 @@ static int enqueue_angles(struct afd_attn *attn)
 	return rc;
 }
 
-int afd__attn_enqueue_start(struct afd_attn *attn)
+int afd__attn_enqueue_inputs(struct afd_attn *attn)
+{
+	int rc = afd__queue_upload(&attn->queue, attn->memory.words, attn->batch.words,
+		attn->batch.n_words * sizeof(int32_t));
+
+	return rc ? rc : copy_shared_pages(attn);
+}
+
+int afd__attn_enqueue_embedding(struct afd_attn *attn)
 {
 	const struct afd__embed_args embed = {
 		.table = attn->weights.embed,
@@ -83,12 +91,8 @@ int afd__attn_enqueue_start(struct afd_attn *attn)
 		.n_rows = attn->batch.n_rows,
 		.scale = attn->arch->embedding_scale,
 	};
-	int rc;
+	int rc = enqueue_angles(attn);
 
-	rc = afd__queue_upload(&attn->queue, attn->memory.words, attn->batch.words,
-		attn->batch.n_words * sizeof(int32_t));
-	rc = rc ? rc : copy_shared_pages(attn);
-	rc = rc ? rc : enqueue_angles(attn);
 	return rc ? rc : afd__embed(&attn->queue, &embed);
 }
 

@@ -6,9 +6,8 @@
  */
 #include "attn.h"
 
-int afd__attn_local_send(struct afd_attn *attn, uint32_t index)
+int afd__attn_local_enqueue(struct afd_attn *attn, const struct afd__lane *lane)
 {
-	struct afd__lane *lane = &attn->step.lanes[index];
 	int32_t in = attn->params.to_attention_dtype;
 	float *x = afd__attn_rows(attn, attn->memory.x, lane->own_row0),
 	      *y = afd__attn_rows(attn, attn->memory.y, lane->own_row0);
@@ -23,6 +22,17 @@ int afd__attn_local_send(struct afd_attn *attn, uint32_t index)
 	rc = rc ? rc : afd__attn_clear_rows(attn, y, lane->n_own_rows);
 	rc = rc ? rc
 		: afd__attn_add_rows(attn, attn->memory.wire, in, y, NULL, lane->n_own_rows);
+	return rc;
+}
+
+int afd__attn_local_send(struct afd_attn *attn, uint32_t index)
+{
+	struct afd__lane *lane = &attn->step.lanes[index];
+	int rc;
+
+	afd__range_push(&attn->queue, "afd ffn");
+	rc = afd__attn_local_enqueue(attn, lane);
+	afd__range_pop(&attn->queue);
 	return rc ? rc : afd__queue_ticket(&attn->queue, &lane->ticket);
 }
 

@@ -377,7 +377,9 @@ static int run_lane(struct afd_attn *attn, uint32_t index)
 	int rc;
 
 	begin_attention(attn, lane);
+	afd__range_push(&attn->queue, "afd attention");
 	rc = afd__attn_enqueue_attention(attn, lane);
+	afd__range_pop(&attn->queue);
 	if (rc || !afd__attn_in_group(attn))
 		return rc ? rc : go_to_ffn(attn, index);
 	rc = end_attention(attn, lane, AFD__LANE_REDUCING);
@@ -390,7 +392,7 @@ bool afd__attn_waits_for_device(const struct afd_attn *attn)
 {
 	uint32_t i;
 
-	if (attn->step.state == AFD__STEP_HEAD)
+	if (attn->step.state == AFD__STEP_HEAD || attn->step.state == AFD__STEP_WHOLE)
 		return true;
 	for (i = 0; i < attn->n_lanes; i++) {
 		const struct afd__lane *lane = &attn->step.lanes[i];
@@ -442,9 +444,12 @@ static int poll_joining(struct afd_attn *attn)
 			return rc;
 		attn->step.opened = 1;
 	}
-	attn->step.state = AFD__STEP_LAYERS;
 	attn->step.moved = 1;
-	return afd__attn_enqueue_start(attn);
+	if (attn->graphs.capacity)
+		return afd__attn_whole_begin(attn);
+	attn->step.state = AFD__STEP_LAYERS;
+	rc = afd__attn_enqueue_inputs(attn);
+	return rc ? rc : afd__attn_enqueue_embedding(attn);
 }
 
 static int poll_layers(struct afd_attn *attn)
@@ -495,6 +500,7 @@ static int poll_head(struct afd_attn *attn)
 	step->head_ns = afd__now_ns();
 	step->moved = 1;
 	rc = afd__attn_enqueue_head(attn, step->head_row, step->head_rows);
+	rc = rc ? rc : afd__attn_enqueue_outputs(attn, step->head_row, step->head_rows);
 	return rc ? rc : afd__queue_ticket(&attn->queue, &step->head_ticket);
 }
 
@@ -509,6 +515,9 @@ static int poll_step(struct afd_attn *attn)
 		return rc;
 	case AFD__STEP_LAYERS:
 		rc = poll_layers(attn);
+		break;
+	case AFD__STEP_WHOLE:
+		rc = afd__attn_whole_poll(attn);
 		break;
 	default:
 		rc = poll_head(attn);

@@ -146,6 +146,7 @@ void afd_context_destroy(afd_context *ctx)
 	afd__pool_destroy(ctx->pool);
 	afd__metrics_destroy(ctx->metrics);
 	afd__free(ctx->local);
+	afd__free(ctx->host_memory);
 	close_page(ctx);
 	afd__free(ctx);
 }

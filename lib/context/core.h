@@ -19,6 +19,7 @@ struct afd__pool; /* the library's own compute threads (executor.c) */
 struct afd__metric;
 struct afd__metrics;
 struct afd__local;
+struct afd__host_memory;
 struct afd__transport_ops;
 
 struct afd_context {
@@ -35,6 +36,8 @@ struct afd_context {
 	struct afd__metrics *metrics;
 	struct afd__local *_Atomic local; /* what ends of links in this context share
 	                                     (transport/local.c); it has its own lock */
+	struct afd__host_memory *_Atomic host_memory; /* what is registered with devices
+	                                     (device/host_memory.c); it has its own lock */
 	const struct afd__transport_ops *test_transport; /* one more backend: tests only */
 	int test_socket_bytes; /* of a socket's buffers; 0: the kernel's choice. Tests only */
 	_Atomic uint64_t n_allocations; /* large and small ones of the library after creation of a

@@ -8,6 +8,7 @@
  */
 #include "device.h"
 
+#include <assert.h>
 #include <poll.h>
 #include <stdlib.h>
 #include <string.h>
@@ -118,17 +119,38 @@ void afd__device_free(struct afd__device *dev, void *memory, size_t bytes)
 
 /* ---- queues ---- */
 
-int afd__queue_open(struct afd__queue *q, struct afd__device *dev)
+static int check_options(const struct afd__device *dev, const struct afd__queue_options *options)
 {
-	int rc;
+	if (options->stream && !dev->ops->streams)
+		return afd__error(-EINVAL, "device %s: a stream is given, but it has none", dev->name);
+	if (options->deterministic < 0 || options->deterministic > 1)
+		return afd__error(-EINVAL, "device %s: deterministic is %d, limit 1", dev->name,
+			options->deterministic);
+	return 0;
+}
+
+int afd__queue_open_with(
+	struct afd__queue *q, struct afd__device *dev, const struct afd__queue_options *options)
+{
+	int rc = check_options(dev, options);
 
 	memset(q, 0, sizeof(*q));
-	q->dev = dev;
 	q->fd = -1;
+	if (rc)
+		return rc;
+	q->dev = dev;
+	q->options = *options;
 	rc = dev->ops->queue_open(q);
 	if (rc)
 		q->dev = NULL;
 	return rc;
+}
+
+int afd__queue_open(struct afd__queue *q, struct afd__device *dev)
+{
+	const struct afd__queue_options none = { 0 };
+
+	return afd__queue_open_with(q, dev, &none);
 }
 
 void afd__queue_close(struct afd__queue *q)
@@ -153,9 +175,21 @@ static int keep_error(struct afd__queue *q, int rc)
 	return rc;
 }
 
+/* What waits, or depends on the host, is no part of a recording. */
+static int check_recording(const struct afd__queue *q, const char *what)
+{
+	if (q->error)
+		return afd__queue_error(q);
+	return q->recording ? afd__error(-ENOTSUP, "device %s: %s cannot be recorded", q->dev->name,
+				      what)
+			    : 0;
+}
+
 int afd__queue_ticket(struct afd__queue *q, uint64_t *ticket)
 {
-	return q->error ? afd__queue_error(q) : q->dev->ops->ticket(q, ticket);
+	int rc = check_recording(q, "a ticket");
+
+	return rc ? rc : q->dev->ops->ticket(q, ticket);
 }
 
 int afd__queue_reached(struct afd__queue *q, uint64_t ticket)
@@ -200,8 +234,10 @@ int afd__queue_wait(struct afd__queue *q, uint64_t ticket, int timeout_ms, const
 static int check_transfer(const struct afd__queue *q, const char *what, const void *device,
 	const void *host, size_t bytes)
 {
-	if (q->error)
-		return afd__queue_error(q);
+	int rc = check_recording(q, what);
+
+	if (rc)
+		return rc;
 	if (!device || !host || (uintptr_t)device % 4)
 		return afd__error(-EINVAL,
 			"%s: device memory %p must be aligned to 4 bytes, host memory %p given",
@@ -234,4 +270,44 @@ int afd__queue_download(struct afd__queue *q, void *host, const void *src, size_
 	int rc = check_transfer(q, "download", src, host, bytes);
 
 	return rc || !bytes ? rc : q->dev->ops->download(q, host, src, bytes);
+}
+
+/* ---- graphs ---- */
+
+bool afd__device_has_graphs(const struct afd__device *dev)
+{
+	return dev->ops->record_begin != NULL;
+}
+
+int afd__queue_record(struct afd__queue *q)
+{
+	int rc;
+
+	if (q->error)
+		return afd__queue_error(q);
+	if (!afd__device_has_graphs(q->dev))
+		return afd__error(-ENOTSUP, "device %s: has no graphs", q->dev->name);
+	assert(!q->recording);
+	rc = q->dev->ops->record_begin(q);
+	q->recording = !rc;
+	return rc;
+}
+
+int afd__queue_recorded(struct afd__queue *q, struct afd__graph **out)
+{
+	*out = NULL;
+	assert(q->recording);
+	q->recording = 0;
+	return q->dev->ops->record_end(q, out);
+}
+
+int afd__queue_replay(struct afd__queue *q, struct afd__graph *graph)
+{
+	return q->error ? afd__queue_error(q) : q->dev->ops->replay(q, graph);
+}
+
+void afd__graph_free(struct afd__device *dev, struct afd__graph *graph)
+{
+	if (graph)
+		dev->ops->graph_free(dev, graph);
 }

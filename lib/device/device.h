@@ -33,6 +33,7 @@
 
 struct afd__device;
 struct afd__queue;
+struct afd__graph; /* a recording of operations, the backend's own */
 struct afd__module_host;
 
 /* clang-format off */
@@ -43,6 +44,7 @@ struct afd__module_host;
 
 struct afd__device_ops {
 	const char *name; /* "cpu"; what users write in front of ":" */
+	int streams;      /* 1: a host may give its stream */
 
 	/* `index` is N of "name:N", -1 when none was given. Sets dev->state. */
 	int (*open)(struct afd__device *dev, int index);
@@ -66,7 +68,14 @@ struct afd__device_ops {
 	size_t (*experts_scratch_bytes)(
 		struct afd__device *dev, const struct afd__experts_args *a, bool least);
 
-	/* Sets q->state; q->fd stays -1 when operations are done on return. */
+	/* NULL in a device that reads all host memory: makes a piece of it accessible to operations
+	 * and to transfers that do not pass through memory of the device's own. 1: it was already,
+	 * by somebody else's hand, and is not to be unregistered. */
+	int (*host_register)(struct afd__device *dev, void *memory, size_t bytes);
+	void (*host_unregister)(struct afd__device *dev, void *memory);
+
+	/* Sets q->state; q->fd stays -1 when operations are done on return. With q->stream, which
+	 * only a device with streams is given, the work goes there. */
 	int (*queue_open)(struct afd__queue *q);
 	void (*queue_close)(struct afd__queue *q); /* after all operations have run */
 	/* How far the queue is: 1 when everything before the ticket is done, 0 not yet, negative
@@ -74,7 +83,20 @@ struct afd__device_ops {
 	int (*reached)(struct afd__queue *q, uint64_t ticket);
 	int (*ticket)(struct afd__queue *q, uint64_t *ticket);
 
-	/* Host memory is read before the call returns; at most AFD__UPLOAD_MAX bytes. */
+	/* NULL in a device without graphs. Between _begin and _end operations are recorded and
+	 * not run; uploads, downloads and tickets are refused with -ENOTSUP. *out is what _replay
+	 * runs, any number of times, with the same arguments; an error of _end leaves none, and the
+	 * recording is over in any case. */
+	int (*record_begin)(struct afd__queue *q);
+	int (*record_end)(struct afd__queue *q, struct afd__graph **out);
+	int (*replay)(struct afd__queue *q, struct afd__graph *graph);
+	void (*graph_free)(struct afd__device *dev, struct afd__graph *graph);
+	/* A name for what is enqueued from here on, for profilers; NULL: there are none. */
+	void (*range_push)(const char *name);
+	void (*range_pop)(void);
+
+	/* Host memory is read before the call returns, that which is registered before a later
+	 * ticket is reached; at most AFD__UPLOAD_MAX bytes. */
 	int (*upload)(struct afd__queue *q, void *dst, const void *host, size_t bytes);
 	/* Host memory is written when a later ticket is reached. */
 	int (*download)(struct afd__queue *q, void *host, const void *src, size_t bytes);
@@ -97,12 +119,21 @@ struct afd__device {
 	const struct afd__module_host *host; /* what a module asks of the library (module.h) */
 	char name[32];
 	_Atomic uint64_t bytes_held; /* dev memory, for accounting */
+	_Atomic uint32_t told_unregistered; /* it was logged that memory cannot be registered */
+};
+
+/* What a host may ask of a queue. */
+struct afd__queue_options {
+	void *stream;          /* the host's, of this device: NULL: one of the queue's own */
+	int32_t deterministic; /* 1: a row's bits depend on that row alone, whatever is faster */
 };
 
 struct afd__queue {
 	struct afd__device *dev;
 	void *state;
 	int fd;    /* readable when the queue may have advanced; -1: operations end with the call */
+	struct afd__queue_options options;
+	int recording; /* between afd__queue_record and _recorded */
 	int error; /* sticky, with its text */
 	char error_text[256];
 	/* Called in the thread that enqueues, between operations and between tiles of long ones and
@@ -122,6 +153,14 @@ void afd__device_close(struct afd__device *dev);
 
 int afd__device_alloc(struct afd__device *dev, size_t bytes, const char *what, void **out);
 void afd__device_free(struct afd__device *dev, void *memory, size_t bytes);
+
+/* Host memory that operations (as slots) and transfers are to use: as often registered as it is
+ * unregistered, by any device of the context, so that both ends of a link may. Returns 0 when the
+ * device reads it; negative when it cannot: then transfers pass through memory of the device's own,
+ * as convert does with slots, and that is logged once. */
+int afd__device_register(
+	struct afd__device *dev, void *memory, size_t bytes, const char *what);
+void afd__device_unregister(struct afd__device *dev, void *memory, size_t bytes);
 
 /* Makes an empty packed matrix, or one that borrows rows in place (rows != NULL; host memory,
  * aligned to a number). */
@@ -152,6 +191,9 @@ size_t afd__experts_scratch_bytes(struct afd__device *dev, const struct afd__exp
 
 /* Overwrites all of q, which must not move while it is open. */
 int afd__queue_open(struct afd__queue *q, struct afd__device *dev);
+/* -EINVAL: a stream for a device that has none, or another device's; deterministic beyond 1. */
+int afd__queue_open_with(
+	struct afd__queue *q, struct afd__device *dev, const struct afd__queue_options *options);
 void afd__queue_close(struct afd__queue *q); /* waits for what runs; also of a zeroed one */
 int afd__queue_ticket(struct afd__queue *q, uint64_t *ticket);
 int afd__queue_reached(struct afd__queue *q, uint64_t ticket);
@@ -161,6 +203,26 @@ int afd__queue_reached(struct afd__queue *q, uint64_t ticket);
 int afd__queue_wait(struct afd__queue *q, uint64_t ticket, int timeout_ms, const char *what);
 int afd__queue_upload(struct afd__queue *q, void *dst, const void *host, size_t bytes);
 int afd__queue_download(struct afd__queue *q, void *host, const void *src, size_t bytes);
+
+/* Graphs: see the table. _record is -ENOTSUP where a device has none; an operation that fails
+ * between does not break the queue, and ends with _recorded all the same. */
+bool afd__device_has_graphs(const struct afd__device *dev);
+int afd__queue_record(struct afd__queue *q);
+int afd__queue_recorded(struct afd__queue *q, struct afd__graph **out);
+int afd__queue_replay(struct afd__queue *q, struct afd__graph *graph);
+void afd__graph_free(struct afd__device *dev, struct afd__graph *graph); /* NULL is fine */
+
+/* Around what is enqueued; a branch where there is no profiler. */
+static inline void afd__range_push(const struct afd__queue *q, const char *name)
+{
+	if (q->dev->ops->range_push)
+		q->dev->ops->range_push(name);
+}
+static inline void afd__range_pop(const struct afd__queue *q)
+{
+	if (q->dev->ops->range_pop)
+		q->dev->ops->range_pop();
+}
 
 #define AFD__OPERATION(op) int afd__##op(struct afd__queue *q, const struct afd__##op##_args *a);
 AFD__DEVICE_OPERATIONS(AFD__OPERATION)

@@ -17,6 +17,7 @@ struct afd__ffn_info {
 	struct afd__device *device;     /* the stage's; a local attention stage uses the same one */
 	uint32_t first_layer, n_layers; /* held */
 	uint32_t max_rows;              /* of one pass; _enqueue takes any number */
+	int32_t deterministic;          /* asked for */
 	int32_t served;                 /* 1: made with a transport, not for local use */
 };
 void afd__ffn_info(const afd_ffn *ffn, struct afd__ffn_info *info);
@@ -29,5 +30,7 @@ int afd__ffn_own(afd_ffn *ffn, const void *stage);
  * the layer is not held. */
 int afd__ffn_enqueue(afd_ffn *ffn, struct afd__queue *q, int32_t layer, uint32_t n_rows,
 	const float *x /* dev [n_rows][hidden_size] */, float *y /* dev [n_rows][hidden_size] */);
+/* All layers of n_rows rows ran once more, from a recording of what _enqueue had enqueued. */
+void afd__ffn_count_replayed(afd_ffn *ffn, uint32_t n_rows);
 
 #endif

@@ -4,6 +4,8 @@
  * a device cannot read, so rows cross by upload and download, max_rows at a time; numbers of 2
  * bytes are converted on the device. The bits are those of the server, since both end in
  * afd__ffn_layer. This is the one call of a stage that waits for its device.
+ *
+ * Rows that are on the device already are enqueued between the host's own work, and nothing waits.
  */
 #include "stage.h"
 
@@ -50,11 +52,23 @@ static int check_experts(const struct afd_ffn *ffn, const struct afd_ffn_rows *r
 	if (r->top_k != arch->top_k)
 		return afd__error(
 			-EINVAL, "ffn rows: top_k is %u, the model's is %u", r->top_k, arch->top_k);
-	for (i = 0; i < (size_t)r->n_rows * r->top_k; i++) {
+	/* On the device nobody looks at them; what is no expert counts for nothing. */
+	for (i = 0; !r->on_device && i < (size_t)r->n_rows * r->top_k; i++) {
 		if (r->ids[i] < -1 || r->ids[i] >= (int64_t)arch->n_experts)
 			return afd__error(-EINVAL, "ffn rows: id %d of row %zu, limit %u",
 				r->ids[i], i / r->top_k, arch->n_experts - 1);
 	}
+	return 0;
+}
+
+static int check_place(const struct afd_ffn *ffn, const struct afd_ffn_rows *r)
+{
+	if (r->on_device < 0 || r->on_device > 1)
+		return afd__error(-EINVAL, "ffn rows: on_device is %d, limit 1", r->on_device);
+	if (r->on_device && ffn->queue.fd >= 0 && !ffn->options.stream)
+		return afd__error(-EINVAL,
+			"ffn rows: on_device is 1, but the stage on %s was made without a stream",
+			ffn->device->name);
 	return 0;
 }
 
@@ -77,8 +91,9 @@ static int check(const struct afd_ffn *ffn, struct afd_ffn_rows *r)
 		r->x_row_bytes ? r->x_row_bytes : ffn->hidden * afd_dtype_bytes(r->x_dtype);
 	r->y_row_bytes =
 		r->y_row_bytes ? r->y_row_bytes : ffn->hidden * afd_dtype_bytes(r->y_dtype);
-	if (!r->n_rows)
-		return 0;
+	rc = check_place(ffn, r);
+	if (rc || !r->n_rows)
+		return rc;
 	rc = check_side(ffn, 'x', r->x, r->x_dtype, r->x_row_bytes);
 	if (!rc)
 		rc = check_side(ffn, 'y', r->y, r->y_dtype, r->y_row_bytes);
@@ -218,6 +233,51 @@ static int forward_pass(
 	return waited;
 }
 
+/* ---- rows on the device ---- */
+
+static int enqueue_pass(
+	struct afd_ffn *ffn, const struct afd_ffn_rows *r, uint32_t row0, uint32_t n_rows)
+{
+	const size_t row_bytes = ffn->hidden * sizeof(float), at = (size_t)row0 * r->top_k;
+	const struct afd__convert_args in = {
+		.src = (const char *)r->x + row0 * r->x_row_bytes,
+		.dst = ffn->x,
+		.src_stride = r->x_row_bytes,
+		.dst_stride = row_bytes,
+		.n_rows = n_rows,
+		.width = ffn->hidden,
+		.src_dtype = r->x_dtype,
+		.dst_dtype = AFD_DTYPE_F32,
+	};
+	const struct afd__convert_args out = {
+		.src = ffn->y,
+		.dst = (char *)r->y + row0 * r->y_row_bytes,
+		.src_stride = row_bytes,
+		.dst_stride = r->y_row_bytes,
+		.n_rows = n_rows,
+		.width = ffn->hidden,
+		.src_dtype = AFD_DTYPE_F32,
+		.dst_dtype = r->y_dtype,
+	};
+	const struct afd__ffn_call call = {
+		.layer = (uint32_t)r->layer,
+		.n_rows = n_rows,
+		.x = ffn->x,
+		.y = ffn->y,
+		.ids = r->ids ? r->ids + at : NULL,
+		.weights = r->ids ? r->weights + at : NULL,
+	};
+	uint64_t started_ns = afd__now_ns();
+	int rc = afd__convert(&ffn->queue, &in);
+
+	rc = rc ? rc : afd__ffn_layer(ffn, &ffn->queue, &call);
+	rc = rc ? rc : afd__convert(&ffn->queue, &out);
+	if (!rc)
+		afd__ffn_count_pass(
+			ffn, n_rows, ffn->queue.fd < 0 ? afd__now_ns() - started_ns : 0);
+	return rc;
+}
+
 int afd_ffn_forward(afd_ffn *ffn, const struct afd_ffn_rows *rows)
 {
 	struct afd_ffn_rows r;
@@ -230,7 +290,7 @@ int afd_ffn_forward(afd_ffn *ffn, const struct afd_ffn_rows *rows)
 		rc = check(ffn, &r);
 	for (row0 = 0; !rc && row0 < r.n_rows; row0 += n) {
 		n = r.n_rows - row0 < ffn->max_rows ? r.n_rows - row0 : ffn->max_rows;
-		rc = forward_pass(ffn, &r, row0, n);
+		rc = r.on_device ? enqueue_pass(ffn, &r, row0, n) : forward_pass(ffn, &r, row0, n);
 	}
 	return rc;
 }

@@ -46,3 +46,15 @@ int afd__ffn_enqueue(afd_ffn *ffn, struct afd__queue *q, int32_t layer, uint32_t
 	}
 	return rc;
 }
+
+void afd__ffn_count_replayed(afd_ffn *ffn, uint32_t n_rows)
+{
+	uint32_t i, row0, n;
+
+	for (i = 0; i < ffn->n_layers; i++) {
+		for (row0 = 0; row0 < n_rows; row0 += n) {
+			n = n_rows - row0 < ffn->max_rows ? n_rows - row0 : ffn->max_rows;
+			afd__ffn_count_pass(ffn, n, 0);
+		}
+	}
+}

@@ -204,8 +204,10 @@ static int begin_on_device(struct afd_ffn *ffn)
 	};
 	int rc = convert_all(ffn, bring_in);
 
+	afd__range_push(&ffn->queue, "afd ffn");
 	if (!rc)
 		rc = afd__ffn_layer(ffn, &ffn->queue, &call);
+	afd__range_pop(&ffn->queue);
 	if (!rc)
 		rc = convert_all(ffn, convert_out);
 	if (!rc)

@@ -266,6 +266,30 @@ static int state(const struct afd_ffn *ffn)
 	return afd__transport_state_shard(ffn->net, &shard);
 }
 
+/* Slots that the device reads and writes; where it cannot, it says so and they bounce. */
+static void slots_added(void *user, void *memory, size_t bytes)
+{
+	const struct afd_ffn *ffn = user;
+
+	(void)afd__device_register(ffn->device, memory, bytes, "the slots of a link");
+}
+
+static void slots_removed(void *user, void *memory, size_t bytes)
+{
+	const struct afd_ffn *ffn = user;
+
+	afd__device_unregister(ffn->device, memory, bytes);
+}
+
+static void watch_slots(struct afd_ffn *ffn)
+{
+	const struct afd__slot_memory watch = {
+		.added = slots_added, .removed = slots_removed, .user = ffn
+	};
+
+	afd__transport_watch_slots(ffn->net, &watch);
+}
+
 static int build(struct afd_ffn *ffn, const afd_model *model, const struct afd_ffn_params *p)
 {
 	int rc = agree(ffn, model, p);
@@ -273,7 +297,7 @@ static int build(struct afd_ffn *ffn, const afd_model *model, const struct afd_f
 	if (!rc)
 		rc = afd__device_open(&ffn->device, ffn->ctx, p->device ? p->device : "cpu");
 	if (!rc)
-		rc = afd__queue_open(&ffn->queue, ffn->device);
+		rc = afd__queue_open_with(&ffn->queue, ffn->device, &ffn->options);
 	if (!rc && model)
 		rc = afd__ffn_load(ffn, model, p);
 	if (!rc)
@@ -284,6 +308,8 @@ static int build(struct afd_ffn *ffn, const afd_model *model, const struct afd_f
 		rc = afd__ffn_server_create(ffn, p->gather_us);
 	if (!rc && ffn->net)
 		rc = state(ffn);
+	if (!rc && ffn->net)
+		watch_slots(ffn);
 	return rc;
 }
 
@@ -322,6 +348,7 @@ int afd_ffn_create(afd_ffn **out, const afd_model *model, afd_transport *net,
 	ffn->host.compute = p.compute;
 	ffn->host.user = p.compute_user;
 	ffn->quantizes = p.quantize_activations;
+	ffn->options = (struct afd__queue_options){ p.stream, p.deterministic };
 	if (p.compute)
 		memcpy(ffn->weights.fingerprint, p.weights, sizeof(p.weights));
 	rc = net ? afd__transport_own(net, ffn) : 0;
@@ -344,6 +371,8 @@ void afd_ffn_destroy(afd_ffn *ffn)
 	/* What is enqueued may still touch slots and activations. */
 	afd__queue_close(&ffn->queue);
 	afd__ffn_server_destroy(ffn);
+	if (ffn->net && ffn->device)
+		afd__transport_watch_slots(ffn->net, NULL);
 	if (ffn->net)
 		(void)afd__transport_own(ffn->net, NULL);
 	afd__ffn_metrics_destroy(ffn);
@@ -382,6 +411,7 @@ void afd__ffn_info(const afd_ffn *ffn, struct afd__ffn_info *info)
 		.first_layer = ffn->first_layer,
 		.n_layers = ffn->n_layers,
 		.max_rows = ffn->max_rows,
+		.deterministic = ffn->options.deterministic,
 		.served = ffn->net != NULL,
 	};
 }

@@ -153,6 +153,7 @@ struct afd_ffn {
 	void *scratch;         /* [scratch_bytes], of the experts */
 	size_t scratch_bytes;
 	bool quantizes;
+	struct afd__queue_options options;
 
 	struct afd__ffn_server server; /* net only */
 	struct afd__ffn_metrics metrics;

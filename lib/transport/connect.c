@@ -132,9 +132,8 @@ static bool is_tried_again(int rc)
 static void retry(struct afd__link *link, uint64_t now)
 {
 	afd__error_save(link->error_text, sizeof(link->error_text));
-	if (link->open)
-		link->wire.ops->close(&link->wire);
-	link->open = link->placed = false;
+	afd__link_close_wire(link);
+	link->placed = false;
 	link->wire.error = 0;
 	link->phase = AFD__LINK_IDLE;
 	link->retry_ns = now + (link->net->complete ? AFD__RETURN_MS : AFD__RETRY_MS) * MS;
@@ -152,9 +151,8 @@ static bool revive(struct afd__link *link, uint64_t now)
 {
 	if (!afd__connect_returns(link) || now < link->retry_ns || !afd__frames_untouched(link))
 		return false;
-	if (link->open)
-		link->wire.ops->close(&link->wire);
-	link->open = link->placed = link->leaving = link->goodbye_said = false;
+	afd__link_close_wire(link);
+	link->placed = link->leaving = link->goodbye_said = false;
 	link->open_due = link->close_due = false;
 	link->wire.error = link->error = 0;
 	link->sequence_out = link->sequence_in = link->noticed_ns = 0;

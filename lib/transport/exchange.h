@@ -49,6 +49,16 @@ const char *afd__trace_text(char text[AFD__TRACE_TEXT], const uint8_t trace_id[1
  * now_ns, and is not counted as time on the wire. */
 void afd__exchange_computes(afd_transport *net, uint64_t now_ns);
 
+/* For a stage on a device: the memory that slots lie in, told before anything is written to or read
+ * from them, and when it goes. */
+struct afd__slot_memory {
+	void (*added)(void *user, void *memory, size_t bytes);
+	void (*removed)(void *user, void *memory, size_t bytes);
+	void *user;
+};
+/* NULL: nobody is told any more; what was added is removed first. */
+void afd__transport_watch_slots(afd_transport *net, const struct afd__slot_memory *watch);
+
 /* Sends beats to the peers that wait for us, when the last are older than 50 ms. Cheap; called
  * between tiles. */
 void afd__transport_beat(afd_transport *net);

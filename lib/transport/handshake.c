@@ -117,9 +117,13 @@ void afd__shake_keep_said(struct afd__link *link)
 int afd__shake_bind_slots(struct afd__link *link, int accepting)
 {
 	struct afd__wire_slots geometry;
+	int rc;
 
 	afd__link_geometry(link, link->net->contract.hidden_size, &geometry);
-	return link->wire.ops->bind(&link->wire, &geometry, accepting);
+	rc = link->wire.ops->bind(&link->wire, &geometry, accepting);
+	link->bound = rc == 1;
+	afd__link_slots_added(link);
+	return rc;
 }
 
 /* ---- the side that listens ---- */

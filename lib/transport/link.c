@@ -42,12 +42,41 @@ struct afd__link *afd__link_create(afd_transport *net, const struct afd__address
 	return link;
 }
 
+void afd__link_slots_added(struct afd__link *link)
+{
+	const struct afd__slot_memory *watch = &link->net->watch;
+	size_t bytes = 0;
+	void *memory = link->bound && watch->added && !link->slots && link->wire.ops->memory
+			       ? link->wire.ops->memory(&link->wire, &bytes)
+			       : NULL;
+
+	if (!memory)
+		return;
+	link->slots = memory;
+	link->slots_bytes = bytes;
+	watch->added(watch->user, memory, bytes);
+}
+
+void afd__link_slots_removed(struct afd__link *link)
+{
+	if (link->slots)
+		link->net->watch.removed(link->net->watch.user, link->slots, link->slots_bytes);
+	link->slots = NULL;
+}
+
+void afd__link_close_wire(struct afd__link *link)
+{
+	afd__link_slots_removed(link);
+	if (link->open)
+		link->wire.ops->close(&link->wire);
+	link->open = link->bound = false;
+}
+
 void afd__link_destroy(struct afd__link *link)
 {
 	if (!link)
 		return;
-	if (link->open)
-		link->wire.ops->close(&link->wire);
+	afd__link_close_wire(link);
 	afd__times_destroy(link);
 	afd__free(link->said);
 	afd__free(link->message);

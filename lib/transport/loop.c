@@ -286,6 +286,12 @@ static int loop_bind(struct afd__wire *wire, const struct afd__wire_slots *geome
 	return 1;
 }
 
+static void *loop_memory(struct afd__wire *wire, size_t *bytes)
+{
+	*bytes = pair_of(wire)->pipe->bytes;
+	return pair_of(wire)->pipe->memory;
+}
+
 const struct afd__transport_ops afd__transport_loop = {
 	.scheme = "loop",
 	.probe = loop_probe,
@@ -298,6 +304,7 @@ const struct afd__transport_ops afd__transport_loop = {
 	.bind = loop_bind,
 	.send_slot = afd__pair_send_slot,
 	.receive_slot = afd__pair_receive_slot,
+	.memory = loop_memory,
 	.post_send = afd__pair_post_send,
 	.post_receive = afd__pair_post_receive,
 	.poll = afd__pair_poll,

@@ -114,6 +114,9 @@ struct afd__link {
 	afd_transport *net;
 	struct afd__wire wire;
 	bool open;    /* wire has to be closed */
+	bool bound;   /* the wire has slots */
+	void *slots;  /* the memory that the watcher was told of; NULL: of none */
+	size_t slots_bytes;
 	bool stirred; /* something may have to be done for the handshake */
 	enum afd__link_kind kind;
 	enum afd__link_phase phase;
@@ -254,6 +257,7 @@ struct afd_transport {
 	struct afd__shared *shared; /* of a backend's wires; NULL: nothing */
 
 	const void *owner;
+	struct afd__slot_memory watch; /* .added NULL: nobody */
 	struct afd_shard shard; /* FFN side */
 	bool shard_given;       /* by the params */
 	uint64_t weights[2];
@@ -379,6 +383,10 @@ bool afd__shards_waits(const afd_transport *net);
 /* ---- link.c ---- */
 struct afd__link *afd__link_create(afd_transport *net, const struct afd__address *address);
 void afd__link_destroy(struct afd__link *link); /* closes the wire too */
+void afd__link_close_wire(struct afd__link *link);
+/* Tells the watcher of slots that there are now, or that they go. */
+void afd__link_slots_added(struct afd__link *link);
+void afd__link_slots_removed(struct afd__link *link);
 void afd__link_geometry(
 	const struct afd__link *link, uint32_t hidden_size, struct afd__wire_slots *geometry);
 void afd__link_joined(struct afd__link *link, uint64_t now);

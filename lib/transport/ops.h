@@ -123,6 +123,9 @@ struct afd__transport_ops {
 	 * bind. 64-byte aligned. */
 	void *(*send_slot)(struct afd__wire *wire, uint32_t slot);
 	const void *(*receive_slot)(struct afd__wire *wire, uint32_t slot);
+	/* The piece of memory that all slots lie in, mapped until close; NULL, or no such function:
+	 * they lie apart. */
+	void *(*memory)(struct afd__wire *wire, size_t *bytes);
 
 	/* -EAGAIN: the peer has not posted that slot to receive; nothing happened. */
 	int (*post_send)(struct afd__wire *wire, uint32_t slot, uint32_t bytes);

@@ -287,6 +287,12 @@ static void shm_close(struct afd__wire *wire)
 	afd__local_unmap(wire->ctx, mapping);
 }
 
+static void *shm_memory(struct afd__wire *wire, size_t *bytes)
+{
+	*bytes = pair_of(wire)->mapping->bytes;
+	return pair_of(wire)->mapping->memory;
+}
+
 const struct afd__transport_ops afd__transport_shm = {
 	.scheme = "shm",
 	.probe = shm_probe,
@@ -299,6 +305,7 @@ const struct afd__transport_ops afd__transport_shm = {
 	.bind = shm_bind,
 	.send_slot = afd__pair_send_slot,
 	.receive_slot = afd__pair_receive_slot,
+	.memory = shm_memory,
 	.post_send = afd__pair_post_send,
 	.post_receive = afd__pair_post_receive,
 	.poll = afd__pair_poll,

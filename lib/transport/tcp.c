@@ -504,6 +504,12 @@ static void tcp_close(struct afd__wire *wire)
 	tcp_free(wire);
 }
 
+static void *tcp_memory(struct afd__wire *wire, size_t *bytes)
+{
+	*bytes = tcp_of(wire)->memory_bytes;
+	return tcp_of(wire)->memory;
+}
+
 const struct afd__transport_ops afd__transport_tcp = {
 	.scheme = "tcp",
 	.check_name = tcp_check_name,
@@ -518,6 +524,7 @@ const struct afd__transport_ops afd__transport_tcp = {
 	.bind = afd__stream_bind,
 	.send_slot = afd__stream_send_slot,
 	.receive_slot = afd__stream_receive_slot,
+	.memory = tcp_memory,
 	.post_send = afd__stream_post_send,
 	.post_receive = afd__stream_post_receive,
 	.poll = afd__stream_poll,

@@ -577,6 +577,24 @@ int afd__transport_own(afd_transport *net, const void *stage)
 	return 0;
 }
 
+void afd__transport_watch_slots(afd_transport *net, const struct afd__slot_memory *watch)
+{
+	void (*tell)(struct afd__link *) =
+		watch ? afd__link_slots_added : afd__link_slots_removed;
+	const struct afd__slot_memory nobody = { 0 };
+
+	if (watch)
+		net->watch = *watch;
+	for (uint32_t i = 0; i < net->max_links; i++) {
+		if (net->links[i])
+			tell(net->links[i]);
+	}
+	for (uint32_t i = 0; i < net->n_pending; i++)
+		tell(net->pending[i]);
+	if (!watch)
+		net->watch = nobody;
+}
+
 void afd__transport_state(afd_transport *net, const uint64_t weights[2], const char *device)
 {
 	memcpy(net->weights, weights, sizeof(net->weights));

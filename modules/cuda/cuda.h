@@ -2,7 +2,7 @@
 /*
  * What the files of the CUDA module share. device.c finds and opens a GPU, memory.c loads weights,
  * queue.c orders work on a stream and tells how far it is, transfer.c moves bytes, operations.c
- * launches kernels.
+ * launches kernels, graph.c records them.
  *
  * Invariant: every entry makes the device's context current and leaves the caller's behind
  * (cuda_enter, cuda_leave); no entry but open, close and the loads waits for the device, unless a
@@ -23,6 +23,7 @@ struct cuda {
 	int ordinal;
 	uint32_t n_sms;
 	bool pageable; /* kernels can read any host memory */
+	bool one_address; /* and find what is registered where the host has it */
 	pid_t pid;
 	void *context; /* CUcontext, the device's primary one */
 	int (*context_get)(void **context);
@@ -49,6 +50,10 @@ int cuda_matrix_load(struct afd__device *dev, struct afd__matrix *m, const void 
 int cuda_scales_load(struct afd__device *dev, struct afd__matrix *m,
 	const struct afd__scale_blocks *blocks, uint32_t row0, uint32_t n_rows);
 void loader_close(struct afd__device *dev);
+int cuda_host_register(struct afd__device *dev, void *memory, size_t bytes);
+void cuda_host_unregister(struct afd__device *dev, void *memory);
+/* Kernels and transfers reach this memory as it is. */
+bool cuda_reaches(const struct cuda *c, const void *memory);
 
 /* ---- queue ---- */
 
@@ -73,6 +78,7 @@ struct pending {
 struct cuda_queue {
 	struct afd__queue *q;
 	struct afd_gpu gpu;
+	bool owns_stream; /* else the host's */
 	uint64_t *counter;     /* dev */
 	uint64_t *word;        /* host, written by the device: the last ticket reached */
 	uint64_t issued;       /* the last ticket given */
@@ -90,11 +96,33 @@ int cuda_reached(struct afd__queue *q, uint64_t ticket);
 /* Waits for a ticket that may not have been given yet, up to a deadline, and beats. */
 int cuda_wait(struct cuda_queue *d, uint64_t ticket, const char *what);
 
+/* -ENOTSUP while the host records its stream: `what` depends on the host or waits. */
+int cuda_check_capture(const struct cuda_queue *d, const char *what);
+
+/* graph.c */
+int cuda_record_begin(struct afd__queue *q);
+int cuda_record_end(struct afd__queue *q, struct afd__graph **out);
+int cuda_replay(struct afd__queue *q, struct afd__graph *graph);
+void cuda_graph_free(struct afd__device *dev, struct afd__graph *graph);
+
+/* ranges.c, where the toolkit has NVTX */
+#if defined(__has_include) && __has_include(<nvtx3/nvToolsExt.h>)
+void cuda_range_push(const char *name);
+void cuda_range_pop(void);
+#define CUDA_RANGE_PUSH cuda_range_push
+#define CUDA_RANGE_POP  cuda_range_pop
+#else
+#define CUDA_RANGE_PUSH NULL
+#define CUDA_RANGE_POP  NULL
+#endif
+
 /* transfer.c */
 int ring_open(struct afd__device *dev, struct ring *ring, size_t segment_bytes);
 void ring_close(struct afd__device *dev, struct ring *ring);
 int cuda_upload(struct afd__queue *q, void *dst, const void *host, size_t bytes);
 int cuda_download(struct afd__queue *q, void *host, const void *src, size_t bytes);
+/* convert whose src (up) or dst the GPU does not reach; the context is current. */
+int cuda_bounce(struct cuda_queue *d, const struct afd__convert_args *a, bool up);
 /* Hands out what has arrived up to this ticket. */
 void deliver(struct cuda_queue *d, uint64_t ticket);
 

@@ -150,13 +150,17 @@ static int find_driver(const struct afd__device *dev, struct cuda *c)
 
 static int ask(const struct afd__device *dev, struct cuda *c)
 {
-	int n_sms = 0, pageable = 0,
+	int n_sms = 0, pageable = 0, one_address = 0,
 	    rc = cudaDeviceGetAttribute(&n_sms, cudaDevAttrMultiProcessorCount, c->ordinal);
 
 	if (!rc)
 		rc = cudaDeviceGetAttribute(&pageable, cudaDevAttrPageableMemoryAccess, c->ordinal);
+	if (!rc)
+		rc = cudaDeviceGetAttribute(
+			&one_address, cudaDevAttrCanUseHostPointerForRegisteredMem, c->ordinal);
 	c->n_sms = (uint32_t)n_sms;
 	c->pageable = pageable != 0;
+	c->one_address = one_address != 0;
 	return cuda_error(dev, rc, "its attributes cannot be asked");
 }
 
@@ -206,6 +210,7 @@ static void cuda_close(struct afd__device *dev)
 }
 
 static const struct afd__device_ops cuda_ops = { .name = "cuda",
+	.streams = 1,
 	.open = cuda_open,
 	.close = cuda_close,
 	.alloc = cuda_alloc,
@@ -214,10 +219,18 @@ static const struct afd__device_ops cuda_ops = { .name = "cuda",
 	.matrix_load = cuda_matrix_load,
 	.scales_load = cuda_scales_load,
 	.experts_scratch_bytes = cuda_experts_scratch_bytes,
+	.host_register = cuda_host_register,
+	.host_unregister = cuda_host_unregister,
 	.queue_open = cuda_queue_open,
 	.queue_close = cuda_queue_close,
 	.reached = cuda_reached,
 	.ticket = cuda_ticket,
+	.record_begin = cuda_record_begin,
+	.record_end = cuda_record_end,
+	.replay = cuda_replay,
+	.graph_free = cuda_graph_free,
+	.range_push = CUDA_RANGE_PUSH,
+	.range_pop = CUDA_RANGE_POP,
 	.upload = cuda_upload,
 	.download = cuda_download,
 	.probe = cuda_probe,

@@ -45,6 +45,65 @@ void cuda_free(struct afd__device *dev, void *memory, size_t bytes)
 	cuda_leave(dev, before);
 }
 
+/* ---- host memory ---- */
+
+static enum cudaMemoryType type_of(const void *memory)
+{
+	struct cudaPointerAttributes attributes;
+
+	if (cudaPointerGetAttributes(&attributes, memory)) {
+		cudaGetLastError();
+		return cudaMemoryTypeUnregistered;
+	}
+	return attributes.type;
+}
+
+bool cuda_reaches(const struct cuda *c, const void *memory)
+{
+	return c->pageable || type_of(memory) != cudaMemoryTypeUnregistered;
+}
+
+static int register_memory(struct afd__device *dev, char *memory, size_t bytes)
+{
+	const struct cuda *c = dev->state;
+	int rc;
+
+	if (type_of(memory) != cudaMemoryTypeUnregistered &&
+		type_of(memory + bytes - 1) != cudaMemoryTypeUnregistered)
+		return 1;
+	if (!c->one_address && c->pageable)
+		return 1;
+	if (!c->one_address)
+		return dev->host->error(-ENOTSUP,
+			"device %s: has addresses of its own for registered memory", dev->name);
+	rc = cudaHostRegister(memory, bytes, cudaHostRegisterPortable | cudaHostRegisterMapped);
+	rc = cuda_error(dev, rc, "host memory cannot be registered");
+	return rc && c->pageable ? 1 : rc;
+}
+
+int cuda_host_register(struct afd__device *dev, void *memory, size_t bytes)
+{
+	void *before;
+	int rc = cuda_enter(dev, &before);
+
+	if (rc)
+		return rc;
+	rc = register_memory(dev, memory, bytes);
+	cuda_leave(dev, before);
+	return rc;
+}
+
+void cuda_host_unregister(struct afd__device *dev, void *memory)
+{
+	void *before;
+
+	if (cuda_forked(dev->state) || cuda_enter(dev, &before))
+		return;
+	cudaHostUnregister(memory);
+	cudaGetLastError();
+	cuda_leave(dev, before);
+}
+
 /* ---- loading ---- */
 
 static void free_loader(struct loader *l)

@@ -10,14 +10,9 @@
 static int check_place(const struct afd__queue *q, const struct afd__matrix *m)
 {
 	const struct cuda *c = q->dev->state;
-	struct cudaPointerAttributes attributes;
 
-	if (m->layout != AFD__LAYOUT_IN_PLACE || c->pageable)
+	if (m->layout != AFD__LAYOUT_IN_PLACE || cuda_reaches(c, m->data))
 		return 0;
-	if (!cudaPointerGetAttributes(&attributes, m->data) &&
-		attributes.type != cudaMemoryTypeUnregistered)
-		return 0;
-	cudaGetLastError();
 	return q->dev->host->error(-ENOTSUP,
 		"device %s: weights in place at %p are in host memory that this GPU cannot read",
 		q->dev->name, m->data);
@@ -65,12 +60,34 @@ OPERATION(angles, check_nothing)
 OPERATION(rope, check_nothing)
 OPERATION(attend, check_nothing)
 OPERATION(activation, check_nothing)
-OPERATION(convert, check_nothing)
 OPERATION(argmax, check_nothing)
 OPERATION(gate, check_nothing)
 OPERATION(quantize, check_nothing)
 OPERATION(route, check_nothing)
 OPERATION(experts, check_experts)
+
+static int convert(struct cuda_queue *d, const struct afd__convert_args *a)
+{
+	const struct cuda *c = d->q->dev->state;
+
+	if (!cuda_reaches(c, a->src))
+		return cuda_bounce(d, a, true);
+	if (!cuda_reaches(c, a->dst))
+		return cuda_bounce(d, a, false);
+	return cuda_error(d->q->dev, afd_gpu_convert(&d->gpu, a), "convert");
+}
+
+int cuda_convert(struct afd__queue *q, const struct afd__convert_args *a)
+{
+	void *before;
+	int rc = cuda_enter(q->dev, &before);
+
+	if (rc)
+		return rc;
+	rc = convert(q->state, a);
+	cuda_leave(q->dev, before);
+	return rc;
+}
 
 int cuda_copy(struct afd__queue *q, const struct afd__copy_args *a)
 {

@@ -29,7 +29,7 @@ static void free_queue(struct cuda_queue *d)
 	ring_close(dev, &d->up);
 	ring_close(dev, &d->down);
 	if (!cuda_forked(dev->state)) {
-		if (d->gpu.stream)
+		if (d->gpu.stream && d->owns_stream)
 			cudaStreamDestroy(d->gpu.stream);
 		cudaFree(d->gpu.workspace);
 		cudaFree(d->counter);
@@ -41,26 +41,69 @@ static void free_queue(struct cuda_queue *d)
 	dev->host->free(d);
 }
 
+/* The host's stream, if it is of this device; or one of our own. */
+static int take_stream(struct cuda_queue *d)
+{
+	struct afd__device *dev = d->q->dev;
+	const struct cuda *c = dev->state;
+	cudaStream_t stream = d->q->options.stream;
+	int rc, ordinal = -1;
+
+	if (!stream) {
+		rc = cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking);
+		d->owns_stream = !rc;
+	} else {
+		rc = cudaStreamGetDevice(stream, &ordinal);
+		if (!rc && ordinal != c->ordinal)
+			return dev->host->error(-EINVAL,
+				"device %s: the stream is of device %d, must be of %d", dev->name,
+				ordinal, c->ordinal);
+	}
+	if (!rc)
+		d->gpu.stream = stream;
+	return cuda_error(dev, rc, "its stream cannot be used");
+}
+
+int cuda_check_capture(const struct cuda_queue *d, const char *what)
+{
+	enum cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+	struct afd__device *dev = d->q->dev;
+	void *before;
+	int rc;
+
+	if (d->owns_stream)
+		return 0;
+	rc = cuda_enter(dev, &before);
+	if (rc)
+		return rc;
+	rc = cuda_error(dev, cudaStreamIsCapturing(d->gpu.stream, &status), "its stream");
+	cuda_leave(dev, before);
+	if (!rc && status != cudaStreamCaptureStatusNone)
+		rc = dev->host->error(-ENOTSUP,
+			"device %s: the host's stream is being captured, and %s cannot be",
+			dev->name, what);
+	return rc;
+}
+
 static int make_queue(struct cuda_queue *d)
 {
 	struct afd__device *dev = d->q->dev;
-	cudaStream_t stream;
-	int rc = cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking);
+	int rc = take_stream(d);
 
-	if (!rc)
-		d->gpu.stream = stream;
-	if (!rc)
-		rc = cudaMalloc(&d->gpu.workspace, WORKSPACE_BYTES);
+	if (rc)
+		return rc;
+	rc = cudaMalloc(&d->gpu.workspace, WORKSPACE_BYTES);
 	if (!rc)
 		rc = cudaMalloc((void **)&d->counter, sizeof(*d->counter));
 	if (!rc)
 		rc = cudaHostAlloc((void **)&d->word, sizeof(*d->word), cudaHostAllocMapped);
 	if (!rc)
-		rc = cudaMemsetAsync(d->counter, 0, sizeof(*d->counter), stream);
+		rc = cudaMemsetAsync(d->counter, 0, sizeof(*d->counter), d->gpu.stream);
 	if (rc)
 		return cuda_error(dev, rc, "a queue cannot be made");
 	*d->word = 0;
 	d->gpu.workspace_bytes = WORKSPACE_BYTES;
+	d->gpu.deterministic = (uint32_t)d->q->options.deterministic;
 	d->gpu.n_sms = ((struct cuda *)dev->state)->n_sms;
 	d->q->fd = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC);
 	if (d->q->fd < 0)
@@ -124,8 +167,10 @@ int cuda_ticket(struct afd__queue *q, uint64_t *ticket)
 {
 	struct cuda_queue *d = q->state;
 	void *before;
-	int rc = cuda_enter(q->dev, &before);
+	int rc = cuda_check_capture(d, "a ticket");
 
+	if (!rc)
+		rc = cuda_enter(q->dev, &before);
 	if (rc)
 		return rc;
 	rc = give_ticket(d);
@@ -164,7 +209,9 @@ static int look(struct cuda_queue *d, uint64_t ticket)
 	deliver(d, reached);
 	if (reached >= ticket)
 		return 1;
-	rc = cudaStreamQuery(d->gpu.stream);
+	/* A question would end the host's capture. */
+	rc = cuda_check_capture(d, "a look") == -ENOTSUP ? cudaErrorNotReady
+							  : cudaStreamQuery(d->gpu.stream);
 	if (rc && rc != cudaErrorNotReady)
 		return cuda_error(d->q->dev, rc, "an operation has failed");
 	set_timer(d, ticket);

@@ -1,14 +1,18 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Bytes between host and device. Host memory of any kind goes through rings of pinned memory, since
- * CUDA would wait for pageable memory; pinned memory goes directly.
+ * CUDA would wait for pageable memory; registered memory goes directly. Rows of slots that a kernel
+ * cannot reach bounce: through the workspace, and from or to there as any other bytes.
  *
- * Invariant: an upload has read its source when the call returns; a download writes its target in
- * the look that finds its ticket reached, in the thread that looks.
+ * Invariant: an upload has read its source when the call returns, or, of registered memory, when a
+ * later ticket is reached; a download writes its target in the look that finds its ticket reached,
+ * in the thread that looks.
  */
 #include <string.h>
 
 #include "cuda.h"
+
+#define DIRECT_BYTES ((size_t)64 << 10)
 
 int ring_open(struct afd__device *dev, struct ring *ring, size_t segment_bytes)
 {
@@ -56,26 +60,40 @@ static bool is_pinned(const void *p)
 	return attributes.type == cudaMemoryTypeHost;
 }
 
-int cuda_upload(struct afd__queue *q, void *dst, const void *host, size_t bytes)
+static int upload(struct cuda_queue *d, void *dst, const void *host, size_t bytes)
 {
-	struct cuda_queue *d = q->state;
 	const char *from = host;
 	char *to = dst, *staging;
-	void *before;
-	int rc = cuda_enter(q->dev, &before);
+	int rc = 0;
 
-	if (rc)
-		return rc;
+	/* The copy of a few bytes costs less than to ask where they lie. */
+	if (bytes >= DIRECT_BYTES && is_pinned(host))
+		return cuda_error(d->q->dev,
+			cudaMemcpyAsync(dst, host, bytes, cudaMemcpyHostToDevice, d->gpu.stream),
+			"an upload");
 	for (size_t part; !rc && bytes; bytes -= part, from += part, to += part) {
 		part = bytes;
 		rc = take(d, &d->up, &part, &staging);
 		if (rc)
 			break;
 		memcpy(staging, from, part);
-		rc = cuda_error(q->dev,
+		rc = cuda_error(d->q->dev,
 			cudaMemcpyAsync(to, staging, part, cudaMemcpyHostToDevice, d->gpu.stream),
 			"an upload");
 	}
+	return rc;
+}
+
+int cuda_upload(struct afd__queue *q, void *dst, const void *host, size_t bytes)
+{
+	void *before;
+	int rc = cuda_check_capture(q->state, "an upload");
+
+	if (!rc)
+		rc = cuda_enter(q->dev, &before);
+	if (rc)
+		return rc;
+	rc = upload(q->state, dst, host, bytes);
 	cuda_leave(q->dev, before);
 	return rc;
 }
@@ -104,26 +122,33 @@ static int download_part(struct cuda_queue *d, char *to, const char *from, size_
 	return 0;
 }
 
-int cuda_download(struct afd__queue *q, void *host, const void *src, size_t bytes)
+static int download(struct cuda_queue *d, void *host, const void *src, size_t bytes)
 {
-	struct cuda_queue *d = q->state;
 	const char *from = src;
 	char *to = host;
-	void *before;
-	int rc = cuda_enter(q->dev, &before);
+	int rc = 0;
 
-	if (rc)
-		return rc;
-	if (is_pinned(host)) {
-		rc = cuda_error(q->dev,
+	if (is_pinned(host))
+		return cuda_error(d->q->dev,
 			cudaMemcpyAsync(host, src, bytes, cudaMemcpyDeviceToHost, d->gpu.stream),
 			"a download");
-		bytes = 0;
-	}
 	for (size_t part; !rc && bytes; bytes -= part, from += part, to += part) {
 		part = bytes;
 		rc = download_part(d, to, from, &part);
 	}
+	return rc;
+}
+
+int cuda_download(struct afd__queue *q, void *host, const void *src, size_t bytes)
+{
+	void *before;
+	int rc = cuda_check_capture(q->state, "a download");
+
+	if (!rc)
+		rc = cuda_enter(q->dev, &before);
+	if (rc)
+		return rc;
+	rc = download(q->state, host, src, bytes);
 	cuda_leave(q->dev, before);
 	return rc;
 }
@@ -137,4 +162,73 @@ void deliver(struct cuda_queue *d, uint64_t ticket)
 			return;
 		memcpy(p->host, p->from, p->bytes);
 	}
+}
+
+/* ---- rows of slots that are out of reach ---- */
+
+static size_t row_bytes_of(uint32_t width, int32_t dtype)
+{
+	return (size_t)width * (dtype == AFD_DTYPE_F32 ? 4 : 2);
+}
+
+/* Rows between the workspace, where they lie row behind row, and a slot. */
+static int move_rows(struct cuda_queue *d, char *slot, size_t stride, size_t row_bytes,
+	uint32_t n_rows, bool up)
+{
+	char *memory = d->gpu.workspace;
+	uint32_t together = stride == row_bytes ? n_rows : 1;
+	int rc = 0;
+
+	for (uint32_t row = 0; !rc && row < n_rows; row += together) {
+		char *at = slot + row * stride, *dev = memory + row * row_bytes;
+
+		rc = up ? upload(d, dev, at, together * row_bytes)
+			: download(d, at, dev, together * row_bytes);
+	}
+	return rc;
+}
+
+static int bounce_part(struct cuda_queue *d, const struct afd__convert_args *a, bool up)
+{
+	struct afd__convert_args part = *a;
+	int32_t dtype = up ? a->src_dtype : a->dst_dtype;
+	size_t row_bytes = row_bytes_of(a->width, dtype);
+	int rc = 0;
+
+	if (up) {
+		rc = move_rows(d, (char *)a->src, a->src_stride, row_bytes, a->n_rows, true);
+		part.src = d->gpu.workspace;
+		part.src_stride = row_bytes;
+	} else {
+		part.dst = d->gpu.workspace;
+		part.dst_stride = row_bytes;
+	}
+	if (!rc)
+		rc = cuda_error(d->q->dev, afd_gpu_convert(&d->gpu, &part), "convert");
+	if (!rc && !up)
+		rc = move_rows(d, a->dst, a->dst_stride, row_bytes, a->n_rows, false);
+	return rc;
+}
+
+int cuda_bounce(struct cuda_queue *d, const struct afd__convert_args *a, bool up)
+{
+	size_t row_bytes = row_bytes_of(a->width, up ? a->src_dtype : a->dst_dtype),
+	       most = d->gpu.workspace_bytes / row_bytes;
+	struct afd__convert_args part = *a;
+	int rc = 0;
+
+	if (!most || !cuda_reaches(d->q->dev->state, up ? a->dst : a->src) ||
+		(up ? a->index && !a->scatter : a->scatter || a->accumulate))
+		return d->q->dev->host->error(-ENOTSUP,
+			"device %s: convert: the slot at %p is host memory that this GPU cannot "
+			"read, and its rows go no other way",
+			d->q->dev->name, up ? a->src : a->dst);
+	for (uint32_t row = 0; !rc && row < a->n_rows; row += part.n_rows) {
+		part.n_rows = a->n_rows - row < most ? a->n_rows - row : (uint32_t)most;
+		part.index = a->index ? a->index + row : NULL;
+		part.src = (const char *)a->src + (up || !a->index ? row * a->src_stride : 0);
+		part.dst = (char *)a->dst + (a->scatter ? 0 : row * a->dst_stride);
+		rc = bounce_part(d, &part, up);
+	}
+	return rc;
 }

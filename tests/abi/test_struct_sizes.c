@@ -41,11 +41,11 @@ HOLDS(afd_frame, 80, weights, 72);
 HOLDS(afd_peer_info, 248, _pad2, 244);
 
 HOLDS(afd_ffn_pass, 64, _pad, 60);
-HOLDS(afd_ffn_params, 104, _pad, 100);
-HOLDS(afd_ffn_rows, 80, _pad, 76);
+HOLDS(afd_ffn_params, 112, stream, 104);
+HOLDS(afd_ffn_rows, 80, on_device, 76);
 HOLDS(afd_ffn_stats, 72, stored_bytes, 64);
 
-HOLDS(afd_attn_params, 112, quantize_activations, 108);
+HOLDS(afd_attn_params, 128, deterministic, 124);
 HOLDS(afd_entry, 32, user_id, 24);
 HOLDS(afd_batch, 64, trace_id, 48);
 HOLDS(afd_kv_layout, 96, v_scale, 92);

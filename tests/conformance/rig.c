@@ -76,6 +76,10 @@ void rig_end(struct rig *r)
 	afd__queue_close(&r->q);
 	for (unsigned i = 0; i < r->n_memory; i++)
 		afd__device_free(r->dev, r->memory[i].base, r->memory[i].bytes + 2 * CANARY_BYTES);
+	for (unsigned i = 0; i < r->n_lent; i++) {
+		afd__device_unregister(r->dev, r->lent[i].memory, r->lent[i].bytes);
+		free(r->lent[i].memory);
+	}
 	assert_int_equal(atomic_load(&r->dev->bytes_held), 0);
 	afd__device_close(r->dev);
 	afd_context_destroy(r->ctx);
@@ -171,6 +175,22 @@ void rig_fetch(struct rig *r, void *host, const void *dev, size_t bytes)
 	RIG_OK(afd__queue_download(&r->q, host, dev, bytes));
 	RIG_OK(afd__queue_ticket(&r->q, &ticket));
 	RIG_OK(afd__queue_wait(&r->q, ticket, 0, "a test"));
+}
+
+/* Whole pages of its own, since pages are what is registered; what is lent ends where it ends. */
+void *rig_lend(struct rig *r, const void *host, size_t bytes)
+{
+	struct rig_lent *lent = &r->lent[r->n_lent];
+
+	assert_true(r->n_lent++ < sizeof(r->lent) / sizeof(r->lent[0]));
+	assert_int_equal(posix_memalign((void **)&lent->memory, 4096, bytes), 0);
+	lent->bytes = bytes;
+	if (host)
+		memcpy(lent->memory, host, bytes);
+	else
+		memset(lent->memory, 0, bytes);
+	RIG_OK(afd__device_register(r->dev, lent->memory, bytes, "test memory"));
+	return lent->memory;
 }
 
 size_t rig_bytes(int32_t dtype)

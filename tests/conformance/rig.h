@@ -28,6 +28,11 @@ struct rig {
 		size_t bytes; /* without the canaries */
 	} memory[128];
 	unsigned n_memory;
+	struct rig_lent {
+		char *memory;
+		size_t bytes;
+	} lent[64];
+	unsigned n_lent;
 	uint64_t random;
 };
 
@@ -62,6 +67,10 @@ void *rig_input(struct rig *r, const void *host, size_t bytes);
 void *rig_output(struct rig *r, size_t bytes); /* poisoned: NaN in every dtype */
 void rig_fetch(struct rig *r, void *host, const void *dev, size_t bytes);
 void rig_write(struct rig *r, void *dev, const void *host, size_t bytes);
+
+/* Host memory that the device is told of, for slots and for weights in place, until the rig ends:
+ * a copy of host, or zeros when that is NULL. */
+void *rig_lend(struct rig *r, const void *host, size_t bytes);
 
 /* ---- numbers, by their definition ---- */
 double rig_decode(const void *numbers, size_t i, int32_t dtype);

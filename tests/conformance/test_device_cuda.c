@@ -285,6 +285,102 @@ static void a_queue_in_use_allocates_nothing(void **state)
 	assert_int_equal(atomic_load(&r->ctx->n_allocations), n_library);
 }
 
+/* ---- recordings ---- */
+
+static void what_depends_on_the_host_cannot_be_recorded_and_the_rest_is_replayed(void **state)
+{
+	struct rig *r = *state;
+	float x[40], got[40];
+	struct afd__graph *graph;
+	uint64_t ticket;
+	struct afd__norm_args a = { .n_rows = 1, .width = 40 };
+
+	rig_fill(r, x, 40, 1);
+	a.h = rig_input(r, x, sizeof(x));
+	a.add = rig_input(r, x, sizeof(x));
+	RIG_OK(afd__queue_record(&r->q));
+	RIG_OK(afd__norm(&r->q, &a));
+	assert_int_equal(afd__queue_upload(&r->q, a.h, x, sizeof(x)), -ENOTSUP);
+	assert_int_equal(afd__queue_download(&r->q, got, a.h, sizeof(x)), -ENOTSUP);
+	assert_int_equal(afd__queue_ticket(&r->q, &ticket), -ENOTSUP);
+	assert_non_null(strstr(afd_last_error(), "a ticket cannot be recorded"));
+	RIG_OK(afd__queue_recorded(&r->q, &graph));
+	rig_fetch(r, got, a.h, sizeof(got));
+	assert_memory_equal(got, x, sizeof(x));
+	RIG_OK(afd__queue_replay(&r->q, graph));
+	RIG_OK(afd__queue_replay(&r->q, graph));
+	rig_fetch(r, got, a.h, sizeof(got));
+	for (int i = 0; i < 40; i++)
+		assert_true(got[i] == x[i] + x[i] + x[i]);
+	afd__graph_free(r->dev, graph);
+}
+
+/* ---- slots out of reach ---- */
+
+enum { SLOT_ROWS = 5, SLOT_WIDTH = 33, SLOT_STRIDE = 40 };
+
+/* Rows that an index picks, to a slot and back; rows of a slot lie apart or close together. */
+static void bounce(struct rig *r, size_t stride)
+{
+	static const int32_t index[SLOT_ROWS] = { 4, 0, 3, 1, 2 };
+	float x[SLOT_ROWS * SLOT_WIDTH], got[SLOT_ROWS * SLOT_WIDTH];
+	uint16_t slot[SLOT_ROWS * SLOT_STRIDE];
+	struct afd__convert_args out = { .n_rows = SLOT_ROWS,
+		.width = SLOT_WIDTH,
+		.src_stride = SLOT_WIDTH * 4,
+		.dst_stride = stride * 2,
+		.dst = slot,
+		.src_dtype = AFD_DTYPE_F32,
+		.dst_dtype = AFD_DTYPE_BF16 };
+	struct afd__convert_args in = { .n_rows = SLOT_ROWS,
+		.width = SLOT_WIDTH,
+		.src_stride = stride * 2,
+		.dst_stride = SLOT_WIDTH * 4,
+		.src = slot,
+		.src_dtype = AFD_DTYPE_BF16,
+		.dst_dtype = AFD_DTYPE_F32,
+		.accumulate = 1,
+		.scatter = 1 };
+
+	rig_fill(r, x, SLOT_ROWS * SLOT_WIDTH, 1);
+	memset(slot, 0x77, sizeof(slot));
+	out.src = rig_input(r, x, sizeof(x));
+	out.index = in.index = rig_input(r, index, sizeof(index));
+	RIG_OK(afd__convert(&r->q, &out));
+	rig_fetch(r, got, out.src, sizeof(got)); /* a ticket: the slot is written */
+	memset(got, 0, sizeof(got));
+	in.dst = rig_input(r, got, sizeof(got));
+	RIG_OK(afd__convert(&r->q, &in));
+	rig_fetch(r, got, in.dst, sizeof(got));
+	for (size_t i = 0; i < SLOT_ROWS; i++) {
+		for (size_t c = 0; c < SLOT_WIDTH; c++) {
+			size_t at = (size_t)index[i] * SLOT_WIDTH + c;
+			uint16_t want;
+
+			rig_encode(&want, 0, AFD_DTYPE_BF16, x[at]);
+			assert_int_equal(slot[i * stride + c], want);
+			assert_true(got[at] == (float)rig_decode(&want, 0, AFD_DTYPE_BF16));
+		}
+		for (size_t c = SLOT_WIDTH; c < stride; c++)
+			assert_int_equal(slot[i * stride + c], 0x7777);
+	}
+	in.scatter = in.accumulate = 0;
+	assert_int_equal(afd__convert(&r->q, &in), -ENOTSUP);
+	assert_non_null(strstr(afd_last_error(), "host memory that this GPU cannot read"));
+}
+
+static void rows_of_slots_that_a_gpu_cannot_reach_bounce(void **state)
+{
+	struct rig *r;
+
+	setenv("AFD_EMU_FAULT", "no_register", 1);
+	r = rig_make(1);
+	bounce(r, SLOT_WIDTH);
+	bounce(r, SLOT_STRIDE);
+	unsetenv("AFD_EMU_FAULT");
+	rig_end(r);
+}
+
 static void a_child_of_fork_closes_and_may_do_nothing_else(void **state)
 {
 	struct rig *r = rig_make(1);
@@ -315,6 +411,8 @@ int main(int argc, char **argv)
 		RIG_TEST(the_descriptor_wakes_who_sleeps_on_it),
 		RIG_TEST(long_transfers_arrive_whole),
 		RIG_TEST(a_queue_in_use_allocates_nothing),
+		RIG_TEST(what_depends_on_the_host_cannot_be_recorded_and_the_rest_is_replayed),
+		cmocka_unit_test(rows_of_slots_that_a_gpu_cannot_reach_bounce),
 	};
 	/* Before this process has a device of its own. */
 	const struct CMUnitTest children[] = {

@@ -125,12 +125,14 @@ static void load(struct rig *r, const struct experts_data *t, bool in_place,
 		.dtype = c->dtype,
 		.mixed_panels = c->width % 32 || c->width_offset % 32 };
 
-	RIG_OK(afd__matrix_create_stack(r->dev, gate_up, &shape, in_place ? t->gate_up : NULL));
+	RIG_OK(afd__matrix_create_stack(r->dev, gate_up, &shape,
+		in_place ? rig_lend(r, t->gate_up, t->n_held * t->gate_up_bytes) : NULL));
 	shape.n = c->hidden;
 	shape.k = c->width;
 	shape.column_offset = c->width_offset;
 	shape.mixed_panels = 0;
-	RIG_OK(afd__matrix_create_stack(r->dev, down, &shape, in_place ? t->down : NULL));
+	RIG_OK(afd__matrix_create_stack(r->dev, down, &shape,
+		in_place ? rig_lend(r, t->down, t->n_held * t->down_bytes) : NULL));
 	for (uint32_t e = 0; e < t->n_held; e++) {
 		struct afd__matrix one = afd__matrix_at(gate_up, e), two = afd__matrix_at(down, e);
 
@@ -366,10 +368,12 @@ static void many_rows_of_one_expert_have_the_bits_of_each_alone(void **state)
 	rig_fill(r, down, 2 * HIDDEN * WIDTH, 1);
 	for (int row = 0; row < ROWS; row++)
 		ids[row] = row % 50 == 0;
-	RIG_OK(afd__matrix_create_stack(r->dev, &a.gate_up, &shape, gate_up));
+	RIG_OK(afd__matrix_create_stack(
+		r->dev, &a.gate_up, &shape, rig_lend(r, gate_up, sizeof(gate_up))));
 	shape.n = HIDDEN;
 	shape.k = WIDTH;
-	RIG_OK(afd__matrix_create_stack(r->dev, &a.down, &shape, down));
+	RIG_OK(afd__matrix_create_stack(
+		r->dev, &a.down, &shape, rig_lend(r, down, sizeof(down))));
 	a.x = rig_input(r, x, sizeof(x));
 	a.y = rig_output(r, sizeof(y));
 	a.ids = rig_input(r, ids, sizeof(ids));
@@ -410,9 +414,11 @@ static void run_slots(struct rig *r, const int32_t *ids, uint32_t n_rows, uint32
 		ones[i] = x[i] = 1;
 	for (int i = 0; i < 64; i++)
 		weights[i] = 1;
-	RIG_OK(afd__matrix_create_stack(r->dev, &a.gate_up, &shape, ones));
+	RIG_OK(afd__matrix_create_stack(
+		r->dev, &a.gate_up, &shape, rig_lend(r, ones, sizeof(ones))));
 	shape.n = 1;
-	RIG_OK(afd__matrix_create_stack(r->dev, &a.down, &shape, powers + first));
+	RIG_OK(afd__matrix_create_stack(
+		r->dev, &a.down, &shape, rig_lend(r, powers + first, n_held * sizeof(float))));
 	a.x = rig_input(r, x, n_rows * 4);
 	a.y = rig_output(r, n_rows * 4);
 	a.ids = rig_input(r, ids, n_rows * top_k * 4);
@@ -511,6 +517,7 @@ static void experts_that_no_row_needs_are_not_read(void **state)
 	assert_true(memory != MAP_FAILED);
 	assert_int_equal(down_bytes % (size_t)sysconf(_SC_PAGESIZE), 0);
 	rig_fill(r, (float *)memory, bytes / 4, 0.1f);
+	RIG_OK(afd__device_register(r->dev, memory, bytes, "test memory"));
 	for (uint32_t e = 0; e < SPARE_STACK; e += 2) {
 		RIG_OK(mprotect(memory + e * gate_up_bytes, gate_up_bytes, PROT_NONE));
 		RIG_OK(mprotect(downs + e * down_bytes, down_bytes, PROT_NONE));
@@ -518,6 +525,7 @@ static void experts_that_no_row_needs_are_not_read(void **state)
 	RIG_OK(afd__matrix_create_stack(r->dev, &a.gate_up, &spare_gate_up, memory));
 	RIG_OK(afd__matrix_create_stack(r->dev, &a.down, &spare_down, downs));
 	run_spare(r, &a);
+	afd__device_unregister(r->dev, memory, bytes);
 	munmap(memory, bytes);
 }
 

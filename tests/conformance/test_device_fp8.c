@@ -93,7 +93,8 @@ static void load(struct rig *r, const struct fp8_data *t, const struct fp8_case 
 		.column_offset = c->column_offset,
 		.mixed_panels = needs_mixed(c) || how->mixed };
 
-	RIG_OK(afd__matrix_create_stack(r->dev, w, &shape, how->in_place ? t->w : NULL));
+	RIG_OK(afd__matrix_create_stack(r->dev, w, &shape,
+		how->in_place ? rig_lend(r, t->w, (size_t)c->n * c->k) : NULL));
 	assert_int_equal((how->in_place ? 0 : w->bytes) + w->scales_bytes,
 		atomic_load(&r->dev->bytes_held));
 	if (!how->in_place)
@@ -264,7 +265,8 @@ static void check_patterns(uint32_t n_rows, bool in_place)
 		w[2 * i + i % 2] = (uint8_t)i;
 	for (uint32_t i = 0; i < 2 * MAX_ROWS; i++)
 		x[i] = -2;
-	RIG_OK(afd__matrix_create(r->dev, &m, 256, 2, AFD_DTYPE_FP8, in_place ? w : NULL));
+	RIG_OK(afd__matrix_create(
+		r->dev, &m, 256, 2, AFD_DTYPE_FP8, in_place ? rig_lend(r, w, sizeof(w)) : NULL));
 	if (!in_place)
 		RIG_OK(afd__matrix_load(r->dev, &m, w, 0, 256));
 	RIG_OK(afd__matrix_load_scales(r->dev, &m, &blocks, 0, 256));

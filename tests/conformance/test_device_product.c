@@ -40,7 +40,8 @@ static void run(const struct product_data *t, int32_t dtype, uint32_t row0, uint
 	struct rig *r = rig_make(n_threads);
 	struct afd__matrix w;
 
-	RIG_OK(afd__matrix_create(r->dev, &w, N, K, dtype, load_rows ? NULL : t->w));
+	RIG_OK(afd__matrix_create(r->dev, &w, N, K, dtype,
+		load_rows ? NULL : rig_lend(r, t->w, N * K * rig_bytes(dtype))));
 	for (uint32_t row = 0; load_rows && row < N; row += load_rows)
 		RIG_OK(afd__matrix_load(r->dev, &w, t->w + row * K * rig_bytes(dtype), row,
 			N - row < load_rows ? N - row : load_rows));

@@ -190,7 +190,8 @@ static void check_embed(struct rig *r, int32_t dtype, bool packed)
 
 	for (size_t i = 0; i < VOCAB * HIDDEN; i++)
 		rig_encode(rows, i, dtype, rig_random(r, 1));
-	RIG_OK(afd__matrix_create(r->dev, &table, VOCAB, HIDDEN, dtype, packed ? NULL : rows));
+	RIG_OK(afd__matrix_create(r->dev, &table, VOCAB, HIDDEN, dtype,
+		packed ? NULL : rig_lend(r, rows, VOCAB * HIDDEN * rig_bytes(dtype))));
 	if (packed)
 		RIG_OK(afd__matrix_load(r->dev, &table, rows, 0, VOCAB));
 	struct afd__embed_args a = { .table = table,

@@ -3,9 +3,13 @@
  * The CUDA runtime of the emulator: devices that are this machine, streams that are threads, memory
  * that is the heap's. It lets the module itself run, not a copy of it.
  *
- * AFD_EMU_FAULT makes it a machine with a fault: no_driver, old_driver, no_device, no_image, or
- * launch:N, malloc:N, copy:N (the N-th of its kind fails). A fault of a launch is sticky, as on a
- * GPU.
+ * AFD_EMU_FAULT makes it a machine with a fault: no_driver, old_driver, no_device, no_image,
+ * no_pageable (no GPU reads memory that is not registered), no_register (and none can be), or
+ * launch:N, malloc:N, copy:N, capture:N, graph:N (the N-th of its kind fails). A fault of a launch is
+ * sticky, as on a GPU.
+ *
+ * A captured stream notes what it is given, and a graph runs it again with the arguments that it had.
+ * What may not be captured, or is asked of another device's stream, fails as it would there.
  */
 #include <atomic>
 #include <condition_variable>
@@ -16,6 +20,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <thread>
+#include <vector>
 
 #include "emu.h"
 
@@ -30,10 +35,30 @@ struct Context {
 };
 Context contexts[N_DEVICES] = { { 0 }, { 1 } };
 thread_local Context *current; /* NULL: the thread has none yet */
+thread_local unsigned n_capturing; /* streams that this thread captures */
 std::atomic<unsigned> n_allocations;
+std::atomic<unsigned> n_launches, n_replays; /* of kernels by the host, of graphs */
 
 std::mutex heap_lock;
-std::map<const char *, std::pair<size_t, cudaMemoryType>> heap; /* by address */
+struct Piece {
+	size_t bytes;
+	cudaMemoryType type;
+	int device; /* -1: the host's */
+	bool registered;
+};
+std::map<const char *, Piece> heap; /* by address */
+
+/* The piece that holds p, or NULL; heap_lock is held. */
+Piece *piece_of(const void *p)
+{
+	auto after = heap.upper_bound((const char *)p);
+
+	if (after == heap.begin())
+		return NULL;
+	auto piece = std::prev(after);
+
+	return (const char *)p < piece->first + piece->second.bytes ? &piece->second : NULL;
+}
 
 /* Whether this call is the N-th of "kind:N". */
 bool faulty(const char *kind, int *n_calls)
@@ -52,15 +77,25 @@ bool machine_is(const char *what)
 	return fault && !strcmp(fault, what);
 }
 
+/* Without a context a thread gets that of device 0, as the runtime does it. */
+Context *need_context(void)
+{
+	if (!current)
+		current = &contexts[0];
+	return current;
+}
+
 void *take(size_t bytes, cudaMemoryType type)
 {
 	void *memory = bytes >> 46 ? NULL : memalign(256, bytes);
+	int device = need_context()->device;
 
 	n_allocations++;
 	if (memory) {
 		memset(memory, 0xff, bytes < POISON_MAX ? bytes : POISON_MAX);
 		std::lock_guard<std::mutex> held(heap_lock);
-		heap[(const char *)memory] = { bytes, type };
+		heap[(const char *)memory] = { bytes, type,
+			type == cudaMemoryTypeDevice ? device : -1, false };
 	}
 	return memory;
 }
@@ -71,8 +106,11 @@ cudaError_t give(void *memory)
 		return cudaSuccess;
 	{
 		std::lock_guard<std::mutex> held(heap_lock);
-		if (!heap.erase((const char *)memory))
+		auto piece = heap.find((const char *)memory);
+
+		if (piece == heap.end() || piece->second.registered)
 			return cudaErrorInvalidValue;
+		heap.erase(piece);
 	}
 	free(memory);
 	return cudaSuccess;
@@ -96,11 +134,14 @@ struct emu_stream {
 	std::mutex lock;
 	std::condition_variable changed;
 	std::deque<std::function<cudaError_t()>> pending;
+	std::vector<std::function<cudaError_t()>> captured;
+	cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
+	int device;
 	cudaError_t error = cudaSuccess; /* sticky */
 	bool busy = false, stop = false;
 	std::thread worker;
 
-	emu_stream() : worker([this] { work(); }) {}
+	explicit emu_stream(int of) : device(of), worker([this] { work(); }) {}
 
 	~emu_stream()
 	{
@@ -143,6 +184,14 @@ struct emu_stream {
 	{
 		std::unique_lock<std::mutex> held(lock);
 
+		if (need_context()->device != device)
+			return cudaErrorInvalidResourceHandle;
+		if (capture == cudaStreamCaptureStatusInvalidated)
+			return cudaErrorStreamCaptureInvalidated;
+		if (capture == cudaStreamCaptureStatusActive) {
+			captured.push_back(std::move(f));
+			return cudaSuccess;
+		}
 		changed.wait(held, [this] { return pending.size() < PENDING_MAX; });
 		if (error)
 			return error;
@@ -150,6 +199,14 @@ struct emu_stream {
 		changed.notify_all();
 		return cudaSuccess;
 	}
+};
+
+struct emu_graph {
+	std::vector<std::function<cudaError_t()>> nodes;
+};
+
+struct emu_graph_exec {
+	std::vector<std::function<cudaError_t()>> nodes;
 };
 
 namespace emu {
@@ -163,6 +220,7 @@ int enqueue(cudaStream_t stream, const char *name, Index grid, unsigned n_thread
 		return cudaErrorNoKernelImageForDevice;
 	bool fails = faulty("launch", &n_calls);
 
+	n_launches++;
 	return stream->push([=]() -> cudaError_t {
 		Launch launch = { name, grid, n_threads, shared_bytes,
 			[](void *arg) { (*(std::function<void()> *)arg)(); }, (void *)&body };
@@ -190,6 +248,35 @@ EMU_API void emu_set_context(int device)
 EMU_API unsigned emu_n_allocations(void)
 {
 	return n_allocations;
+}
+
+/* -1: not memory of a device. */
+EMU_API int emu_device_of(const void *memory)
+{
+	std::lock_guard<std::mutex> held(heap_lock);
+	Piece *piece = piece_of(memory);
+
+	return piece ? piece->device : -1;
+}
+
+EMU_API unsigned emu_n_registered(void)
+{
+	std::lock_guard<std::mutex> held(heap_lock);
+	unsigned n = 0;
+
+	for (const auto &piece : heap)
+		n += piece.second.registered;
+	return n;
+}
+
+EMU_API unsigned emu_n_launches(void)
+{
+	return n_launches;
+}
+
+EMU_API unsigned emu_n_replays(void)
+{
+	return n_replays;
 }
 
 cudaError_t cudaDriverGetVersion(int *version)
@@ -235,7 +322,10 @@ cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr attribute, int dev
 		*value = machine_is("old_gpu") ? 5 : 0;
 		return cudaSuccess;
 	case cudaDevAttrPageableMemoryAccess:
-		*value = !machine_is("no_pageable");
+		*value = !machine_is("no_pageable") && !machine_is("no_register");
+		return cudaSuccess;
+	case cudaDevAttrCanUseHostPointerForRegisteredMem:
+		*value = 1;
 		return cudaSuccess;
 	}
 	return cudaErrorInvalidValue;
@@ -260,6 +350,12 @@ const char *cudaGetErrorName(cudaError_t error)
 		return "cudaErrorLaunchFailure";
 	case cudaErrorNoKernelImageForDevice:
 		return "cudaErrorNoKernelImageForDevice";
+	case cudaErrorStreamCaptureUnsupported:
+		return "cudaErrorStreamCaptureUnsupported";
+	case cudaErrorStreamCaptureInvalidated:
+		return "cudaErrorStreamCaptureInvalidated";
+	case cudaErrorNotSupported:
+		return "cudaErrorNotSupported";
 	default:
 		return "cudaErrorOfTheEmulator";
 	}
@@ -279,6 +375,9 @@ cudaError_t cudaMalloc(void **memory, size_t bytes)
 {
 	static int n_calls;
 
+	*memory = NULL;
+	if (n_capturing)
+		return cudaErrorStreamCaptureUnsupported;
 	*memory = faulty("malloc", &n_calls) ? NULL : take(bytes, cudaMemoryTypeDevice);
 	return *memory ? cudaSuccess : cudaErrorMemoryAllocation;
 }
@@ -292,6 +391,9 @@ cudaError_t cudaHostAlloc(void **memory, size_t bytes, unsigned flags)
 {
 	static int n_calls;
 
+	*memory = NULL;
+	if (n_capturing)
+		return cudaErrorStreamCaptureUnsupported;
 	*memory = faulty("host", &n_calls) ? NULL : take(bytes, cudaMemoryTypeHost);
 	return *memory ? cudaSuccess : cudaErrorMemoryAllocation;
 }
@@ -301,25 +403,51 @@ cudaError_t cudaFreeHost(void *memory)
 	return give(memory);
 }
 
+cudaError_t cudaHostRegister(void *memory, size_t bytes, unsigned flags)
+{
+	static int n_calls;
+	const char *begin = (const char *)memory;
+
+	need_context();
+	if (machine_is("no_register") || faulty("register", &n_calls))
+		return cudaErrorNotSupported;
+	std::lock_guard<std::mutex> held(heap_lock);
+	auto next = heap.lower_bound(begin);
+
+	if (!memory || !bytes)
+		return cudaErrorInvalidValue;
+	if (piece_of(begin) || (next != heap.end() && next->first < begin + bytes))
+		return cudaErrorHostMemoryAlreadyRegistered;
+	heap[begin] = { bytes, cudaMemoryTypeHost, -1, true };
+	return cudaSuccess;
+}
+
+cudaError_t cudaHostUnregister(void *memory)
+{
+	std::lock_guard<std::mutex> held(heap_lock);
+	auto piece = heap.find((const char *)memory);
+
+	if (piece == heap.end() || !piece->second.registered)
+		return cudaErrorHostMemoryNotRegistered;
+	heap.erase(piece);
+	return cudaSuccess;
+}
+
 cudaError_t cudaPointerGetAttributes(cudaPointerAttributes *attributes, const void *p)
 {
 	std::lock_guard<std::mutex> held(heap_lock);
-	auto after = heap.upper_bound((const char *)p);
+	const Piece *piece = piece_of(p);
 
 	*attributes = {};
-	if (after != heap.begin()) {
-		auto piece = std::prev(after);
-
-		if ((const char *)p < piece->first + piece->second.first)
-			attributes->type = piece->second.second;
-	}
+	attributes->type = piece ? piece->type : cudaMemoryTypeUnregistered;
+	attributes->device = piece && piece->device > 0 ? piece->device : 0;
 	attributes->devicePointer = attributes->hostPointer = (void *)p;
 	return cudaSuccess;
 }
 
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned flags)
 {
-	*stream = new emu_stream;
+	*stream = new emu_stream(need_context()->device);
 	return cudaSuccess;
 }
 
@@ -333,6 +461,10 @@ cudaError_t cudaStreamQuery(cudaStream_t stream)
 {
 	std::lock_guard<std::mutex> held(stream->lock);
 
+	if (stream->capture) {
+		stream->capture = cudaStreamCaptureStatusInvalidated;
+		return cudaErrorStreamCaptureUnsupported;
+	}
 	return stream->error				 ? stream->error
 	       : stream->busy || !stream->pending.empty() ? cudaErrorNotReady
 							   : cudaSuccess;
@@ -342,8 +474,90 @@ cudaError_t cudaStreamSynchronize(cudaStream_t stream)
 {
 	std::unique_lock<std::mutex> held(stream->lock);
 
+	if (stream->capture) {
+		stream->capture = cudaStreamCaptureStatusInvalidated;
+		return cudaErrorStreamCaptureUnsupported;
+	}
 	stream->changed.wait(held, [=] { return !stream->busy && stream->pending.empty(); });
 	return stream->error;
+}
+
+cudaError_t cudaStreamGetDevice(cudaStream_t stream, int *device)
+{
+	*device = stream->device;
+	return cudaSuccess;
+}
+
+/* ---- graphs ---- */
+
+cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus *status)
+{
+	std::lock_guard<std::mutex> held(stream->lock);
+
+	*status = stream->capture;
+	return cudaSuccess;
+}
+
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode mode)
+{
+	std::lock_guard<std::mutex> held(stream->lock);
+
+	if (stream->capture)
+		return cudaErrorStreamCaptureUnsupported;
+	stream->capture = cudaStreamCaptureStatusActive;
+	n_capturing++;
+	return cudaSuccess;
+}
+
+cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *graph)
+{
+	static int n_calls;
+	std::lock_guard<std::mutex> held(stream->lock);
+	bool valid = stream->capture == cudaStreamCaptureStatusActive;
+
+	*graph = NULL;
+	if (!stream->capture)
+		return cudaErrorInvalidValue;
+	n_capturing--;
+	stream->capture = cudaStreamCaptureStatusNone;
+	if (valid && !faulty("capture", &n_calls))
+		*graph = new emu_graph{ std::move(stream->captured) };
+	stream->captured.clear();
+	return *graph ? cudaSuccess : cudaErrorStreamCaptureInvalidated;
+}
+
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t *exec, cudaGraph_t graph, unsigned long long flags)
+{
+	static int n_calls;
+
+	*exec = faulty("graph", &n_calls) ? NULL : new emu_graph_exec{ graph->nodes };
+	n_allocations++;
+	return *exec ? cudaSuccess : cudaErrorNotSupported;
+}
+
+/* The nodes are those of the graph until it is destroyed, which the caller does after it has run. */
+cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream)
+{
+	n_replays++;
+	return stream->push([=]() -> cudaError_t {
+		cudaError_t rc = cudaSuccess;
+
+		for (size_t i = 0; !rc && i < exec->nodes.size(); i++)
+			rc = exec->nodes[i]();
+		return rc;
+	});
+}
+
+cudaError_t cudaGraphDestroy(cudaGraph_t graph)
+{
+	delete graph;
+	return cudaSuccess;
+}
+
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec)
+{
+	delete exec;
+	return cudaSuccess;
 }
 
 cudaError_t cudaMemcpy2DAsync(void *dst, size_t dst_stride, const void *src, size_t src_stride,

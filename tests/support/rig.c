@@ -91,9 +91,10 @@ static void open_ffns(struct rig *rig, const struct rig_params *p, const char *d
 {
 	/* A compute function works on host memory, whatever attention runs on. */
 	struct afd_ffn_params ffn = { .size = sizeof(ffn),
-		.device = p->compute ? "cpu" : device,
+		.device = p->compute ? "cpu" : p->ffn_device ? p->ffn_device : device,
 		.compute = p->compute,
 		.compute_user = p->compute_user,
+		.stream = p->stream,
 		.quantize_activations = p->quantize_activations };
 	uint32_t i, n_tp = at_least_one(p->n_tp), n_ep = at_least_one(p->n_ep);
 
@@ -119,6 +120,9 @@ void rig_open(struct rig *rig, const struct rig_params *p)
 	open_ffns(rig, p, device);
 	attn.size = sizeof(attn);
 	attn.device = device;
+	attn.stream = p->stream;
+	/* That a row does not know its neighbours is promised so. */
+	attn.deterministic |= !strncmp(device, "cuda", 4);
 	attn.quantize_activations |= p->quantize_activations;
 	attn.kv_dtype = attn.kv_dtype ? attn.kv_dtype : AFD_DTYPE_F32;
 	if (!p->address) {

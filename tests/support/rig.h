@@ -19,6 +19,7 @@ enum { RIG_SHARDS = 8 };
 struct rig_params {
 	const char *checkpoint; /* a directory */
 	const char *device;     /* NULL: the one under test */
+	const char *ffn_device; /* NULL: the same; with an address */
 	const char *address;    /* "loop:x", "shm:x"; NULL: an FFN of this process */
 	uint32_t n_threads;
 	uint32_t lanes, max_part_rows;
@@ -31,6 +32,7 @@ struct rig_params {
 		attn; /* ffn, device and what a transport says are filled in; kv_dtype 0: f32 */
 	afd_ffn_compute compute; /* instead of the checkpoint's FFN; with an address */
 	void *compute_user;
+	void *stream; /* of both stages */
 	struct afd_tracer tracer;
 	struct afd_log log;
 };
