@@ -273,8 +273,8 @@ static int enqueue_pass(
 	rc = rc ? rc : afd__ffn_layer(ffn, &ffn->queue, &call);
 	rc = rc ? rc : afd__convert(&ffn->queue, &out);
 	if (!rc)
-		afd__ffn_count_pass(
-			ffn, n_rows, ffn->queue.fd < 0 ? afd__now_ns() - started_ns : 0);
+		afd__ffn_count_pass(ffn, call.layer, n_rows,
+			ffn->queue.fd < 0 ? afd__now_ns() - started_ns : 0);
 	return rc;
 }
 

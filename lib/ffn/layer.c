@@ -54,7 +54,7 @@ void afd__ffn_count_replayed(afd_ffn *ffn, uint32_t n_rows)
 	for (i = 0; i < ffn->n_layers; i++) {
 		for (row0 = 0; row0 < n_rows; row0 += n) {
 			n = n_rows - row0 < ffn->max_rows ? n_rows - row0 : ffn->max_rows;
-			afd__ffn_count_pass(ffn, n, 0);
+			afd__ffn_count_pass(ffn, ffn->first_layer + i, n, 0);
 		}
 	}
 }
