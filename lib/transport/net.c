@@ -105,6 +105,16 @@ static void take_event(afd_transport *net, const struct epoll_event *event)
 		afd__link_fail(link, afd__error(rc, "%s is gone", link->who));
 }
 
+/* For times.c: what comes from now on is found at once; what is here, after the next round. */
+static int looked(afd_transport *net, int came)
+{
+	if (came)
+		net->harvested = true;
+	else
+		net->busy_ns = 0;
+	return came;
+}
+
 /* Empties the epoll set. 1 when there was something, -EIO. */
 static int harvest(afd_transport *net)
 {
@@ -118,7 +128,7 @@ static int harvest(afd_transport *net)
 			       : afd__error(-EIO, "transport: epoll_wait: %s", strerror(errno));
 	for (int i = 0; i < n; i++)
 		take_event(net, &events[i]);
-	return n > 0;
+	return looked(net, n > 0);
 }
 
 /* A round that moved nothing is followed by arming; 1 when there is something after all. Who waits
@@ -131,13 +141,7 @@ static int rest(afd_transport *net)
 	if (net->waits_inside && net->round_ns < net->harvested_ns + INSIDE_LOOK_NS)
 		return 0;
 	rc = arm(net);
-	if (!rc)
-		rc = harvest(net);
-	if (rc)
-		net->harvested = true;
-	else
-		net->busy_ns = 0;
-	return rc;
+	return rc ? looked(net, rc) : harvest(net);
 }
 
 int afd__net_move(afd_transport *net)
@@ -318,7 +322,7 @@ static bool spin(afd_transport *net, int fd, int32_t timeout_ms)
 		until = now + (uint64_t)timeout_ms * MS;
 	for (unsigned looks = 1; now < until; looks++, now = afd__now_ns()) {
 		for (int i = 0; i < SPINS_PER_LOOK; i++) {
-			if (anything_ready(net))
+			if (looked(net, anything_ready(net)))
 				return true;
 			relax();
 		}

@@ -319,7 +319,7 @@ static void expect_queue(const char *scheme, bool later)
 			exchange(&peers[i], 0);
 		peers[i].n_spans = 0;
 	}
-	s->sleep_ms = 200;
+	s->sleep_ms = 500;
 	s->n_begun = 0;
 	dispatch(&peers[0], 1, 0);
 	while (!s->n_begun)
@@ -331,10 +331,11 @@ static void expect_queue(const char *scheme, bool later)
 	collect(&peers[1], 0);
 	collect(&peers[0], 0);
 	waited_ns -= posted_ns(&peers[1], 2);
-	assert_true(sum_of(&peers[1], "queue", 2, NULL) + 50 * MS >= waited_ns);
-	assert_true(wire_of(&peers[1], 2) <= 100 * MS);
-	assert_true(sum_of(&peers[1], "compute", 2, NULL) >= 200 * MS);
-	assert_true(sum_of(&peers[0], "compute", 1, NULL) >= 200 * MS);
+	/* What is usual on the wire is not known better than a busy machine lets it be. */
+	assert_true(sum_of(&peers[1], "queue", 2, NULL) >= waited_ns / 2);
+	assert_true(sum_of(&peers[1], "queue", 2, NULL) > wire_of(&peers[1], 2));
+	assert_true(sum_of(&peers[1], "compute", 2, NULL) >= 500 * MS);
+	assert_true(sum_of(&peers[0], "compute", 1, NULL) >= 500 * MS);
 }
 
 static void a_part_that_waits_for_another_pass_is_in_the_queue(void **state)
@@ -351,17 +352,18 @@ static void a_part_that_comes_while_a_function_blocks_is_in_the_queue_and_not_on
 
 static void a_part_that_waits_for_another_peer_is_gathered(void **state)
 {
-	start(&servers[0], *state, (struct afd_shard){ 0 }, 500000);
+	start(&servers[0], *state, (struct afd_shard){ 0 }, 5000000);
 	for (int i = 0; i < N_PEERS; i++) {
 		join(&peers[i], 1, 1);
 		begin(&peers[i], 1);
 		afd_transport_poll(peers[i].net);
 	}
+	/* Both steps are heard of before the first rows. */
+	sleep_ms(200);
 	dispatch(&peers[0], 0, 0);
-	for (int i = 0; i < 80; i++) {
-		assert_int_equal(afd_transport_collect(peers[0].net, 0), 0);
-		sleep_ms(1);
-	}
+	assert_int_equal(afd_transport_collect(peers[0].net, 0), 0);
+	sleep_ms(60);
+	assert_int_equal(afd_transport_collect(peers[0].net, 0), 0);
 	dispatch(&peers[1], 0, 0);
 	collect(&peers[1], 0);
 	collect(&peers[0], 0);
