@@ -9,7 +9,6 @@ import os
 import random
 import signal
 import sys
-import threading
 import time
 
 from tools import MODEL, Case, address, segments, tcp_address
@@ -109,16 +108,6 @@ class Failover(Case):
         for scheme, new_address in MEDIA.items():
             self.kill_replicas(f"tp2 over {scheme}", new_address, [self.single(), self.batch()], shards, (KILLS + 2) // 4 * 2)
 
-    def wait_joined(self, server):
-        """A server whose log is at info says who joins; one whom nobody joins is ended, and so is its log."""
-        ender = threading.Timer(30, server.kill)
-        ender.start()
-        while line := server.stderr.readline():
-            if "peer joined" in line:
-                break
-        ender.cancel()
-        self.assertTrue(line, "nobody joined within 30 s")
-
     def test_a_replica_that_is_killed_at_any_moment_changes_nothing_over_tls(self):
         secret = ("--key", self.write_key("key"), "--tls")
         self.kill_replicas("tls", tcp_address, [self.single(), self.batch()], [()], (KILLS + 2) // 4 * 2, secret)
@@ -160,23 +149,23 @@ class Failover(Case):
 
     def test_a_stopped_replica_is_replaced_after_the_deadline(self):
         """Silent and alive: what it answers when it goes on is too late, and not taken."""
+        flags, limit = self.single()
+        flags[3] = 3000
+        want = self.outcome(self.begin(flags))[0]
         for scheme, new_address in MEDIA.items():
-            flags, limit = self.single()
-            flags[3] = 3000
-            want = self.outcome(self.begin(flags))[0]
-            metrics = [self.scratch / f"{scheme}{i}" for i in range(2)]
-            servers = [self.serve(MODEL, "--metrics", path, listen=new_address()) for path in metrics]
-            ffn = [word for _, listen in servers for word in ("--ffn", listen)]
-            running = self.begin([*flags, *ffn, "--deadline-ms", 500])
-            rows = [0, 0]
-            while not any(rows):
-                rows = [self.metric(path, "afd_ffn_rows_total") if path.exists() else 0 for path in metrics]
-            servers[rows[1] > rows[0]][0].send_signal(signal.SIGSTOP)
-            time.sleep(0.9)
-            servers[rows[1] > rows[0]][0].send_signal(signal.SIGCONT)
+            first, second = new_address(), new_address()
+            stopped = self.serve(MODEL, "--log", "info", listen=first)[0]
+            running = self.begin([*flags, "--ffn", first, "--ffn", second, "--deadline-ms", 1000])
+            self.wait_joined(stopped)  # it has the rows, since there is no other one
+            replica = self.serve(MODEL, "--log", "info", listen=second)[0]
+            self.wait_joined(replica)
+            self.assertIsNone(running.poll())
+            stopped.send_signal(signal.SIGSTOP)
+            time.sleep(1.4)
+            stopped.send_signal(signal.SIGCONT)
             with self.subTest(scheme):
                 self.assertGreater(self.expect_unchanged(running, want, limit), 0)
-            for server, _ in servers:
+            for server in (stopped, replica):
                 self.stop(server)
 
     def test_the_only_server_that_was_stopped_beyond_the_deadline_is_taken_back_when_it_goes_on(self):

@@ -63,18 +63,20 @@ class Line(Case):
         self.processes.append(process)
         return process
 
-    def serve_inside(self, host, *args, model=MODEL):
-        """Returns its address; the process is self.server, its metrics are self.metrics."""
-        self.metrics = self.scratch / f"metrics{len(self.processes)}"
-        self.server = self.inside(self.b, "afd-serve-ffn", "--listen", f"tcp:{host}:0", "--metrics", self.metrics, *args, model=model)
+    def serve_inside(self, host, *args, model=MODEL, port=0):
+        """Returns its address; the process is self.server, whose log says who joins."""
+        self.server = self.inside(self.b, "afd-serve-ffn", "--listen", f"tcp:{host}:{port}", "--log", "info", *args, model=model)
         self.assertTrue(select.select([self.server.stdout], [], [], 30)[0])
         return self.server.stdout.readline().split()[1]
 
     def attend(self, *args, model=MODEL):
         return self.inside(self.a, "afd-generate", *args, model=model)
 
-    def rows_crossed(self):
-        self.until("rows crossed", lambda: self.metrics.exists() and self.metric(self.metrics, "afd_ffn_rows_total") > 100)
+    def wait_busy(self, n_peers=1):
+        """They have joined, and a moment has passed."""
+        for _ in range(n_peers):
+            self.wait_joined(self.server)
+        time.sleep(0.1)
 
     def cut(self, seconds=None):
         """Both directions."""
@@ -154,7 +156,7 @@ class Namespaces(Line):
         want = self.json(self.generate(MODEL, *PROMPT, "--max-tokens", 4000))["ids"]
         listen = self.serve_inside(B4)
         running = self.inside(self.a, "afd-generate", *PROMPT, "--max-tokens", 4000, "--ffn", listen)
-        self.rows_crossed()
+        self.wait_busy()
         self.cut(2)
         self.assertEqual(self.json(running)["ids"], want)
 
@@ -163,7 +165,7 @@ class Namespaces(Line):
             listen = self.serve_inside(B4)
             running = self.inside(self.a, "afd-generate", *PROMPT, "--max-tokens", 200000, "--kv-pages", 20000,
                                   "--ffn", listen, "--deadline-ms", 1000)
-            self.rows_crossed()
+            self.wait_busy()
             self.assertIsNone(running.poll())
             since = time.monotonic()
             if direction == "both":
@@ -181,7 +183,7 @@ class Namespaces(Line):
         want = self.json(self.generate(MODEL, *PROMPT, "--max-tokens", 4000))["ids"]
         listen = self.serve_inside(B4)
         running = self.attend(*PROMPT, "--max-tokens", 4000, "--ffn", listen, "--deadline-ms", 500, "--reconnect-s", 20)
-        self.rows_crossed()
+        self.wait_busy()
         self.assertIsNone(running.poll())
         self.cut(2)
         self.assertEqual(self.json(running)["ids"], want)
@@ -196,7 +198,7 @@ class Namespaces(Line):
         want = self.json(self.generate(MODEL, *PROMPT, "--max-tokens", 5000))["ids"]
         listen = self.serve_inside(B4)
         running = [self.attend(*PROMPT, "--max-tokens", 5000, "--ffn", listen) for _ in range(2)]
-        self.rows_crossed()
+        self.wait_busy(2)
         for process in (self.server, running[0]):
             self.assertIsNone(process.poll())
             self.stop_a_while(process.pid, 1.5)
@@ -206,7 +208,7 @@ class Namespaces(Line):
     def test_a_peer_that_is_stopped_for_good_is_an_error_by_the_deadline(self):
         listen = self.serve_inside(B4)
         running = self.attend(*PROMPT, *LONG, "--ffn", listen, "--deadline-ms", 1000)
-        self.rows_crossed()
+        self.wait_busy()
         since = time.monotonic()
         self.server.send_signal(signal.SIGSTOP)
         self.expect_silence(running, since, listen, "stopped")
@@ -221,19 +223,18 @@ class OneWay(Line):
         listen = self.serve_inside(B4)
         for direction in ("there", "back"):
             running = self.attend(*PROMPT, "--max-tokens", 4000, "--ffn", listen)
-            self.until("it has joined", lambda: self.metric(self.metrics, "afd_ffn_peers") == 1)
+            self.wait_busy()
             self.assertIsNone(running.poll())
             with self.dropped(direction, listen.rsplit(":", 1)[1]):
                 time.sleep(2)
             with self.subTest(direction):
                 self.assertEqual(self.json(running)["ids"], want)
-            self.until("it has left", lambda: self.metric(self.metrics, "afd_ffn_peers") == 0)
 
     def test_for_good_it_is_an_error_by_the_deadline(self):
         for direction in ("there", "back"):
             listen = self.serve_inside(B4)
             running = self.attend(*PROMPT, *LONG, "--ffn", listen, "--deadline-ms", 1000)
-            self.rows_crossed()
+            self.wait_busy()
             since = time.monotonic()
             with self.subTest(direction), self.dropped(direction, listen.rsplit(":", 1)[1]):
                 self.expect_silence(running, since, listen, direction)
@@ -242,16 +243,14 @@ class OneWay(Line):
         paths = [self.scratch / f"{i}.npy" for i in range(2)]
         flags = ["--ids", "17 4 2 8", "--max-tokens", 3000, "--log", "error", "--json", "--logits"]
         want = self.json(self.generate(MODEL, *flags, paths[0]))["ids"]
-        for direction in ("there", "back"):
-            listens, metrics = [], []
-            for _ in range(2):
-                listens.append(self.serve_inside(B4))
-                metrics.append(self.metrics)
-            running = self.attend(*flags, paths[1], "--ffn", listens[0], "--ffn", listens[1], "--deadline-ms", 500)
-            rows = [0, 0]
-            while not any(rows):
-                rows = [self.metric(path, "afd_ffn_rows_total") if path.exists() else 0 for path in metrics]
-            with self.subTest(direction), self.dropped(direction, listens[rows[1] > rows[0]].rsplit(":", 1)[1]):
+        for direction, port in (("there", 7300), ("back", 7301)):  # nobody else is in this namespace
+            first = self.serve_inside(B4)
+            running = self.attend(*flags, paths[1], "--ffn", first, "--ffn", f"tcp:{B4}:{port}", "--deadline-ms", 1000)
+            self.wait_busy()  # the first has the rows, since there is no other one
+            self.serve_inside(B4, port=port)
+            self.wait_joined(self.server)
+            self.assertIsNone(running.poll())
+            with self.subTest(direction), self.dropped(direction, first.rsplit(":", 1)[1]):
                 done = self.json(running)
                 self.assertEqual(done["ids"], want)
                 self.assertEqual(paths[0].read_bytes(), paths[1].read_bytes())

@@ -15,6 +15,7 @@ import socket
 import struct
 import subprocess
 import tempfile
+import threading
 import time
 import unittest
 
@@ -115,6 +116,16 @@ class Case(unittest.TestCase):
                                    preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
         self.processes.append(process)
         return process
+
+    def wait_joined(self, server):
+        """A server whose log is at info says who joins; one whom nobody joins is ended, and so is its log."""
+        ender = threading.Timer(30, server.kill)
+        ender.start()
+        while line := server.stderr.readline():
+            if "peer joined" in line:
+                break
+        ender.cancel()
+        self.assertTrue(line, "nobody joined within 30 s")
 
     def result(self, process, timeout=120):
         """stdout of a process that must end well."""
