@@ -19,6 +19,7 @@
 
 #include "../tool/options.h"
 #include "floor.h"
+#include "floor_verbs.h"
 
 enum { PAGE = 4096, MEET_S = 10 };
 #define LOOKS_MAX (UINT64_C(1) << 33) /* some seconds */
@@ -227,6 +228,10 @@ static const struct bench_floor_medium media[] = {
 
 const struct bench_floor_medium *bench_floor_medium(const char *address)
 {
+#ifdef BENCH_VERBS
+	if (!strncmp(address, "verbs:", 6))
+		return &bench_floor_verbs;
+#endif
 	for (size_t i = 0; i < sizeof media / sizeof media[0]; i++) {
 		size_t n = strlen(media[i].scheme);
 

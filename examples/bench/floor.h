@@ -41,6 +41,7 @@ struct bench_floor {
 	uint64_t n_messages;
 	int listener, socket;
 	uint8_t *x, *y; /* [max_bytes] of the other end */
+	void *own;      /* a medium's own state, of each end for itself */
 };
 
 /* The medium of an address; NULL: it has no floor. */

@@ -124,6 +124,17 @@ class Layouts(Case):
                 self.stop(server, 30)
 
 
+class Bench(Case):
+    def test_exchange_is_measured_beside_the_same_work_requests(self):
+        at = verbs_address()
+        done = self.json(self.start("afd-bench", "exchange", "--a", at, "--b", at, "--rows", 1, "--rounds", 16, "--json"), 300)
+        (result,) = done["results"]
+        self.assertEqual(result["medium"], "verbs")
+        self.assertIn("WRITE WITH IMMEDIATE", result["floor"]["what"])
+        self.assertGreater(result["floor"]["us"], 0)
+        print(f"exchange over verbs: {result['us']:.0f} us, floor {result['floor']['us']:.0f} us", file=sys.stderr)
+
+
 class Kills(test_failover.Failover):
     """All that is true of killed and stopped replicas over shm and tcp, over verbs."""
 
