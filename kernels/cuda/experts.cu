@@ -170,7 +170,13 @@ static size_t lay_out(experts *e, const struct afd__experts_args *a, uint32_t n_
 	e->hidden = a->down.n;
 	e->width = a->down.k;
 	e->first_expert = a->first_expert;
-	e->on_tiles = tile_fits(&a->gate_up) && tile_fits(&a->down);
+	/* Those quantise where they make inputs of FP8, with groups where the blocks of scales are. */
+	e->on_tiles = tile_fits(&a->gate_up) && tile_fits(&a->down) &&
+		      (!a->quantize || (a->gate_up.dtype == AFD_DTYPE_FP8 &&
+					       a->gate_up.column_offset % TILE_K == 0 &&
+					       a->down.dtype == AFD_DTYPE_FP8 &&
+					       a->down.column_offset % TILE_K ==
+						       a->width_offset % TILE_K));
 	e->task_rows = task_rows_of(n_entries, e->n_stack);
 	e->max_tasks = (uint32_t)(n_entries / e->task_rows +
 		(n_entries < e->n_stack ? n_entries : e->n_stack));
@@ -182,7 +188,7 @@ static size_t lay_out(experts *e, const struct afd__experts_args *a, uint32_t n_
 	e->tasks = take<expert_task>(memory, &bytes, e->max_tasks, 1);
 	e->gate_up = take<float>(memory, &bytes, n_entries, 2 * (size_t)e->width);
 	e->out = take<float>(memory, &bytes, n_entries, e->hidden);
-	if (a->quantize)
+	if (a->quantize && !e->on_tiles)
 		e->x_quantized = take<float>(memory, &bytes, n_rows, e->hidden);
 	if (e->on_tiles) {
 		e->x_tiles = take_inputs(memory, &bytes, &a->gate_up, n_rows);
@@ -240,14 +246,12 @@ static int run_plain(const struct afd_gpu *gpu, const experts &e, const struct a
 	});
 }
 
-static int run_product(const struct afd_gpu *gpu, const experts &e, const struct afd__matrix *w,
-	const float *x, size_t x_stride, const uint32_t *rows, float *y)
+/* The product over the tasks: of gate and up from e.x_tiles, of down from e.activated_tiles. */
+static struct tile_work tile_work_of(
+	const experts &e, const struct afd__matrix *w, const uint32_t *rows, float *y)
 {
 	struct tile_work t = {};
-	int rc;
 
-	if (!e.on_tiles)
-		return run_plain(gpu, e, w, x, x_stride, rows, y);
 	t.p = product_of(w);
 	t.p.y = y;
 	t.p.y_stride = w->n;
@@ -261,31 +265,65 @@ static int run_product(const struct afd_gpu *gpu, const experts &e, const struct
 	t.x_rows = rows;
 	t.w_stride = w->data_stride;
 	t.scales_stride = w->scales_stride;
-	rc = tile_inputs(gpu, w, x, x_stride, rows ? e.n_rows : e.n_rows * e.top_k,
-		rows ? NULL : e.n_entries, &t.x);
-	return rc ? rc : tile_product(gpu, &t);
+	return t;
 }
 
-static int run_chunk(const struct afd_gpu *gpu, const experts &e, const struct afd__experts_args *a)
+/* Whether the first product ends in the inputs of the second. */
+static bool is_fused(const struct afd__experts_args *a)
+{
+	return !a->quantize && a->down.dtype == AFD_DTYPE_BF16;
+}
+
+static int run_tiles(const struct afd_gpu *gpu, const experts &e, const struct afd__experts_args *a)
+{
+	struct tile_work up = tile_work_of(e, &a->gate_up, e.rows, e.gate_up),
+			 down = tile_work_of(e, &a->down, NULL, e.out);
+	tile_source x = { e.x, NULL, e.hidden, e.n_rows, NULL, a->quantize };
+	tile_source activated = { e.gate_up, e.gate_up + e.width, 2 * (size_t)e.width,
+		e.n_rows * e.top_k, e.n_entries, a->quantize };
+	int rc;
+
+	if (is_fused(a)) {
+		up.half = e.width;
+		up.activated = e.activated_tiles;
+		up.activated_lead = down.lead;
+	}
+	rc = tile_inputs(gpu, &a->gate_up, &x, &up.x);
+	if (!rc)
+		rc = tile_product(gpu, &up);
+	if (!rc && !is_fused(a))
+		rc = tile_inputs(gpu, &a->down, &activated, &down.x);
+	return rc ? rc : tile_product(gpu, &down);
+}
+
+static int run_plainly(
+	const struct afd_gpu *gpu, const experts &e, const struct afd__experts_args *a)
 {
 	unsigned groups = groups_of(a->width_offset, e.width), entries = e.n_rows * e.top_k;
 	const float *x = e.x;
-	int rc = experts_plan(gpu, e);
+	int rc = 0;
 
-	if (!rc && a->quantize) {
+	if (a->quantize) {
 		rc = gpu_launch(gpu, "experts_quantize", quantize_rows_kernel,
 			{ e.n_rows, (unsigned)divide_up(groups_of(0, e.hidden), WARPS), 1 },
 			WARPS * 32, 0, e.x, e.x_quantized, e.hidden);
 		x = e.x_quantized;
 	}
 	if (!rc)
-		rc = run_product(gpu, e, &a->gate_up, x, e.hidden, e.rows, e.gate_up);
+		rc = run_plain(gpu, e, &a->gate_up, x, e.hidden, e.rows, e.gate_up);
 	if (!rc)
 		rc = gpu_launch(gpu, "experts_activate", activate_kernel,
 			{ entries, (unsigned)divide_up(groups, WARPS), 1 }, WARPS * 32, 0,
 			e.gate_up, e.n_entries, e.width, a->width_offset, a->quantize);
+	return rc ? rc : run_plain(gpu, e, &a->down, e.gate_up, 2 * (size_t)e.width, NULL, e.out);
+}
+
+static int run_chunk(const struct afd_gpu *gpu, const experts &e, const struct afd__experts_args *a)
+{
+	int rc = experts_plan(gpu, e);
+
 	if (!rc)
-		rc = run_product(gpu, e, &a->down, e.gate_up, 2 * (size_t)e.width, NULL, e.out);
+		rc = e.on_tiles ? run_tiles(gpu, e, a) : run_plainly(gpu, e, a);
 	if (!rc)
 		rc = gpu_launch(gpu, "experts_combine", combine_kernel,
 			{ e.n_rows, (unsigned)divide_up(e.hidden, 256), 1 }, 256, 0, e,

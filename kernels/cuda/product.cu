@@ -76,15 +76,6 @@ static int product_plain(const struct afd_gpu *gpu, struct product p)
 	return 0;
 }
 
-/* How often k is cut, so that a narrow matrix too keeps the whole GPU reading. */
-static uint32_t slices_of(const struct afd_gpu *gpu, const struct product *p, uint32_t row_numbers)
-{
-	uint32_t tiles = (uint32_t)divide_up(p->n, 32), most = row_numbers / TILE_K / 4;
-	uint32_t wanted = (uint32_t)divide_up(2 * (size_t)gpu->n_sms, tiles);
-
-	return most < 1 ? 1 : least(least(wanted, most), 16);
-}
-
 /* Rows of one pass: inputs and parts must fit into the workspace. */
 static uint32_t rows_of_pass(const struct afd_gpu *gpu, const struct product *p,
 	const struct tile_work *t)
@@ -104,19 +95,20 @@ static int product_tiles(const struct afd_gpu *gpu, struct product p, const stru
 
 	t.x = tile_shape(w);
 	t.lead = w->column_offset % TILE_K;
-	t.n_slices = slices_of(gpu, &p, t.x.row_numbers);
+	t.n_slices = tile_slices(gpu, &p, t.x.row_numbers);
 	pass = rows_of_pass(gpu, &p, &t);
 	if (!pass)
 		return product_plain(gpu, p);
 	for (; !rc && left; left -= t.p.n_rows) {
 		t.p = p;
 		t.p.n_rows = least(left, pass);
-		t.rows = t.p.n_rows <= 8 ? 8 : t.p.n_rows <= 16 ? 16 : t.p.n_rows <= 32 ? 32 : 64;
+		t.rows = tile_rows(t.p.n_rows);
 		t.x.numbers = (uint16_t *)gpu->workspace;
 		t.x.scales = t.x.n_scales
 			? (float *)(t.x.numbers + (size_t)t.p.n_rows * t.x.row_numbers) : NULL;
 		t.parts = (float *)((char *)gpu->workspace + tile_x_bytes(&t.x, t.p.n_rows));
-		rc = tile_inputs(gpu, w, p.x, p.x_stride, t.p.n_rows, NULL, &t.x);
+		tile_source from = { p.x, NULL, p.x_stride, t.p.n_rows, NULL, 0 };
+		rc = tile_inputs(gpu, w, &from, &t.x);
 		if (!rc)
 			rc = tile_product(gpu, &t);
 		p.x += t.p.n_rows * p.x_stride;

@@ -33,7 +33,8 @@ template <class T, int ROWS, int COLUMNS> struct tile_sizes {
 struct tile_place {
 	const char *w;       /* of its first row */
 	const float *scales; /* of its matrix */
-	uint32_t n0, n_columns, first, n_rows; /* first: of y's rows, and of x's or x_rows */
+	uint32_t n0, n_columns; /* of y */
+	uint32_t first, n_rows; /* first: of y's rows, and of x's or x_rows */
 	uint32_t stage0, n_stages;
 };
 
@@ -41,6 +42,18 @@ struct tile_place {
 template <int CHUNKS> GPU_FN unsigned chunk_place(unsigned row, unsigned c)
 {
 	return row * CHUNKS + (c ^ (row & 7));
+}
+
+/* Row of w, from at.n0 on, of a column of the tile; of a SwiGLU the second half of them is the up. */
+template <int COLUMNS> GPU_FN unsigned w_row_of(const tile_work &t, unsigned column)
+{
+	return t.half && column >= COLUMNS / 2 ? t.half + column - COLUMNS / 2 : column;
+}
+
+template <int COLUMNS>
+GPU_FN bool has_column(const tile_work &t, const tile_place &at, unsigned column)
+{
+	return (t.half ? column % (COLUMNS / 2) : column) < at.n_columns;
 }
 
 GPU_FN unsigned x_row_of(const tile_work &t, const tile_place &at, unsigned row)
@@ -60,10 +73,12 @@ GPU_FN void load_stage(const tile_work &t, const tile_place &at, unsigned stage,
 		unsigned k = stage * TILE_K + c * (16 / sizeof(T)) - t.lead, bytes = 0;
 
 		/* Before the first column k is a very large number. */
-		if (row < at.n_columns && k < t.p.k)
+		if (has_column<COLUMNS>(t, at, row) && k < t.p.k)
 			bytes = least((t.p.k - k) * (unsigned)sizeof(T), 16);
 		copy_async(&memory[chunk_place<sizes::w_chunks>(row, c)],
-			bytes ? at.w + row * t.p.w_row_bytes + (size_t)k * sizeof(T) : at.w, bytes);
+			bytes ? at.w + w_row_of<COLUMNS>(t, row) * t.p.w_row_bytes +
+						(size_t)k * sizeof(T)
+			      : at.w, bytes);
 	}
 	GPU_UNROLL
 	for (unsigned i = thread_x(); i < sizes::x_vecs; i += THREADS) {
@@ -149,7 +164,8 @@ GPU_FN void add_scaled(const tile_work &t, const tile_place &at, unsigned stage,
 	for (int i = 0; i < COLUMNS / 16; i++) {
 		GPU_UNROLL
 		for (unsigned half = 0; half < 2; half++) {
-			unsigned n = at.n0 + (unsigned)i * 16 + lane_id() / 4 + half * 8;
+			unsigned n = at.n0 + w_row_of<COLUMNS>(t, (unsigned)i * 16 +
+								  lane_id() / 4 + half * 8);
 
 			w[i][half] = *scale_at(p, least(n, p.n - 1), stage);
 		}
@@ -173,6 +189,51 @@ GPU_FN void add_scaled(const tile_work &t, const tile_place &at, unsigned stage,
 	}
 }
 
+/* The warps' sums of a column of a row, ascending. */
+template <int ROWS, int COLUMNS>
+GPU_FN float add_warps(const float *sums, unsigned row, unsigned column)
+{
+	float sum = 0;
+
+	GPU_UNROLL
+	for (int warp = 0; warp < WARPS; warp++)
+		sum += sums[((unsigned)warp * ROWS + row) * COLUMNS + column];
+	return sum;
+}
+
+/* silu(gate) * up of the tile becomes inputs of the next product, whose numbers before and behind the
+ * row are made 0. */
+template <class T, int ROWS, int COLUMNS>
+GPU_FN void write_activated(const tile_work &t, const tile_place &at, const float *sums)
+{
+	const struct tile_x &out = t.activated;
+	unsigned first = at.n0 ? 0 : t.activated_lead,
+		 last = at.n0 + at.n_columns < t.half
+				? 0 : out.row_numbers - t.activated_lead - t.half;
+
+	for (unsigned i = thread_x(); i < at.n_rows * (COLUMNS / 2); i += THREADS) {
+		unsigned column = i % (COLUMNS / 2), row = i / (COLUMNS / 2);
+		size_t y_row = at.first + row;
+		float scale = sizeof(T) == 2 && t.x.scales ? t.x.scales[x_row_of(t, at, row)] : 1;
+		float gate = add_warps<ROWS, COLUMNS>(sums, row, column) * scale;
+		float up = add_warps<ROWS, COLUMNS>(sums, row, column + COLUMNS / 2) * scale;
+		float x = gate / (1 + expf(-gate)) * up;
+
+		if (column >= at.n_columns)
+			continue;
+		out.numbers[y_row * out.row_numbers + t.activated_lead + at.n0 + column] =
+			from_float<bf16>(x).bits;
+	}
+	for (unsigned row = 0; row < at.n_rows; row++) {
+		uint16_t *numbers = out.numbers + (at.first + row) * (size_t)out.row_numbers;
+
+		for (unsigned i = thread_x(); i < first; i += THREADS)
+			numbers[i] = 0;
+		for (unsigned i = thread_x(); i < last; i += THREADS)
+			numbers[t.activated_lead + t.half + i] = 0;
+	}
+}
+
 /* Adds the warps' sums, ascending, and writes the tile. */
 template <class T, int ROWS, int COLUMNS>
 GPU_FN void write_tile(const tile_work &t, const tile_place &at,
@@ -192,16 +253,17 @@ GPU_FN void write_tile(const tile_work &t, const tile_place &at,
 		}
 	}
 	barrier();
+	if (t.half) {
+		write_activated<T, ROWS, COLUMNS>(t, at, sums);
+		return;
+	}
 	for (unsigned i = thread_x(); i < at.n_rows * COLUMNS; i += THREADS) {
 		unsigned column = i % COLUMNS, row = i / COLUMNS, n = at.n0 + column;
 		size_t y_row = at.first + row;
-		float sum = 0;
 
 		if (column >= at.n_columns)
 			continue;
-		GPU_UNROLL
-		for (int warp = 0; warp < WARPS; warp++)
-			sum += sums[warp * ROWS * COLUMNS + i];
+		float sum = add_warps<ROWS, COLUMNS>(sums, row, column);
 		if (sizeof(T) == 2 && t.x.scales)
 			sum *= t.x.scales[x_row_of(t, at, row)];
 		if (t.n_slices > 1)
@@ -217,8 +279,8 @@ template <int ROWS, int COLUMNS> GPU_FN bool find_place(const tile_work &t, tile
 	unsigned all = t.x.row_numbers / TILE_K;
 	size_t expert = 0;
 
-	at->n0 = block_x() * COLUMNS;
-	at->n_columns = least(t.p.n - at->n0, COLUMNS);
+	at->n0 = block_x() * (t.half ? COLUMNS / 2 : COLUMNS);
+	at->n_columns = t.half ? least(t.half - at->n0, COLUMNS / 2) : least(t.p.n - at->n0, COLUMNS);
 	at->first = block_y() * ROWS;
 	at->n_rows = least(t.p.n_rows - at->first, ROWS);
 	at->stage0 = (unsigned)((size_t)all * block_z() / t.n_slices);
@@ -295,7 +357,8 @@ static int launch(const struct afd_gpu *gpu, const struct tile_work *t)
 	unsigned tiles = t->tasks ? t->max_tasks : (unsigned)divide_up(t->p.n_rows, ROWS);
 
 	return gpu_launch(gpu, "tile", tile_kernel<T, ROWS, COLUMNS>,
-		{ (unsigned)divide_up(t->p.n, COLUMNS), tiles, t->n_slices }, THREADS,
+		{ (unsigned)(t->half ? divide_up(t->half, COLUMNS / 2) : divide_up(t->p.n, COLUMNS)),
+			tiles, t->n_slices }, THREADS,
 		tile_sizes<T, ROWS, COLUMNS>::bytes, *t);
 }
 
@@ -311,6 +374,19 @@ template <class T> static int launch_rows(const struct afd_gpu *gpu, const struc
 	default:
 		return launch<T, 64, sizeof(T) == 1 ? 32 : 64>(gpu, t);
 	}
+}
+
+uint32_t tile_rows(uint32_t n_rows)
+{
+	return n_rows <= 8 ? 8 : n_rows <= 16 ? 16 : n_rows <= 32 ? 32 : 64;
+}
+
+uint32_t tile_slices(const struct afd_gpu *gpu, const struct product *p, uint32_t row_numbers)
+{
+	uint32_t tiles = (uint32_t)divide_up(p->n, 32), most = row_numbers / TILE_K / 4;
+	uint32_t wanted = (uint32_t)divide_up(2 * (size_t)gpu->n_sms, tiles);
+
+	return most < 1 ? 1 : least(least(wanted, most), 16);
 }
 
 int tile_product(const struct afd_gpu *gpu, const struct tile_work *t)

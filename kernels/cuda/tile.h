@@ -28,6 +28,11 @@ struct tile_work {
 	const uint32_t *n_tasks, *x_rows; /* x_rows: or NULL, entry by entry */
 	uint32_t max_tasks;
 	size_t w_stride, scales_stride;
+	/* SwiGLU of a gate (rows 0 .. half-1 of w) and an up behind it, in one slice: not y is written,
+	 * but the inputs of a second product with weights in bf16. 0: no. */
+	uint32_t half;
+	struct tile_x activated;
+	uint32_t activated_lead;
 };
 
 /* Whether the kernels can take this matrix: dtype, alignment. */
@@ -36,10 +41,21 @@ int tile_fits(const struct afd__matrix *w);
 struct tile_x tile_shape(const struct afd__matrix *w);
 size_t tile_x_bytes(const struct tile_x *x, uint32_t n_rows); /* with the scales */
 
-/* n_used: dev, how many of the rows count, or NULL: all */
-int tile_inputs(const struct afd_gpu *gpu, const struct afd__matrix *w, const float *x,
-	size_t x_stride, uint32_t n_rows, const uint32_t *n_used, const struct tile_x *out);
-/* rows of a tile: 8, 16, 32 or 64 */
+/* Where rows of x come from: x, or silu(x) * up; and, with quantize, as they are after e4m3. */
+struct tile_source {
+	const float *x, *up; /* [n_rows][x_stride]; up: or NULL */
+	size_t x_stride;
+	uint32_t n_rows;
+	const uint32_t *n_used; /* dev, how many of the rows count, or NULL: all */
+	int quantize;           /* for weights in FP8 only */
+};
+
+int tile_inputs(const struct afd_gpu *gpu, const struct afd__matrix *w,
+	const struct tile_source *from, const struct tile_x *out);
+/* Rows of a tile: 8, 16, 32 or 64, of which the product of n_rows makes best use. */
+uint32_t tile_rows(uint32_t n_rows);
+/* How often k is cut, so that a narrow matrix too keeps the whole GPU reading. */
+uint32_t tile_slices(const struct afd_gpu *gpu, const struct product *p, uint32_t row_numbers);
 int tile_product(const struct afd_gpu *gpu, const struct tile_work *t);
 
 #endif

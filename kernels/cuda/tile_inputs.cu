@@ -11,16 +11,23 @@
 enum { WARPS = 4 };
 
 struct inputs {
-	const float *x;
-	size_t x_stride;
+	struct tile_source from;
 	uint32_t k, lead;
-	const uint32_t *n_used;
 	struct tile_x out;
 };
 
 GPU_FN bool is_used(const inputs &a, size_t row)
 {
-	return !a.n_used || row < *a.n_used;
+	return !a.from.n_used || row < *a.from.n_used;
+}
+
+/* Number i of a row of the source. */
+GPU_FN float source_at(const inputs &a, size_t row, unsigned i)
+{
+	size_t at = row * a.from.x_stride + i;
+	float x = a.from.x[at];
+
+	return a.from.up ? x / (1 + expf(-x)) * a.from.up[at] : x;
 }
 
 /* Number i of the group, of which columns before and behind the row are 0. */
@@ -28,7 +35,7 @@ GPU_FN float number_at(const inputs &a, size_t row, unsigned group, unsigned i)
 {
 	unsigned at = group * GROUP + i;
 
-	return at >= a.lead && at - a.lead < a.k ? a.x[row * a.x_stride + at - a.lead] : 0;
+	return at >= a.lead && at - a.lead < a.k ? source_at(a, row, at - a.lead) : 0;
 }
 
 GPU_KERNEL(WARPS * 32) inputs_bf16_kernel(inputs a)
@@ -92,6 +99,8 @@ GPU_KERNEL(WARPS * 32) inputs_fp8_kernel(inputs a)
 	GPU_UNROLL
 	for (unsigned i = 0; i < GROUP_LANE; i++)
 		v[i] = number_at(a, row, group, i * 32 + lane_id());
+	if (a.from.quantize)
+		group_quantize(v);
 	scale = fp8_scale(v);
 	GPU_UNROLL
 	for (unsigned i = 0; i < GROUP_LANE; i++) {
@@ -114,7 +123,7 @@ GPU_KERNEL(WARPS * 32) inputs_f16_kernel(inputs a)
 	if (!is_used(a, row)) /* the whole block */
 		return;
 	for (unsigned i = thread_x(); i < a.k; i += WARPS * 32)
-		most = fmaxf(most, fabsf(a.x[row * a.x_stride + i]));
+		most = fmaxf(most, fabsf(source_at(a, row, i)));
 	most = warp_max(most);
 	if (lane_id() == 0)
 		largest[warp_id()] = most;
@@ -153,10 +162,11 @@ size_t tile_x_bytes(const struct tile_x *x, uint32_t n_rows)
 	return (size_t)n_rows * (x->row_numbers * 2 + divide_up(x->n_scales * 4, 16) * 16);
 }
 
-int tile_inputs(const struct afd_gpu *gpu, const struct afd__matrix *w, const float *x,
-	size_t x_stride, uint32_t n_rows, const uint32_t *n_used, const struct tile_x *out)
+int tile_inputs(const struct afd_gpu *gpu, const struct afd__matrix *w,
+	const struct tile_source *from, const struct tile_x *out)
 {
-	inputs a = { x, x_stride, w->k, w->column_offset % TILE_K, n_used, *out };
+	inputs a = { *from, w->k, w->column_offset % TILE_K, *out };
+	uint32_t n_rows = from->n_rows;
 	unsigned groups = (unsigned)divide_up(out->row_numbers / GROUP, WARPS);
 
 	if (w->dtype == AFD_DTYPE_BF16)

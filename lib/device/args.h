@@ -233,6 +233,18 @@ struct afd__experts_args {
 	uint32_t width_offset; /* column_offset of the second */
 };
 
+/* y = down(silu(gate x) * up x): product, activation, quantize when asked, product */
+struct afd__mlp_args {
+	const float *x;             /* dev [n_rows][hidden] */
+	struct afd__matrix gate_up; /* [2 * width][hidden]: gate, then up; no stack */
+	struct afd__matrix down;    /* [hidden][width] */
+	float *y;                   /* dev [n_rows][hidden] */
+	float *gate_up_rows;        /* dev [n_rows][2 * width], for the device's use */
+	float *activated;           /* dev [n_rows][width], likewise */
+	uint32_t n_rows;
+	int32_t quantize; /* 1: what enters down, with the column_offset of down */
+};
+
 /* dev to dev, no overlap */
 struct afd__copy_args {
 	void *dst;

@@ -205,6 +205,35 @@ static int cpu_product(struct afd__queue *q, const struct afd__product_args *a)
 	return 0;
 }
 
+static int cpu_mlp(struct afd__queue *q, const struct afd__mlp_args *a)
+{
+	const struct afd__product_args gate_up = { .x = a->x,
+		.w = a->gate_up,
+		.y = a->gate_up_rows,
+		.x_stride = a->gate_up.k,
+		.y_stride = a->gate_up.n,
+		.n_rows = a->n_rows };
+	const struct afd__activation_args activation = {
+		.gate_up = a->gate_up_rows, .out = a->activated, .n_rows = a->n_rows, .width = a->down.k
+	};
+	const struct afd__quantize_args quantize = { .x = a->activated,
+		.n_rows = a->n_rows,
+		.width = a->down.k,
+		.column_offset = a->down.column_offset };
+	const struct afd__product_args down = { .x = a->activated,
+		.w = a->down,
+		.y = a->y,
+		.x_stride = a->down.k,
+		.y_stride = a->down.n,
+		.n_rows = a->n_rows };
+
+	cpu_product(q, &gate_up);
+	cpu_activation(q, &activation);
+	if (a->quantize)
+		cpu_quantize(q, &quantize);
+	return cpu_product(q, &down);
+}
+
 static int cpu_copy(struct afd__queue *q, const struct afd__copy_args *a)
 {
 	memcpy(a->dst, a->src, a->bytes);

@@ -168,6 +168,24 @@ static void check_product(struct check *c, const struct afd__product_args *a)
 	countable(c, a->n_rows, a->x_stride > a->y_stride ? a->x_stride : a->y_stride);
 }
 
+static void check_mlp(struct check *c, const struct afd__mlp_args *a)
+{
+	need_matrix(c, "gate_up", &a->gate_up);
+	need_matrix(c, "down", &a->down);
+	within(c, "gate_up.n_stack", a->gate_up.n_stack, 0, 0);
+	within(c, "down.n_stack", a->down.n_stack, 0, 0);
+	within(c, "gate_up.n (twice the width)", a->gate_up.n, 2 * (uint64_t)a->down.k,
+		2 * (uint64_t)a->down.k);
+	within(c, "gate_up.k (hidden)", a->gate_up.k, a->down.n, a->down.n);
+	need(c, "x", a->x);
+	need(c, "y", a->y);
+	need(c, "gate_up_rows", a->gate_up_rows);
+	need(c, "activated", a->activated);
+	within(c, "quantize", (uint64_t)a->quantize, 0, 1);
+	countable(c, a->n_rows, a->gate_up.n);
+	countable(c, a->n_rows, a->gate_up.k);
+}
+
 static void check_angles(struct check *c, const struct afd__angles_args *a)
 {
 	need(c, "positions", a->positions);
@@ -366,3 +384,4 @@ OPERATION(copy, bytes)
 OPERATION(gate, n_rows)
 OPERATION(quantize, n_rows)
 OPERATION(route, n_rows)
+OPERATION(mlp, n_rows)

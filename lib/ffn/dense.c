@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A SwiGLU: y = down(silu(gate x) * up x), as three operations behind each other on a queue. Of a
- * shard the width is a part, and y a partial result. Nothing here waits, and nothing here depends
+ * A SwiGLU: y = down(silu(gate x) * up x), one operation on a queue, or several where gate and up are
+ * two matrices. Of a shard the width is a part, and y a partial result. Nothing here waits, and nothing here depends
  * on which rows share the call. Called by layer.c for dense layers and by routed.c for shared
  * experts.
  */
@@ -31,6 +31,34 @@ static int enqueue_quantized(
 	return rc ? rc : afd__quantize(q, &quantize);
 }
 
+/* x as the product with gate wants it, and up where that is another matrix. */
+static int enqueue_input(struct afd_ffn *ffn, struct afd__queue *q, const struct afd__ffn_mlp *mlp,
+	uint32_t n_rows, const float *x)
+{
+	if (input_of(ffn, &mlp->gate, x) == x &&
+		(!mlp->up.data || input_of(ffn, &mlp->up, x) == x))
+		return 0;
+	return enqueue_quantized(ffn, q, n_rows, x);
+}
+
+/* Gate and up lie in one matrix: one operation. */
+static int enqueue_whole(struct afd_ffn *ffn, struct afd__queue *q, const struct afd__ffn_mlp *mlp,
+	uint32_t n_rows, const float *x, float *y)
+{
+	const struct afd__mlp_args args = {
+		.x = input_of(ffn, &mlp->gate, x),
+		.gate_up = mlp->gate,
+		.down = mlp->down,
+		.y = y,
+		.gate_up_rows = ffn->gate_up,
+		.activated = ffn->activated,
+		.n_rows = n_rows,
+		.quantize = ffn->quantizes && mlp->down.dtype == AFD_DTYPE_FP8,
+	};
+
+	return afd__mlp(q, &args);
+}
+
 /* gate_up [n_rows][2 * width]: gate, then up, as the activation wants them. */
 static int enqueue_gate_up(struct afd_ffn *ffn, struct afd__queue *q,
 	const struct afd__ffn_mlp *mlp, uint32_t n_rows, const float *x)
@@ -43,13 +71,9 @@ static int enqueue_gate_up(struct afd_ffn *ffn, struct afd__queue *q,
 		.y_stride = 2 * (size_t)mlp->width,
 		.n_rows = n_rows,
 	};
-	int rc = 0;
+	int rc = afd__product(q, &product);
 
-	if (product.x != x || (mlp->up.data && input_of(ffn, &mlp->up, x) != x))
-		rc = enqueue_quantized(ffn, q, n_rows, x);
-	if (!rc)
-		rc = afd__product(q, &product);
-	if (rc || !mlp->up.data)
+	if (rc)
 		return rc;
 	product.x = input_of(ffn, &mlp->up, x);
 	product.w = mlp->up;
@@ -90,8 +114,12 @@ int afd__ffn_mlp(struct afd_ffn *ffn, struct afd__queue *q, const struct afd__ff
 		.y_stride = ffn->hidden,
 		.n_rows = n_rows,
 	};
-	int rc = enqueue_gate_up(ffn, q, mlp, n_rows, x);
+	int rc = enqueue_input(ffn, q, mlp, n_rows, x);
 
+	if (!rc && !mlp->up.data)
+		return enqueue_whole(ffn, q, mlp, n_rows, x, y);
+	if (!rc)
+		rc = enqueue_gate_up(ffn, q, mlp, n_rows, x);
 	if (!rc)
 		rc = enqueue_activation(ffn, q, mlp, n_rows);
 	return rc ? rc : afd__product(q, &down);

@@ -35,6 +35,13 @@ static int check_experts(const struct afd__queue *q, const struct afd__experts_a
 	return rc ? rc : check_place(q, &a->down);
 }
 
+static int check_mlp(const struct afd__queue *q, const struct afd__mlp_args *a)
+{
+	int rc = check_place(q, &a->gate_up);
+
+	return rc ? rc : check_place(q, &a->down);
+}
+
 #define check_nothing(q, a) 0
 
 #define OPERATION(op, check) \
@@ -65,6 +72,7 @@ OPERATION(gate, check_nothing)
 OPERATION(quantize, check_nothing)
 OPERATION(route, check_nothing)
 OPERATION(experts, check_experts)
+OPERATION(mlp, check_mlp)
 
 static int convert(struct cuda_queue *d, const struct afd__convert_args *a)
 {

@@ -257,6 +257,10 @@ static const struct layout layouts[] = {
 			AT(experts, gate_up.data), AT(experts, gate_up.scales),
 			AT(experts, down.data), AT(experts, down.scales), AT(experts, y),
 			AT(experts, scratch) } },
+	[KIND_mlp] = { 8,
+		{ AT(mlp, x), AT(mlp, gate_up.data), AT(mlp, gate_up.scales), AT(mlp, down.data),
+			AT(mlp, down.scales), AT(mlp, y), AT(mlp, gate_up_rows),
+			AT(mlp, activated) } },
 };
 
 static int enqueue(struct afd__queue *q, enum kind kind, const void *args, size_t bytes)

@@ -309,6 +309,88 @@ static void experts_agree_with_double_in_every_case_and_kind(void **state)
 	}
 }
 
+/* ---- a SwiGLU by itself: an expert that every row takes ---- */
+
+static const struct experts_case mlp_cases[] = {
+	{ "f32", 1, 1, 64, 48, AFD_DTYPE_F32, 0, 0, 0, false, false },
+	{ "bf16", 1, 1, 160, 128, AFD_DTYPE_BF16, 0, 0, 0, false, false },
+	{ "bf16, odd sizes", 1, 1, 45, 31, AFD_DTYPE_BF16, 0, 0, 0, false, false },
+	{ "f16", 1, 1, 96, 70, AFD_DTYPE_F16, 0, 0, 0, false, false },
+	{ "fp8", 1, 1, 160, 256, AFD_DTYPE_FP8, 0, 0, 0, false, false },
+	{ "fp8, a shard of width between blocks", 1, 1, 64, 100, AFD_DTYPE_FP8, 0, 0, 92, false,
+		false },
+	{ "fp8, quantised", 1, 1, 160, 192, AFD_DTYPE_FP8, 0, 0, 192, true, false },
+	{ "fp8, quantised, between blocks", 1, 1, 130, 144, AFD_DTYPE_FP8, 0, 0, 80, true, false },
+};
+#define N_MLP_CASES (sizeof(mlp_cases) / sizeof(mlp_cases[0]))
+
+/* What enters the first product is quantised by itself, as the stage does. */
+static void run_mlp(const struct experts_data *t, const struct how *how, float *y)
+{
+	const struct experts_case *c = t->c;
+	size_t row_bytes = c->hidden * 4;
+	struct rig *r = rig_make(how->n_threads);
+	struct afd__matrix gate_up, down;
+
+	load(r, t, how->in_place, &gate_up, &down);
+	struct afd__mlp_args a = {
+		.x = rig_input(r, t->x + how->row0 * c->hidden, how->n_rows * row_bytes),
+		.gate_up = afd__matrix_at(&gate_up, 0),
+		.down = afd__matrix_at(&down, 0),
+		.y = rig_output(r, how->n_rows * row_bytes),
+		.gate_up_rows = rig_output(r, how->n_rows * 2 * c->width * 4),
+		.activated = rig_output(r, how->n_rows * c->width * 4),
+		.n_rows = how->n_rows,
+		.quantize = c->quantize,
+	};
+	struct afd__quantize_args quantize = { (float *)a.x, how->n_rows, c->hidden, 0 };
+
+	if (c->quantize)
+		RIG_OK(afd__quantize(&r->q, &quantize));
+	if (afd__mlp(&r->q, &a))
+		fail_msg("%s: %s", c->name, afd_last_error());
+	rig_fetch(r, y, a.y, how->n_rows * row_bytes);
+	afd__matrix_destroy(r->dev, &gate_up);
+	afd__matrix_destroy(r->dev, &down);
+	rig_end(r);
+}
+
+static void mlps_agree_with_double_in_every_case_and_kind(void **state)
+{
+	const float kinds[] = { 1, 1e-15f, 1e6f };
+	static struct experts_data t;
+	static float y[MAX_ROWS * MAX_HIDDEN];
+	double want[MAX_HIDDEN], size[MAX_HIDDEN];
+
+	for (size_t i = 0; i < N_MLP_CASES * 3; i++) {
+		const struct experts_case *c = &mlp_cases[i / 3];
+
+		make(&t, c, kinds[i % 3]);
+		run_mlp(&t, &(struct how){ .n_rows = MAX_ROWS, .n_threads = 2, .in_place = i % 2 }, y);
+		for (uint32_t row = 0; row < MAX_ROWS; row += 9) {
+			reference_expert(&t, 0, t.x + row * c->hidden, want, size);
+			for (uint32_t n = 0; n < c->hidden; n++)
+				rig_near(y[row * c->hidden + n], want[n], 3e-6, size[n] + 1e-35,
+					c->name, n);
+		}
+	}
+}
+
+static void the_other_rows_of_an_mlp_do_not_show(void **state)
+{
+	static struct experts_data t;
+	static float all[MAX_ROWS * MAX_HIDDEN], part[MAX_ROWS * MAX_HIDDEN];
+
+	for (size_t i = 0; i < N_MLP_CASES; i++) {
+		uint32_t hidden = mlp_cases[i].hidden;
+
+		make(&t, &mlp_cases[i], 1);
+		run_mlp(&t, &usual, all);
+		run_mlp(&t, &(struct how){ .row0 = 7, .n_rows = 3, .n_threads = 1 }, part);
+		assert_memory_equal(part, all + (size_t)7 * hidden, (size_t)3 * hidden * 4);
+	}
+}
+
 static void check_bits(const struct how *how)
 {
 	static struct experts_data t;
@@ -533,6 +615,8 @@ int main(int argc, char **argv)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(experts_agree_with_double_in_every_case_and_kind),
+		cmocka_unit_test(mlps_agree_with_double_in_every_case_and_kind),
+		cmocka_unit_test(the_other_rows_of_an_mlp_do_not_show),
 		cmocka_unit_test(the_other_rows_do_not_show),
 		cmocka_unit_test(neither_threads_nor_chunks_nor_y_in_x_show),
 		RIG_TEST(many_rows_of_one_expert_have_the_bits_of_each_alone),

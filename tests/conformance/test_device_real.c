@@ -275,6 +275,46 @@ static void experts_at_the_sizes_of_qwen3_30b_agree_with_the_cpu(void **state)
 	compare(experts_fp8, 5 * 2048, 2e-5 + rig_product_unit(AFD_DTYPE_FP8));
 }
 
+static void run_mlp(struct rig *r, uint32_t hidden, uint32_t width, float *out)
+{
+	enum { ROWS = 5 };
+	struct afd__matrix_shape up = { .n = 2 * width, .k = hidden, .dtype = AFD_DTYPE_BF16 };
+	struct afd__matrix_shape down = { .n = hidden, .k = width, .dtype = AFD_DTYPE_BF16 };
+	struct afd__mlp_args a = { .n_rows = ROWS };
+	float *x = random_rows(r, ROWS * (size_t)hidden);
+
+	for (uint32_t i = 0; i < ROWS * hidden; i++)
+		x[i] *= 0x1p-6f;
+	make_weights(r, &a.gate_up, &up);
+	make_weights(r, &a.down, &down);
+	a.x = rig_input(r, x, (size_t)ROWS * hidden * 4);
+	a.y = rig_output(r, (size_t)ROWS * hidden * 4);
+	a.gate_up_rows = rig_output(r, (size_t)ROWS * 2 * width * 4);
+	a.activated = rig_output(r, (size_t)ROWS * width * 4);
+	RIG_OK(afd__mlp(&r->q, &a));
+	rig_fetch(r, out, a.y, (size_t)ROWS * hidden * 4);
+	afd__matrix_destroy(r->dev, &a.gate_up);
+	afd__matrix_destroy(r->dev, &a.down);
+	free(x);
+}
+
+static void wide_mlp(struct rig *r, float *out)
+{
+	run_mlp(r, 1024, 3072, out);
+}
+
+/* So few columns that k is cut for them. */
+static void narrow_mlp(struct rig *r, float *out)
+{
+	run_mlp(r, 2048, 80, out);
+}
+
+static void mlps_of_a_width_and_of_a_shard_agree_with_the_cpu(void **state)
+{
+	compare(wide_mlp, 5 * 1024, 2e-5 + rig_product_unit(AFD_DTYPE_BF16));
+	compare(narrow_mlp, 5 * 2048, 2e-5 + rig_product_unit(AFD_DTYPE_BF16));
+}
+
 static void norm(struct rig *r, float *out)
 {
 	enum { ROWS = 3, WIDTH = 5120 };
@@ -323,6 +363,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(attention_over_3000_positions_agrees_with_the_cpu),
 		cmocka_unit_test(a_chunk_over_3000_positions_agrees_with_the_cpu),
 		cmocka_unit_test(rows_of_a_chunk_over_3000_positions_have_the_bits_that_they_have_alone),
+		cmocka_unit_test(mlps_of_a_width_and_of_a_shard_agree_with_the_cpu),
 		cmocka_unit_test(experts_at_the_sizes_of_qwen3_30b_agree_with_the_cpu),
 		cmocka_unit_test(a_norm_of_5120_numbers_agrees_with_the_cpu),
 		cmocka_unit_test(the_largest_of_a_real_vocabulary_is_found),

@@ -28,6 +28,7 @@ struct all_args {
 	struct afd__quantize_args quantize;
 	struct afd__route_args route;
 	struct afd__experts_args experts;
+	struct afd__mlp_args mlp;
 };
 
 /* Those of routed layers. */
@@ -63,6 +64,14 @@ static void add_routed_args(struct all_args *args, float *m, const struct afd__m
 		.top_k = 1 };
 	args->experts.down.k = 2;
 	args->experts.down.data_stride = 32;
+	args->mlp = (struct afd__mlp_args){ .x = m,
+		.gate_up = *w,
+		.down = *w,
+		.y = m + 64,
+		.gate_up_rows = m + 72,
+		.activated = m + 80,
+		.n_rows = 1 };
+	args->mlp.down.k = 2;
 }
 
 static struct all_args good_args(float *m)
@@ -176,6 +185,9 @@ static struct all_args good_args(float *m)
 	X(route, a.top_k = 5, "limit 1 to 4") \
 	X(route, a.logits = NULL, "logits is NULL") \
 	X(experts, a.ids = NULL, "ids is NULL") \
+	X(mlp, a.activated = NULL, "activated is NULL") \
+	X(mlp, a.down.k = 3, "twice the width") \
+	X(mlp, a.quantize = 2, "quantize 2") \
 	X(copy, a.src = NULL, "src is NULL") \
 	X(copy, a.bytes = 257, "overlap")
 
@@ -206,6 +218,7 @@ static void the_good_arguments_are_taken(void **state)
 	float zeros[N_NUMBERS] = { 0 };
 	struct all_args good = good_args(rig_input(r, zeros, sizeof(zeros)));
 
+	good.mlp.gate_up.data = good.mlp.down.data = zeros;
 	good.embed.table.data = good.product.w.data = good.experts.gate_up.data =
 		good.experts.down.data = zeros; /* in place: host memory */
 #define GOOD_CASE(op) RIG_OK(afd__##op(&r->q, &good.op));
@@ -227,6 +240,7 @@ static void calls_without_rows_do_nothing(void **state)
 	none.activation.n_rows = none.convert.n_rows = none.argmax.n_rows = 0;
 	none.copy.bytes = 0;
 	none.gate.n_rows = none.quantize.n_rows = none.route.n_rows = none.experts.n_rows = 0;
+	none.mlp.n_rows = 0;
 #define NO_ROWS_CASE(op) RIG_OK(afd__##op(&r->q, &none.op));
 	AFD__DEVICE_OPERATIONS(NO_ROWS_CASE)
 	RIG_OK(afd__queue_upload(&r->q, m, x + 100, 0));

@@ -64,10 +64,9 @@ PLANTED = {
     "a_tile_whose_sums_overwrite_the_last_stage": (
         "tile.cu", "\tbarrier(); /* the ring is free for the sums */\n", "", "product", "products*", "tsan", "random:3"),
     "a_tile_that_adds_before_all_warps_have_written": (
-        "tile.cu", "\tbarrier();\n\tfor (unsigned i = thread_x(); i < at.n_rows", "\tfor (unsigned i = thread_x(); i < at.n_rows",
-        "product", "products*", "plain", "first"),
+        "tile.cu", "\tbarrier();\n\tif (t.half) {", "\tif (t.half) {", "product", "products*", "plain", "first"),
     "a_tile_that_reads_weights_beyond_the_last": (
-        "tile.cu", "if (row < at.n_columns && k < t.p.k)", "if (k < t.p.k)", "product", "products*", "asan", "first"),
+        "tile.cu", "if (has_column<COLUMNS>(t, at, row) && k < t.p.k)", "if (k < t.p.k)", "product", "products*", "asan", "first"),
     "a_tile_with_two_lanes_exchanged": (
         "tile.cu", "lane_id() / 4 + e / 2 * 8", "lane_id() % 8 + e / 2 * 8", "product", "products*", "plain", "first"),
     "a_tile_with_the_scale_of_the_next_block": (
@@ -77,6 +76,14 @@ PLANTED = {
         "tile_inputs.cu", "at - a.lead < a.k ?", "at - a.lead <= a.k ?", "product", "products*", "plain", "first"),
     "inputs_of_fp8_in_plain_order": (
         "tile_inputs.cu", "return i / 4 * 2 + i % 2 + (i & 2 ? 8 : 0);", "return i;", "fp8", "fp8_products*", "plain", "first"),
+    "inputs_that_forget_the_up": (
+        "tile_inputs.cu", "x / (1 + expf(-x)) * a.from.up[at]", "x / (1 + expf(-x))", "experts", "mlps*", "plain", "first"),
+    "an_mlp_whose_up_is_its_gate": (
+        "tile.cu", "t.half + column - COLUMNS / 2", "column - COLUMNS / 2", "experts", "mlps*", "plain", "first"),
+    "an_mlp_that_leaves_numbers_behind_the_row": (
+        "tile.cu", "numbers[t.activated_lead + t.half + i] = 0;", "(void)i;", "experts", "mlps*", "plain", "first"),
+    "an_argmax_that_forgets_the_last_pieces": (
+        "argmax.cu", "i < n_pieces; i += 32", "i < least(n_pieces, 32); i += 32", "real", "the_largest*", "plain", "first"),
     "a_split_that_sees_one_position_too_many": (
         "attend_tile.h:attend_split.cu", "s.end = (unsigned)a.positions[row] + 1;", "s.end = (unsigned)a.positions[row] + 2;",
         "attend", "attention_a*", "plain", "first"),
