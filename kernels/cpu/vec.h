@@ -257,6 +257,15 @@ INLINE vec_half half_of_bits(vec_bits bits)
 #endif
 }
 
+INLINE vec_byte byte_of_bits(vec_bits bits)
+{
+#if LANES == 16
+	return (vec_byte)_mm512_cvtepi32_epi8((__m512i)bits);
+#else
+	return __builtin_convertvector(bits, vec_byte);
+#endif
+}
+
 INLINE vec vec_of_f16(vec_half h)
 {
 #if LANES == 16
@@ -334,17 +343,19 @@ INLINE vec vec_round_fp8(vec v)
 	return vec_select(v != v, v, (vec)((vec_bits)even | sign));
 }
 
+/* The same as its pattern, which a carry out of the fraction rounds up rightly. */
 INLINE vec_byte vec_to_fp8(vec v)
 {
 	const float denormal = 0x1p14f;
-	vec rounded = vec_round_fp8(v);
-	vec_bits bits = (vec_bits)rounded, size = bits & 0x7fffffff, code, small;
+	vec_bits bits = (vec_bits)v, size, code, small;
+	vec magnitude = vec_min((vec)(bits & 0x7fffffff), vec_splat(448.0f));
 
-	code = (size >> 20) - (120 << 3);
-	small = (vec_bits)((vec)size + denormal) & 15;
-	code = (vec_bits)vec_select((vec)size < 0x1p-6f, (vec)small, (vec)code);
+	size = (vec_bits)magnitude;
+	code = ((size + 0x7ffff + (size >> 20 & 1)) >> 20) - (120 << 3);
+	small = (vec_bits)(magnitude + denormal) & 15;
+	code = (vec_bits)vec_select(magnitude < 0x1p-6f, (vec)small, (vec)code);
 	code = (vec_bits)vec_select(v != v, (vec)((vec_bits){ 0 } + 0x7f), (vec)code);
-	return __builtin_convertvector(code | (bits >> 24 & 0x80), vec_byte);
+	return byte_of_bits(code | (bits >> 24 & 0x80));
 }
 
 INLINE vec vec_load_as(const void *p, const int dtype)

@@ -356,6 +356,12 @@ GPU_FN unsigned count_bits(unsigned bits) { return (unsigned)__popc(bits); }
 #else
 GPU_FN unsigned count_bits(unsigned bits) { return (unsigned)__builtin_popcount(bits); }
 #endif
+/* A product that no addition is fused into. */
+#ifdef __CUDACC__
+GPU_FN float times(float a, float b) { return __fmul_rn(a, b); }
+#else
+GPU_FN float times(float a, float b) { return a * b; }
+#endif
 GPU_FN bool is_finite(float x) { return (bits_of(x) & 0x7f800000) != 0x7f800000; }
 GPU_BOTH unsigned least(unsigned a, unsigned b) { return a < b ? a : b; }
 GPU_BOTH size_t divide_up(size_t a, size_t b) { return (a + b - 1) / b; }

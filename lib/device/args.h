@@ -50,6 +50,45 @@ static inline uint32_t afd__scale_columns(uint32_t column_offset, uint32_t k)
 	return (uint32_t)(((uint64_t)column_offset + k + AFD__SCALE_ROWS - 1) / AFD__SCALE_ROWS);
 }
 
+/*
+ * A row of AFD_DTYPE_FP8 outside of matrices, as it crosses a wire: `width` numbers of e4m3, then
+ * at a multiple of 16 one f32 scale for each group of 128 numbers, the last of which may be
+ * shorter; value = number * scale of its group. What fills up to multiples of 16 is 0.
+ */
+static inline size_t afd__row_scales_at(uint32_t width)
+{
+	return ((size_t)width + 15) / 16 * 16;
+}
+
+static inline uint32_t afd__row_groups(uint32_t width)
+{
+	return afd__scale_columns(0, width);
+}
+
+/* Bytes of a row of any dtype without what may lie between rows; 0 for an unknown dtype. */
+static inline size_t afd__row_bytes(uint32_t width, int32_t dtype)
+{
+	size_t scales = afd__row_groups(width) * sizeof(float);
+
+	switch (dtype) {
+	case AFD_DTYPE_F32:
+		return (size_t)width * 4;
+	case AFD_DTYPE_BF16:
+	case AFD_DTYPE_F16:
+		return (size_t)width * 2;
+	case AFD_DTYPE_FP8:
+		return afd__row_scales_at(width) + (scales + 15) / 16 * 16;
+	default:
+		return 0;
+	}
+}
+
+/* What a writer makes of a group: its scale is the largest finite magnitude / 448, of which the low
+ * AFD__SCALE_SPARE bits are cleared, and at least AFD__SCALE_LEAST. So number * scale is exact, and
+ * a row that has crossed once does not change when it crosses again. */
+enum { AFD__SCALE_SPARE = 4 };
+#define AFD__SCALE_LEAST 0x1p-100f
+
 struct afd__matrix_shape {
 	uint32_t n, k;
 	uint32_t n_stack; /* 0: one matrix, no stack */
@@ -162,14 +201,15 @@ struct afd__activation_args {
 };
 
 /* dst[i] = src[index[i]] in another dtype, rounded to nearest even; or dst[i] +=. With scatter
- * dst[index[i]] = src[i], or +=, and no number stands twice in index. */
+ * dst[index[i]] = src[i], or +=, and no number stands twice in index. Rows of AFD_DTYPE_FP8 have
+ * their scales in them, and the other side is f32; what is not finite becomes NaN in them. */
 struct afd__convert_args {
 	const void *src;      /* dev or slot [..][width], rows src_stride bytes apart */
 	void *dst;            /* dev or slot [..][width], rows dst_stride bytes apart */
 	const int32_t *index; /* dev [n_rows], or NULL: i itself */
 	size_t src_stride, dst_stride;
 	uint32_t n_rows, width;
-	int32_t src_dtype, dst_dtype; /* equal, or one of them f32 */
+	int32_t src_dtype, dst_dtype; /* equal (not FP8), or one of them f32 */
 	int32_t accumulate;           /* 1: dst must be f32 and the row is added to it */
 	int32_t scatter;              /* 1: index, which must be given, says where rows go */
 };

@@ -229,12 +229,18 @@ static void check_activation(struct check *c, const struct afd__activation_args 
 	countable(c, a->n_rows, 2 * (uint64_t)a->width);
 }
 
+/* Rows of FP8 have f32 scales in them. */
+static size_t row_alignment(int32_t dtype)
+{
+	return dtype == AFD_DTYPE_FP8 ? sizeof(float) : number_bytes(dtype);
+}
+
 static void check_convert(struct check *c, const struct afd__convert_args *a)
 {
-	size_t src = number_bytes(a->src_dtype), dst = number_bytes(a->dst_dtype);
+	size_t src = row_alignment(a->src_dtype), dst = row_alignment(a->dst_dtype);
 
-	need_dtype(c, "src_dtype", a->src_dtype);
-	need_dtype(c, "dst_dtype", a->dst_dtype);
+	need_dtype_or_fp8(c, "src_dtype", a->src_dtype);
+	need_dtype_or_fp8(c, "dst_dtype", a->dst_dtype);
 	need_aligned(c, "src", a->src, src);
 	need_aligned(c, "dst", a->dst, dst);
 	within(c, "scatter", (uint64_t)a->scatter, 0, 1);
@@ -244,8 +250,11 @@ static void check_convert(struct check *c, const struct afd__convert_args *a)
 		may(c, "index", a->index);
 	countable(c, a->n_rows, a->width);
 	within(c, "src_stride", a->src_stride,
-		a->n_rows > 1 || (a->index && !a->scatter) ? a->width * src : 0, SIZE_MAX / 2);
-	within(c, "dst_stride", a->dst_stride, a->n_rows > 1 || a->scatter ? a->width * dst : 0,
+		a->n_rows > 1 || (a->index && !a->scatter) ? afd__row_bytes(a->width, a->src_dtype)
+							   : 0,
+		SIZE_MAX / 2);
+	within(c, "dst_stride", a->dst_stride,
+		a->n_rows > 1 || a->scatter ? afd__row_bytes(a->width, a->dst_dtype) : 0,
 		SIZE_MAX / 2);
 	if (!c->code && (a->src_stride % src || a->dst_stride % dst))
 		c->code = afd__error(-EINVAL,
@@ -255,8 +264,8 @@ static void check_convert(struct check *c, const struct afd__convert_args *a)
 	if (!c->code && a->accumulate && a->dst_dtype != AFD_DTYPE_F32)
 		c->code = afd__error(-EINVAL, "convert: accumulates in f32, dst_dtype is %s",
 			afd_dtype_name(a->dst_dtype));
-	if (!c->code && a->src_dtype != a->dst_dtype && a->src_dtype != AFD_DTYPE_F32 &&
-		a->dst_dtype != AFD_DTYPE_F32)
+	if (!c->code && (a->src_dtype != a->dst_dtype || a->src_dtype == AFD_DTYPE_FP8) &&
+		a->src_dtype != AFD_DTYPE_F32 && a->dst_dtype != AFD_DTYPE_F32)
 		c->code = afd__error(-EINVAL, "convert: from %s to %s, one of them must be f32",
 			afd_dtype_name(a->src_dtype), afd_dtype_name(a->dst_dtype));
 }

@@ -169,7 +169,14 @@ static struct all_args good_args(float *m)
 	X(attend, a.n_rows = 0x80000000u, "tasks") \
 	X(activation, a.out = NULL, "out is NULL") \
 	X(activation, a.width = 0, "width 0") \
-	X(convert, a.dst_dtype = AFD_DTYPE_FP8, "dst_dtype") \
+	X(convert, a.dst_dtype = 5, "dst_dtype 5") \
+	X(convert, (a.dst_dtype = AFD_DTYPE_FP8), "dst_stride 8, limit 32") \
+	X(convert, (a.dst_dtype = AFD_DTYPE_FP8, a.dst_stride = 34), "multiples") \
+	X(convert, (a.dst_dtype = AFD_DTYPE_FP8, a.dst_stride = 32, a.dst = (char *)a.dst + 2), \
+		"aligned to 4") \
+	X(convert, (a.src_dtype = AFD_DTYPE_FP8, a.src_stride = 32), "one of them must be f32") \
+	X(convert, (a.src_dtype = a.dst_dtype = AFD_DTYPE_FP8, a.src_stride = a.dst_stride = 32), \
+		"one of them must be f32") \
 	X(convert, (a.src_dtype = AFD_DTYPE_F16), "one of them must be f32") \
 	X(convert, a.accumulate = 1, "accumulates in f32") \
 	X(convert, a.accumulate = 2, "accumulate 2") \

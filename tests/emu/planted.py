@@ -39,6 +39,18 @@ PLANTED = {
         "convert", "rows_are*", "plain", "first"),
     "a_convert_that_forgets_to_add": (
         "convert.cu", "x += to_float(dst[i]);", "(void)x;", "convert", "rows_are*", "plain", "first"),
+    "a_scale_of_a_wire_row_with_bits_to_spare": (
+        "convert.cu", ">> AFD__SCALE_SPARE << AFD__SCALE_SPARE", "", "fp8_rows", "rows_have*", "plain", "first"),
+    "a_scale_of_a_wire_row_that_infinity_sets": (
+        "convert.cu", "largest = is_finite(v[i]) ? fmaxf(largest, fabsf(v[i])) : largest;", "largest = fmaxf(largest, fabsf(v[i]));",
+        "fp8_rows", "groups_at*", "plain", "first"),
+    "a_wire_row_whose_gaps_keep_what_was_there": (
+        "convert.cu", "\tif (!group)\n\t\tfill_row", "\tif (group > 1000)\n\t\tfill_row", "fp8_rows", "rows_have*", "plain", "first"),
+    "a_wire_row_read_with_the_scale_before_its_own": (
+        "convert.cu", "((const float *)(rows.src + layout.scales_at))[group];",
+        "((const float *)(rows.src + layout.scales_at))[group ? group - 1 : 0];", "fp8_rows", "rows_come*", "plain", "first"),
+    "a_wire_row_that_forgets_to_add": (
+        "convert.cu", "a.accumulate ? x + dst[column] : x", "x", "fp8_rows", "rows_of*", "plain", "first"),
     "a_rope_that_turns_the_wrong_way": (
         "rope.cu", "*second = b * h.angles[i] + a", "*second = b * h.angles[i] - a", "rope", "*", "plain", "first"),
     "a_rope_that_appends_v_where_k_lies": (
