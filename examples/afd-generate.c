@@ -446,8 +446,8 @@ static const struct tool_option options[] = {
 		"1",
 		set_lanes, &flags.lanes, 1, AFD_MAX_LANES },
 	{ "wire-dtype", "X|X:Y", "auto",
-		"f32, bf16 or f16 rows (attention to FFN : FFN to attention); auto: as "
-		"embed_tokens",
+		"f32, bf16, f16 or fp8 rows (attention to FFN : FFN to attention); auto: as "
+		"embed_tokens, bf16 for FP8",
 		tool_set_dtypes, flags.wire_dtypes, 0, 0 },
 	{ "kv-dtype", "X", "auto", "f32, bf16, f16 or fp8 KV cache; auto: as embed_tokens",
 		tool_set_dtype, &flags.kv_dtype, 0, 0 },

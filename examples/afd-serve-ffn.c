@@ -201,7 +201,7 @@ static const struct tool_option options[] = {
 	{ "gather-us", "N", "2000 us", "the longest wait for rows of other peers, 1 to 1000000 us",
 		tool_set_u32, &flags.gather_us, 1, 1000000 },
 	{ "wire-dtype", "X|X:Y", "any",
-		"take only peers with f32, bf16 or f16 rows (attention to FFN : FFN to attention)",
+		"take only peers with f32, bf16, f16 or fp8 rows (attention to FFN : FFN to attention)",
 		tool_set_dtypes, flags.wire_dtypes, 0, 0 },
 	{ 0 },
 };

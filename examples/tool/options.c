@@ -127,9 +127,9 @@ int tool_set_either(const struct tool_option *option, const char *value)
 	return TOOL_DONE;
 }
 
-/* One name of the value, n_chars from `name` on, up to the dtype `last`. */
+/* One name of the value, n_chars from `name` on. */
 static int read_dtype(const struct tool_option *option, const char *value, const char *name,
-	size_t n_chars, int32_t last, int32_t *out)
+	size_t n_chars, int32_t *out)
 {
 	static const struct {
 		const char *name;
@@ -143,24 +143,18 @@ static int read_dtype(const struct tool_option *option, const char *value, const
 	};
 
 	for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
-		if (names[i].dtype <= last && strlen(names[i].name) == n_chars &&
-			!memcmp(name, names[i].name, n_chars)) {
+		if (strlen(names[i].name) == n_chars && !memcmp(name, names[i].name, n_chars)) {
 			*out = names[i].dtype;
 			return TOOL_DONE;
 		}
 	}
-	if (n_chars == 3 && !memcmp(name, "fp8", 3))
-		return tool_fail(TOOL_USAGE,
-			"--%s %s: fp8 is not in this version, limit f32, bf16 or f16", option->name,
-			value);
-	return tool_fail(TOOL_USAGE, "--%s: value '%s', limit auto, f32, bf16%s", option->name,
-		value, last == AFD_DTYPE_FP8 ? ", f16 or fp8" : " or f16");
+	return tool_fail(TOOL_USAGE, "--%s: value '%s', limit auto, f32, bf16, f16 or fp8",
+		option->name, value);
 }
 
 int tool_set_dtype(const struct tool_option *option, const char *value)
 {
-	return read_dtype(
-		option, value, value, strlen(value), AFD_DTYPE_FP8, option->into);
+	return read_dtype(option, value, value, strlen(value), option->into);
 }
 
 int tool_set_dtypes(const struct tool_option *option, const char *value)
@@ -170,15 +164,13 @@ int tool_set_dtypes(const struct tool_option *option, const char *value)
 	int status;
 
 	if (!second) {
-		status = read_dtype(
-			option, value, value, strlen(value), AFD_DTYPE_F16, &dtypes[0]);
+		status = read_dtype(option, value, value, strlen(value), &dtypes[0]);
 		dtypes[1] = dtypes[0];
 		return status;
 	}
-	status = read_dtype(option, value, value, second - value, AFD_DTYPE_F16, &dtypes[0]);
+	status = read_dtype(option, value, value, second - value, &dtypes[0]);
 	return status ? status
-		      : read_dtype(option, value, second + 1, strlen(second + 1),
-				AFD_DTYPE_F16, &dtypes[1]);
+		      : read_dtype(option, value, second + 1, strlen(second + 1), &dtypes[1]);
 }
 
 int tool_set_device(const struct tool_option *option, const char *value)

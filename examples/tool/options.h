@@ -49,7 +49,7 @@ int tool_set_either(const struct tool_option *option,
 int tool_set_dtype(const struct tool_option *option,
 	const char *value); /* int32_t, enum afd_dtype; "auto": 0 */
 int tool_set_dtypes(
-	const struct tool_option *option, const char *value); /* int32_t [2]: X, or X:Y; no fp8 */
+	const struct tool_option *option, const char *value); /* int32_t [2]: X, or X:Y */
 int tool_set_device(const struct tool_option *option, const char *value); /* const char * */
 int tool_set_shard(
 	const struct tool_option *option, const char *value); /* uint32_t [2]: i/n, i below n */

@@ -118,7 +118,7 @@ AFD_API int64_t afd_attn_kv_pages(const afd_model *model, const struct afd_attn_
  *   -ENOENT   a tensor is missing: named
  *   -EBADMSG  a tensor has another shape than the config says, or the scale of an fp8 KV cache is
  *             no positive number: named
- *   -ENOTSUP  to_ffn_dtype or to_attention_dtype is fp8; the device does not reach kv_memory
+ *   -ENOTSUP  the device does not reach kv_memory
  *   -ENOSYS, -ENODEV   the device
  *   -E2BIG, -ENOMEM
  */

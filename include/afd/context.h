@@ -63,7 +63,7 @@ enum afd_dtype {
 	AFD_DTYPE_F32 = 1,
 	AFD_DTYPE_BF16 = 2,
 	AFD_DTYPE_F16 = 3,
-	AFD_DTYPE_FP8 = 4, /* e4m3 with scales: of weights, and of the KV cache */
+	AFD_DTYPE_FP8 = 4, /* e4m3 with scales: of weights, of the KV cache, and on the wire */
 };
 
 enum afd_log_level {

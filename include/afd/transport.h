@@ -48,8 +48,9 @@ struct afd_transport_params {
 	uint32_t n_connect;
 	uint32_t lanes; /* attention side: batches that overlap, 1 .. AFD_MAX_LANES; 0 means 1 */
 	uint32_t max_rows; /* rows of one part, 1 .. 65536; 0 means 512; the smaller side wins */
-	/* enum afd_dtype of x on the wire. Attention side: 0 means the contract's. FFN side: 0
-	 * accepts any, else only this */
+	/* enum afd_dtype of x on the wire; AFD_DTYPE_FP8: with a scale for each 128 numbers of a row.
+	 * Attention side: 0 means the contract's, bf16 for FP8. FFN side: 0 accepts any, else only
+	 * this */
 	int32_t to_ffn_dtype;
 	int32_t to_attention_dtype; /* of y, the same way */
 	int32_t gate;               /* attention side: enum afd_gate; 0 means AFD_GATE_ATTENTION */
@@ -95,7 +96,7 @@ struct afd_transport_params {
  *                is not there (afd-verbs.so); or a key, and there is no afd-tls.so
  *   -EACCES      others may open the key's file; -ENOENT: there is none
  *   -EADDRINUSE  somebody listens there
- *   -ENOTSUP     AFD_DTYPE_FP8 (not in this version); tls over verbs:
+ *   -ENOTSUP     tls over verbs:
  *   -ENODEV      the machine cannot: shm: without memfd, verbs: without an RDMA device
  *   -E2BIG, -ENOMEM, -EIO
  */
@@ -150,8 +151,8 @@ struct afd_frame {
 	int32_t layer;   /* 0 .. n_layers-1 */
 	int32_t lane;    /* 0 .. lanes-1 */
 	uint32_t n_rows; /* 0 is legal: nothing crosses, and _collect returns 1 */
-	int32_t x_dtype; /* of x in memory; 0 means f32. Rounded if the wire has another */
-	int32_t y_dtype; /* of y in memory; 0 means f32 */
+	int32_t x_dtype; /* of x in memory, not fp8; 0 means f32. Rounded if the wire has another */
+	int32_t y_dtype; /* of y in memory, not fp8; 0 means f32 */
 	uint32_t _pad;   /* 0 */
 	const void *x;   /* [n_rows][hidden_size], rows x_row_bytes apart */
 	/* [n_rows][hidden_size], rows y_row_bytes apart; may be x when dtypes are equal. With
@@ -176,7 +177,7 @@ AFD_API int afd_transport_cancel(afd_transport *net);
 
 /* Sends a frame: all rows to all FFN peers; with ids a row goes only to those that hold one of its
  * experts, or a part of shared ones. Parts of more than max_rows rows follow in _poll and _collect.
- * -EBUSY when the lane has a frame out, or a stage has the transport. */
+ * -EBUSY when the lane has a frame out, or a stage has the transport; -ENOTSUP: fp8 in memory. */
 AFD_API int afd_transport_dispatch(afd_transport *net, const struct afd_frame *frame);
 
 /* Makes progress. 1: y of the lane's frame is complete; 0: not yet; or the error that ended it: the

@@ -34,8 +34,8 @@ struct afd__attn_memory {
 	float *qkv;     /* [max_rows][qkv_width] */
 	float *mixed;   /* [max_rows][n_heads * head_dim] */
 	float *angles;  /* [n_ropes][max_rows][head_dim] */
-	void *wire;     /* [max_rows][hidden] in a wire dtype, at most 4 bytes a number; NULL when
-			   rows are rounded by the FFN's slots alone */
+	void *wire;     /* [max_rows][hidden] in a wire dtype; NULL when rows are rounded by the FFN's
+			   slots alone */
 	float *zeros;   /* max(hidden, max_rows) numbers of +0.0, which are also indices of 0 */
 	int32_t *words; /* the batch's */
 	float *gate; /* [max_rows][mixed_width]; NULL without output gates */

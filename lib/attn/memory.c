@@ -25,6 +25,14 @@ static void *part(struct plan *plan, size_t n, size_t width)
 	return plan->base ? plan->base + at : NULL;
 }
 
+/* Numbers of 4 bytes that a row takes in whichever wire dtype; a short one of FP8 is the widest. */
+static size_t wire_width(uint32_t hidden)
+{
+	size_t fp8 = afd__row_bytes(hidden, AFD_DTYPE_FP8) / sizeof(float);
+
+	return fp8 > hidden ? fp8 : hidden;
+}
+
 static bool has_gate(const struct afd__arch *arch)
 {
 	uint32_t i = 0;
@@ -56,7 +64,9 @@ static void lay_out(const struct afd_attn *attn, struct afd__attn_memory *m, str
 	m->qkv = part(plan, rows, attn->qkv_width);
 	m->mixed = part(plan, rows, attn->mixed_width);
 	m->angles = part(plan, rows * attn->weights.n_ropes, attn->layout.head_dim);
-	m->wire = attn->ffn || attn->route.top_k ? part(plan, rows, hidden) : NULL;
+	m->wire = attn->ffn || attn->route.top_k
+			  ? part(plan, rows, wire_width(attn->arch->hidden_size))
+			  : NULL;
 	m->zeros = part(plan, 1, rows > hidden ? rows : hidden);
 	m->words = part(plan, 1, attn->batch.capacity_words);
 	m->gate = has_gate(attn->arch) ? part(plan, rows, attn->mixed_width) : NULL;

@@ -64,16 +64,6 @@ static int fill_kv(struct afd_attn_params *p, const struct afd_model *model)
 	return rc ? rc : fill_dtype(&p->kv_dtype, afd__model_dtype(model), "kv_dtype");
 }
 
-static int fill_wire_dtype(int32_t *dtype, int32_t fallback, const char *name)
-{
-	int rc = fill_dtype(dtype, fallback, name);
-
-	if (!rc && *dtype == AFD_DTYPE_FP8)
-		return afd__error(
-			-ENOTSUP, "attn: %s is fp8; f32, bf16 and f16 are supported", name);
-	return rc;
-}
-
 /* A transport says which rank we are; params may repeat it. */
 static int check_group(const struct afd_attn_params *p, const struct afd__exchange_info *net)
 {
@@ -104,9 +94,8 @@ static int fill_wire(struct afd_attn_params *p, const struct afd_model *model,
 		p->lanes = net->lanes;
 	}
 	rc = fill_count(&p->lanes, 1, AFD_MAX_LANES, "lanes");
-	rc = rc ? rc : fill_wire_dtype(&p->to_ffn_dtype, fallback, "to_ffn_dtype");
-	return rc ? rc
-		  : fill_wire_dtype(&p->to_attention_dtype, fallback, "to_attention_dtype");
+	rc = rc ? rc : fill_dtype(&p->to_ffn_dtype, fallback, "to_ffn_dtype");
+	return rc ? rc : fill_dtype(&p->to_attention_dtype, fallback, "to_attention_dtype");
 }
 
 /* Where every layer has a window, a sequence outgrows the pool. */

@@ -47,7 +47,7 @@ static bool piece_of(const struct afd__ffn_run *run, uint64_t part_row0,
 static int bring(struct afd_ffn *ffn, const struct piece *piece, const void *slot, int32_t dtype,
 	uint32_t width, void *to)
 {
-	size_t slot_row_bytes = width * afd_dtype_bytes(dtype), row_bytes = width * sizeof(float);
+	size_t slot_row_bytes = afd__row_bytes(width, dtype), row_bytes = width * sizeof(float);
 	struct afd__convert_args args = {
 		.src = (const char *)slot + piece->from * slot_row_bytes,
 		.src_stride = slot_row_bytes,
@@ -92,7 +92,7 @@ static int bring_in(struct afd_ffn *ffn, const struct piece *piece)
 static int convert_out(struct afd_ffn *ffn, const struct piece *piece)
 {
 	const struct afd__part *part = piece->part;
-	size_t slot_row_bytes = ffn->hidden * afd_dtype_bytes(part->y_dtype);
+	size_t slot_row_bytes = afd__row_bytes(ffn->hidden, part->y_dtype);
 	struct afd__convert_args args = {
 		.src = ffn->y + (size_t)piece->to * ffn->hidden,
 		.src_stride = ffn->hidden * sizeof(float),

@@ -314,6 +314,7 @@ static int post(struct afd__link *link, struct afd__slot_out *out)
 		.n_rows = out->n_rows,
 		.part = out->part,
 		.n_parts = out->n_parts,
+		.scale_format = afd__wire_scales(link->to_ffn_dtype),
 		.top_k = out->top_k,
 	};
 	int rc;

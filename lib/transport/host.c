@@ -60,7 +60,7 @@ static void convert(const afd_transport *net, struct rows src, struct rows dst, 
 
 static struct rows wire_rows(const afd_transport *net, const void *slot, int32_t dtype)
 {
-	return (struct rows){ (uint8_t *)slot, net->contract.hidden_size * afd_dtype_bytes(dtype),
+	return (struct rows){ (uint8_t *)slot, afd__row_bytes(net->contract.hidden_size, dtype),
 		dtype };
 }
 
@@ -181,6 +181,11 @@ static int check_memory(const afd_transport *net, const char *what, const void *
 
 	if (!*dtype)
 		*dtype = AFD_DTYPE_F32;
+	if (*dtype == AFD_DTYPE_FP8)
+		return afd__error(-ENOTSUP,
+			"frame: %s_dtype is fp8, rows in memory are f32, bf16 or f16; "
+			"to_ffn_dtype and to_attention_dtype say what crosses",
+			what);
 	if (*dtype < AFD_DTYPE_F32 || *dtype > AFD_DTYPE_F16)
 		return afd__error(
 			-EINVAL, "frame: %s_dtype is %d, limit %d", what, *dtype, AFD_DTYPE_F16);

@@ -67,14 +67,14 @@ static int refuse_dtype(
 
 	if (ours)
 		snprintf(value, sizeof(value), "%s", afd_dtype_name(ours));
-	afd__hello_refuse(refusal, field, ours ? value : "f32, bf16 or f16", "%s",
+	afd__hello_refuse(refusal, field, ours ? value : "f32, bf16, f16 or fp8", "%s",
 		afd_dtype_name((int32_t)theirs));
 	return 1;
 }
 
 static bool is_wire_dtype(uint32_t dtype)
 {
-	return dtype == AFD_DTYPE_F32 || dtype == AFD_DTYPE_BF16 || dtype == AFD_DTYPE_F16;
+	return dtype >= AFD_DTYPE_F32 && dtype <= AFD_DTYPE_FP8;
 }
 
 static int judge_version(const struct afd__hello *said, uint32_t kind, struct afd__hello *refusal)

@@ -147,6 +147,7 @@ static int send_reply(struct afd__link *link, struct afd__slot_in *in, int statu
 	h.flags = in->since_ns < in->arrived_ns ? AFD__FLAG_QUEUE_LONGEST : 0;
 	h.top_k = 0;
 	h.dtype = (uint8_t)link->to_attention_dtype;
+	h.scale_format = afd__wire_scales(link->to_attention_dtype);
 	h.queue_ns = saturated(rest_of(rest_of(stay_ns, gather_ns), compute_ns));
 	h.gather_ns = saturated(gather_ns);
 	h.compute_ns = saturated(compute_ns);

@@ -34,9 +34,6 @@ static int check_range(const char *name, uint32_t value, uint32_t limit)
 
 static int check_dtype(const char *name, int32_t dtype)
 {
-	if (dtype == AFD_DTYPE_FP8)
-		return afd__error(
-			-ENOTSUP, "transport: %s is fp8, this version has f32, bf16 and f16", name);
 	if (dtype < 0 || dtype > AFD_DTYPE_FP8)
 		return afd__error(
 			-EINVAL, "transport: %s is %d, limit %d", name, dtype, AFD_DTYPE_FP8);
@@ -221,7 +218,8 @@ static int fill_params(afd_transport *net, const struct afd_transport_params *gi
 			"transport: layers held are %u from %u on, the contract has %u",
 			p->n_layers, p->first_layer, n_layers);
 	p->n_layers = or_default(p->n_layers, n_layers - p->first_layer);
-	if (p->max_rows * ((uint64_t)net->contract.hidden_size * sizeof(float) +
+	/* A row of FP8 is at most 28 bytes longer than its numbers would be in f32. */
+	if (p->max_rows * ((uint64_t)net->contract.hidden_size * sizeof(float) + 28 +
 				  8 * (uint64_t)net->contract.top_k) >
 		PART_BYTES_MAX)
 		return afd__error(-EINVAL,

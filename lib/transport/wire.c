@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "../context/error.h"
+#include "../device/args.h"
 
 #define MAGIC 0x46444641u /* "AFDF" */
 enum { ROWS_MAX = 65536, TOP_K_MAX = 64, HIDDEN_MAX = 65536 };
@@ -89,9 +90,9 @@ static int check_rows(const struct afd__header *h)
 
 	if (!h->type || h->type > 2)
 		return afd__error(-EPROTO, "frame of rows: type is %u, limit 2", h->type);
-	if (h->dtype < AFD_DTYPE_F32 || h->dtype > AFD_DTYPE_F16)
+	if (h->dtype < AFD_DTYPE_F32 || h->dtype > AFD_DTYPE_FP8)
 		return afd__error(
-			-EPROTO, "frame of rows: dtype is %u, limit %d", h->dtype, AFD_DTYPE_F16);
+			-EPROTO, "frame of rows: dtype is %u, limit %d", h->dtype, AFD_DTYPE_FP8);
 	if (!h->n_parts || h->part >= h->n_parts)
 		return afd__error(-EPROTO, "frame of rows: part is %u of %u", h->part, h->n_parts);
 	if (h->n_rows > ROWS_MAX)
@@ -103,9 +104,9 @@ static int check_rows(const struct afd__header *h)
 	if (!h->status && !h->n_rows)
 		return afd__error(
 			-EPROTO, "frame of rows: n_rows is 0, such a frame does not cross");
-	if (h->scale_format)
-		return afd__error(
-			-EPROTO, "frame of rows: scale_format is %u, must be 0", h->scale_format);
+	if (h->scale_format != afd__wire_scales(h->dtype))
+		return afd__error(-EPROTO, "frame of rows: scale_format is %u, of %s it must be %u",
+			h->scale_format, afd_dtype_name(h->dtype), afd__wire_scales(h->dtype));
 	if (h->row_meta_bytes)
 		return afd__error(-EPROTO, "frame of rows: row_meta_bytes is %u, must be 0",
 			h->row_meta_bytes);
@@ -156,7 +157,7 @@ size_t afd__wire_rows_bytes(uint32_t n_rows, uint32_t hidden_size, int32_t dtype
 
 	if (hidden_size > HIDDEN_MAX || n_rows > ROWS_MAX)
 		return 0;
-	if (__builtin_mul_overflow((size_t)n_rows * hidden_size, afd_dtype_bytes(dtype), &bytes))
+	if (__builtin_mul_overflow((size_t)n_rows, afd__row_bytes(hidden_size, dtype), &bytes))
 		return 0;
 	return bytes;
 }

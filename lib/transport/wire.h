@@ -51,6 +51,13 @@ void afd__wire_encode(void *bytes /* [AFD__HEADER_BYTES] */, const struct afd__h
  * names the field. */
 int afd__wire_decode(struct afd__header *h, const void *bytes, size_t n_bytes);
 
+/* How rows of a dtype are scaled: scale_format of a header. */
+enum { AFD__SCALES_NONE = 0, AFD__SCALES_IN_ROWS = 1 };
+static inline uint8_t afd__wire_scales(int32_t dtype)
+{
+	return dtype == AFD_DTYPE_FP8 ? AFD__SCALES_IN_ROWS : AFD__SCALES_NONE;
+}
+
 /* Bytes of the rows of a part; 0 when they overflow or the dtype is unknown. */
 size_t afd__wire_rows_bytes(uint32_t n_rows, uint32_t hidden_size, int32_t dtype);
 /* What follows a header: rows, then with ids of experts their ids and weights. Each of them begins

@@ -3,7 +3,10 @@
  * steps, what is told of peers. */
 #include "transport_rig.h"
 
+#include <math.h>
 #include <stdio.h>
+
+enum { MAX_ROWS = 3 };
 
 /* ---- rows ---- */
 
@@ -25,10 +28,11 @@ static void rows_are_converted_for_every_pair_of_wire_dtypes(void **state)
 	struct server server;
 
 	server_start(&server, NULL);
-	for (int32_t to_ffn = AFD_DTYPE_F32; to_ffn <= AFD_DTYPE_F16; to_ffn++) {
-		for (int32_t back = AFD_DTYPE_F32; back <= AFD_DTYPE_F16; back++) {
+	for (int32_t to_ffn = AFD_DTYPE_F32; to_ffn <= AFD_DTYPE_FP8; to_ffn++) {
+		for (int32_t back = AFD_DTYPE_F32; back <= AFD_DTYPE_FP8; back++) {
 			struct afd_transport_params params = { .to_ffn_dtype = to_ffn,
-				.to_attention_dtype = back };
+				.to_attention_dtype = back,
+				.max_rows = back == to_ffn ? 2 : 0 };
 			afd_transport *net = join(&server, &params);
 
 			run_step(net, 9, to_ffn + back);
@@ -58,16 +62,31 @@ static void rows_may_lie_apart_and_in_place(void **state)
 	server_stop(&server);
 }
 
+/* y of layer 1 came over a wire of one dtype into memory of another. */
+static void expect_rounded(
+	const float *x, const float *y, uint32_t n_rows, int32_t wire, int32_t memory)
+{
+	float want[MAX_ROWS * HIDDEN];
+
+	memcpy(want, x, n_rows * HIDDEN * sizeof(*x));
+	round_rows(want, n_rows, wire);
+	for (uint32_t i = 0; i < n_rows * HIDDEN; i++)
+		want[i] += 2;
+	round_rows(want, n_rows, wire);
+	round_rows(want, n_rows, memory);
+	assert_memory_equal(y, want, n_rows * HIDDEN * sizeof(*y));
+}
+
 static void rows_of_every_dtype_in_memory_cross_as_every_wire_dtype(void **state)
 {
-	enum { ROWS = 3 };
+	enum { ROWS = MAX_ROWS };
 	float x[ROWS * HIDDEN], y[ROWS * HIDDEN];
 	uint32_t x_bits[ROWS * HIDDEN], y_bits[ROWS * HIDDEN];
 	struct server server;
 
 	server_start(&server, NULL);
 	fill_rows(x, ROWS, 3);
-	for (int32_t wire = AFD_DTYPE_F32; wire <= AFD_DTYPE_F16; wire++) {
+	for (int32_t wire = AFD_DTYPE_F32; wire <= AFD_DTYPE_FP8; wire++) {
 		struct afd_transport_params params = { .to_ffn_dtype = wire,
 			.to_attention_dtype = wire };
 		afd_transport *net = join(&server, &params);
@@ -83,10 +102,55 @@ static void rows_of_every_dtype_in_memory_cross_as_every_wire_dtype(void **state
 			assert_int_equal(afd_transport_exchange(net, &frame), 0);
 			for (int i = 0; i < ROWS * HIDDEN; i++)
 				y[i] = number(y_bits, (size_t)i, memory);
-			expect_rows(x, y, ROWS, 1);
+			expect_rounded(x, y, ROWS, wire, memory);
 		}
 		afd_transport_destroy(net);
 	}
+	server_stop(&server);
+}
+
+/* What is no number of e4m3 is NaN, and its neighbours stay what they are; on either way. */
+static void numbers_that_are_not_finite_cross_as_nan_of_fp8(void **state)
+{
+	struct server server;
+
+	server_start(&server, NULL);
+	for (int back = 0; back < 2; back++) {
+		const int32_t dtypes[2] = { AFD_DTYPE_FP8, AFD_DTYPE_F32 };
+		const struct afd_transport_params params = { .to_ffn_dtype = dtypes[back],
+			.to_attention_dtype = dtypes[!back] };
+		float x[HIDDEN] = { back ? 447 : 448, [3] = INFINITY, [5] = NAN }, y[HIDDEN];
+		struct afd_frame frame = frame_of(0, 0, 1, x, y);
+		afd_transport *net = join(&server, &params);
+
+		assert_int_equal(begin_step(net, 1), 0);
+		assert_int_equal(afd_transport_exchange(net, &frame), 0);
+		for (int i = 0; i < HIDDEN; i++)
+			assert_true(i == 3 || i == 5 ? isnan(y[i]) : y[i] == x[i] + 1);
+		afd_transport_destroy(net);
+	}
+	server_stop(&server);
+}
+
+static void rows_of_fp8_in_memory_are_refused(void **state)
+{
+	float x[HIDDEN] = { 0 }, y[HIDDEN];
+	struct server server;
+	afd_transport *net;
+
+	server_start(&server, NULL);
+	net = join(&server, NULL);
+	assert_int_equal(begin_step(net, 1), 0);
+	for (int i = 0; i < 2; i++) {
+		struct afd_frame frame = frame_of(0, 0, 1, x, y);
+
+		*(i ? &frame.y_dtype : &frame.x_dtype) = AFD_DTYPE_FP8;
+		expect_error(afd_transport_dispatch(net, &frame), -ENOTSUP,
+			i ? "frame: y_dtype is fp8, rows in memory are f32, bf16 or f16"
+			  : "frame: x_dtype is fp8, rows in memory are f32, bf16 or f16");
+	}
+	run_step(net, 2, 1);
+	afd_transport_destroy(net);
 	server_stop(&server);
 }
 
@@ -400,6 +464,8 @@ int main(int argc, char **argv)
 		RIG_TEST(rows_of_every_layer_come_back),
 		RIG_TEST(rows_are_converted_for_every_pair_of_wire_dtypes),
 		RIG_TEST(rows_of_every_dtype_in_memory_cross_as_every_wire_dtype),
+		RIG_TEST(numbers_that_are_not_finite_cross_as_nan_of_fp8),
+		RIG_TEST(rows_of_fp8_in_memory_are_refused),
 		RIG_TEST(rows_may_lie_apart_and_in_place),
 		RIG_TEST(more_rows_than_a_part_holds_cross_in_parts),
 		RIG_TEST(the_smaller_max_rows_wins),

@@ -99,8 +99,7 @@ static void params_out_of_range_are_refused_by_name(void **state)
 		{ { .n_connect = 1, .lanes = 5 }, -EINVAL, "lanes is 5, limit 4" },
 		{ { .n_connect = 1, .max_rows = 65537 }, -EINVAL,
 			"max_rows is 65537, limit 65536" },
-		{ { .n_connect = 1, .to_ffn_dtype = AFD_DTYPE_FP8 }, -ENOTSUP,
-			"to_ffn_dtype is fp8" },
+		{ { .n_connect = 1, .to_ffn_dtype = -1 }, -EINVAL, "to_ffn_dtype is -1, limit 4" },
 		{ { .n_connect = 1, .to_attention_dtype = 5 }, -EINVAL, "to_attention_dtype is 5" },
 		{ { .n_connect = 1, .gate = 3 }, -EINVAL, "gate is 3, limit 2" },
 		{ { .n_listen = 1, .max_peers = 1025 }, -EINVAL, "max_peers is 1025, limit 1024" },
@@ -215,16 +214,24 @@ static void another_contract_is_refused_by_field_on_both_sides(void **state)
 static void a_dtype_that_the_server_does_not_take_is_refused_on_both_sides(void **state)
 {
 	struct afd_transport_params only = { .to_ffn_dtype = AFD_DTYPE_BF16 },
-				    f32 = { .to_ffn_dtype = AFD_DTYPE_F32 };
+				    f32 = { .to_ffn_dtype = AFD_DTYPE_F32 },
+				    fp8 = { .to_ffn_dtype = AFD_DTYPE_FP8 };
 	struct server server;
 	afd_transport *net;
 
 	server_start(&server, &only);
 	expect_refused(&server, &f32, "to_ffn_dtype is bf16 there, f32 here",
 		"to_ffn_dtype is f32 there, bf16 here");
+	expect_refused(&server, &fp8, "to_ffn_dtype is bf16 there, fp8 here",
+		"to_ffn_dtype is fp8 there, bf16 here");
 	net = join(&server, &only);
 	run_step(net, 2, 1);
 	afd_transport_destroy(net);
+	server_stop(&server);
+	only = (struct afd_transport_params){ .to_attention_dtype = AFD_DTYPE_FP8 };
+	server_start(&server, &only);
+	expect_refused(&server, &f32, "to_attention_dtype is fp8 there, f32 here",
+		"to_attention_dtype is f32 there, fp8 here");
 	server_stop(&server);
 }
 

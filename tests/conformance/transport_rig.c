@@ -9,6 +9,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "../../kernels/cpu/kernels.h"
 #include "lossy.h"
 
 enum { PORT_FIRST = 19984, PORT_PLACES = 1597, PORT_STEP = 8 };
@@ -244,15 +245,55 @@ void expect_rows(const float *x, const float *y, uint32_t n_rows, int32_t layer)
 	}
 }
 
+static void convert_rows(
+	const void *src, int32_t src_dtype, void *dst, int32_t dst_dtype, uint32_t n_rows)
+{
+	struct afd__convert_args args = { .src = src,
+		.dst = dst,
+		.src_stride = afd__row_bytes(HIDDEN, src_dtype),
+		.dst_stride = afd__row_bytes(HIDDEN, dst_dtype),
+		.n_rows = n_rows,
+		.width = HIDDEN,
+		.src_dtype = src_dtype,
+		.dst_dtype = dst_dtype };
+
+	afd__cpu_kernels(AFD__ISA_C)->convert(&args, 0, n_rows);
+}
+
+void round_rows(float *x, uint32_t n_rows, int32_t dtype)
+{
+	void *rows = calloc(n_rows, HIDDEN * sizeof(float));
+
+	convert_rows(x, AFD_DTYPE_F32, rows, dtype, n_rows);
+	convert_rows(rows, dtype, x, AFD_DTYPE_F32, n_rows);
+	free(rows);
+}
+
 /* ---- the server ---- */
+
+/* Without the kernel where no number is rounded. */
+static void compute(const struct afd__part *part)
+{
+	bool fp8 = part->x_dtype == AFD_DTYPE_FP8 || part->y_dtype == AFD_DTYPE_FP8;
+	size_t n = (size_t)part->n_rows * HIDDEN;
+	float *rows = calloc(n, sizeof(*rows));
+
+	if (fp8)
+		convert_rows(part->x, part->x_dtype, rows, AFD_DTYPE_F32, part->n_rows);
+	for (size_t i = 0; i < n; i++)
+		rows[i] = (fp8 ? rows[i] : number(part->x, i, part->x_dtype)) + (float)part->layer + 1;
+	if (fp8)
+		convert_rows(rows, AFD_DTYPE_F32, part->y, part->y_dtype, part->n_rows);
+	for (size_t i = 0; !fp8 && i < n; i++)
+		put_number(part->y, i, part->y_dtype, rows[i]);
+	free(rows);
+}
 
 static void answer(struct server *server, const struct afd__part *part)
 {
 	int status = server->status;
 
-	for (size_t i = 0; i < (size_t)part->n_rows * HIDDEN; i++)
-		put_number(part->y, i, part->y_dtype,
-			number(part->x, i, part->x_dtype) + (float)part->layer + 1);
+	compute(part);
 	if (status)
 		afd__error(status, "on purpose");
 	afd__exchange_reply(server->net, part, status, server->gather_ns, server->compute_ns);
@@ -421,6 +462,25 @@ struct afd_frame frame_of(int32_t layer, int32_t lane, uint32_t n_rows, const fl
 		.y = y };
 }
 
+/* y is x + layer + 1, each rounded as on the wire of the first peer; x becomes that. */
+static void expect_exchanged(
+	const afd_transport *net, float *x, const float *y, uint32_t n_rows, int32_t layer)
+{
+	struct afd_peer_info info = { .size = sizeof(info) };
+	size_t n = (size_t)n_rows * HIDDEN;
+
+	assert_int_equal(afd_transport_peer(net, 0, &info), 0);
+	if (info.to_ffn_dtype != AFD_DTYPE_FP8 && info.to_attention_dtype != AFD_DTYPE_FP8) {
+		expect_rows(x, y, n_rows, layer);
+		return;
+	}
+	round_rows(x, n_rows, info.to_ffn_dtype);
+	for (size_t i = 0; i < n; i++)
+		x[i] += (float)layer + 1;
+	round_rows(x, n_rows, info.to_attention_dtype);
+	assert_memory_equal(y, x, n * sizeof(*x));
+}
+
 void run_step(afd_transport *net, uint32_t n_rows, int seed)
 {
 	float *x = calloc((size_t)n_rows * HIDDEN, sizeof(float)),
@@ -433,7 +493,7 @@ void run_step(afd_transport *net, uint32_t n_rows, int seed)
 		fill_rows(x, n_rows, seed + layer);
 		if (afd_transport_exchange(net, &frame))
 			fail_msg("layer %d: %s", layer, afd_last_error());
-		expect_rows(x, y, n_rows, layer);
+		expect_exchanged(net, x, y, n_rows, layer);
 	}
 	free(x);
 	free(y);

@@ -93,6 +93,8 @@ void fill_rows(float *x, uint32_t n_rows,
 	int seed); /* whole numbers that every wire dtype holds exactly */
 float number(const void *rows, size_t i, int32_t dtype);
 void put_number(void *rows, size_t i, int32_t dtype, float value);
+/* Rows to a dtype and back, by the plain kernel; without effect on what fill_rows fills, but for fp8. */
+void round_rows(float *x, uint32_t n_rows, int32_t dtype);
 void expect_rows(const float *x, const float *y, uint32_t n_rows, int32_t layer);
 /* A step of one frame for each layer, checked. */
 void run_step(afd_transport *net, uint32_t n_rows, int seed);

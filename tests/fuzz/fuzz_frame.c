@@ -26,10 +26,12 @@ static void expect_refused(int rc)
 	expect(rc == -EPROTO && afd_last_error()[0]);
 }
 
-/* As docs/wire.md has it: rows, then ids, then weights, each from a multiple of 16 on. */
+/* As docs/wire.md has it: rows (those of fp8 with their scale), then ids, then weights, each from a
+ * multiple of 16 on. */
 static size_t part_bytes(const struct afd__header *h)
 {
-	size_t bytes = (size_t)h->n_rows * HIDDEN * afd_dtype_bytes(h->dtype);
+	size_t row_bytes = h->dtype == AFD_DTYPE_FP8 ? HIDDEN + 16 : HIDDEN * afd_dtype_bytes(h->dtype);
+	size_t bytes = h->n_rows * row_bytes;
 	size_t choices = (size_t)h->n_rows * h->top_k * 4;
 
 	if (!choices)

@@ -1,16 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Any sequence of frames from a joined peer: to the FFN side ('s'), to the attention side ('a', with
- * a step open and a frame out), or to a rank of an attention group of two ('g' the first, 'h' the
- * second, with a sum and a gather under way). The input is a list of (slot, bytes low, bytes high,
- * what lies in the slot). Whatever comes, the link is joined or has failed with a text, parts that
- * are taken lie inside their slots, every part can be answered, spans of parts lie where this process
- * has measured, and an operation of a group that is
- * complete has drained each row of each rank once.
+ * Any sequence of frames from a joined peer: to the FFN side ('s', 'S' with rows of fp8), to the
+ * attention side ('a', 'A' with rows of fp8, with a step open and a frame out), or to a rank of an
+ * attention group of two ('g' the first, 'h' the second, with a sum and a gather under way). The
+ * input is a list of (slot, bytes low, bytes high, what lies in the slot). Whatever comes, the link
+ * is joined or has failed with a text, parts that are taken lie inside their slots, every part can
+ * be answered, spans of parts lie where this process has measured, and an operation of a group that
+ * is complete has drained each row of each rank once.
  */
 #include <stdlib.h>
 #include <string.h>
 
+#include "../../kernels/cpu/kernels.h"
 #include "../../lib/transport/net.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n_bytes);
@@ -148,7 +149,24 @@ static void hold_all(struct afd__link *link)
 	link->net->shards[0] = link->shard;
 }
 
-static void join(afd_transport *net)
+/* Reads rows as a stage does: with the scales that are in them, whatever these are. */
+static void read_rows(const void *rows, int32_t dtype, uint32_t n_rows)
+{
+	float floats[MAX_ROWS * HIDDEN];
+	struct afd__convert_args args = { .src = rows,
+		.dst = floats,
+		.src_stride = afd__row_bytes(HIDDEN, dtype),
+		.dst_stride = HIDDEN * sizeof(float),
+		.n_rows = n_rows,
+		.width = HIDDEN,
+		.src_dtype = dtype,
+		.dst_dtype = AFD_DTYPE_F32 };
+
+	expect(n_rows <= MAX_ROWS);
+	afd__cpu_kernels(AFD__ISA_C)->convert(&args, 0, n_rows);
+}
+
+static void join(afd_transport *net, int32_t dtype)
 {
 	struct afd__link *link = net->links[0] ? net->links[0] : afd__link_create(net, NULL);
 
@@ -158,7 +176,7 @@ static void join(afd_transport *net)
 	link->open = true;
 	link->lanes = LANES;
 	link->max_rows = MAX_ROWS;
-	link->to_ffn_dtype = link->to_attention_dtype = AFD_DTYPE_F32;
+	link->to_ffn_dtype = link->to_attention_dtype = dtype;
 	link->gate = AFD_GATE_ATTENTION;
 	if (net->params.group_size > 1) {
 		link->kind = AFD__LINK_IN_GROUP;
@@ -179,24 +197,25 @@ static void check_end(const afd_transport *net)
 		    : !net->attention);
 }
 
-static void fuzz_ffn(afd_context *ctx)
+static void fuzz_ffn(afd_context *ctx, int32_t dtype)
 {
 	afd_transport *net = create(ctx, 0);
 	struct afd__source sources[LANES];
 	struct afd__part part;
 
-	join(net);
+	join(net, dtype);
 	for (int round = 0; round < 64 && afd__link_is_joined(net->links[0]) && peer.n_bytes;
 		round++) {
 		afd__link_poll(net->links[0], afd__now_ns());
 		expect(afd__exchange_sources(net, sources, LANES) <= LANES);
 		while (round % 3 && afd__exchange_take(net, &part) == 1) {
-			size_t bytes = (size_t)part.n_rows * HIDDEN * sizeof(float);
+			size_t bytes = part.n_rows * afd__row_bytes(HIDDEN, dtype);
 
 			expect(part.layer < 3 && part.lane < LANES && part.n_rows &&
 				part.part < part.n_parts);
 			expect((const uint8_t *)part.x + bytes <=
 				peer.receive[part.slot] + SLOT_BYTES);
+			read_rows(part.x, dtype, part.n_rows);
 			memcpy(part.y, part.x, bytes);
 			expect(!afd__exchange_reply(net, &part, round % 2 ? 0 : -EDOM, 1, 2));
 		}
@@ -225,17 +244,18 @@ static void check_span(void *user, const struct afd_span *span)
 static int fill(void *user, uint32_t lane, uint32_t target, uint32_t row0, uint32_t n_rows,
 	const struct afd__slot_rows *slot)
 {
-	memset(slot->rows, 1, n_rows * HIDDEN * sizeof(float));
+	const afd_transport *net = user;
+
+	memset(slot->rows, 1, n_rows * afd__row_bytes(HIDDEN, net->links[0]->to_ffn_dtype));
 	return 1;
 }
 
 static int drain(void *user, uint32_t lane, uint32_t target, uint32_t row0, uint32_t n_rows,
 	const void *slot)
 {
-	float rows[MAX_ROWS * HIDDEN];
+	const afd_transport *net = user;
 
-	expect(n_rows <= MAX_ROWS);
-	memcpy(rows, slot, n_rows * HIDDEN * sizeof(float));
+	read_rows(slot, net->links[0]->to_attention_dtype, n_rows);
 	return 1;
 }
 
@@ -244,16 +264,16 @@ static int done(void *user, uint32_t lane, uint32_t target)
 	return 1;
 }
 
-static void fuzz_attention(afd_context *ctx)
+static void fuzz_attention(afd_context *ctx, int32_t dtype)
 {
-	static const struct afd__frame_io io = {
-		.fill = fill, .filled = done, .drain = drain, .drained = done
-	};
 	struct afd_step_params step = { .size = sizeof(step), .n_rows = { 20, 3 } };
 	afd_transport *net = create(ctx, 1);
+	const struct afd__frame_io io = {
+		.fill = fill, .filled = done, .drain = drain, .drained = done, .user = net
+	};
 	int rc = 0;
 
-	join(net);
+	join(net, dtype);
 	ctx->tracer = (struct afd_tracer){ .span = check_span };
 	traced.begin_ns = afd__now_ns();
 	traced.id = 0;
@@ -349,7 +369,7 @@ static void fuzz_group(afd_context *ctx, uint32_t index)
 
 	memset(drained_rows, 0, sizeof(drained_rows));
 	expect(!afd_transport_create((afd_transport **)&io.user, ctx, &contract, &params));
-	join(io.user);
+	join(io.user, AFD_DTYPE_F32);
 	expect(!afd__exchange_begin(io.user, &step));
 	expect(!afd__group_reduce(io.user, 0, 1, group_rows[0], &io) &&
 		!afd__group_gather(io.user, 1, 2, group_rows[1], &io));
@@ -371,12 +391,12 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n_bytes)
 	peer.data = data + 1;
 	peer.n_bytes = n_bytes - 1;
 	expect(!afd_context_create(&ctx, NULL));
-	if (data[0] == 'a')
-		fuzz_attention(ctx);
+	if (data[0] == 'a' || data[0] == 'A')
+		fuzz_attention(ctx, data[0] == 'A' ? AFD_DTYPE_FP8 : AFD_DTYPE_F32);
 	else if (data[0] == 'g' || data[0] == 'h')
 		fuzz_group(ctx, data[0] == 'h');
 	else
-		fuzz_ffn(ctx);
+		fuzz_ffn(ctx, data[0] == 'S' ? AFD_DTYPE_FP8 : AFD_DTYPE_F32);
 	afd_context_destroy(ctx);
 	return 0;
 }

@@ -81,8 +81,8 @@ static void open_nets(struct rig *rig, const struct rig_params *p)
 	}
 	rig->n_others = n - 1;
 	params.n_connect = n;
-	params.to_ffn_dtype = params.to_attention_dtype =
-		p->wire_dtype ? p->wire_dtype : AFD_DTYPE_F32;
+	params.to_ffn_dtype = p->wire_dtype ? p->wire_dtype : AFD_DTYPE_F32;
+	params.to_attention_dtype = p->y_dtype ? p->y_dtype : params.to_ffn_dtype;
 	rig_check(afd_transport_create(&rig->attn_net, rig->ctx, &contract, &params),
 		"attention transport");
 }
@@ -128,8 +128,8 @@ void rig_open(struct rig *rig, const struct rig_params *p)
 	if (!p->address) {
 		attn.ffn = rig->ffn;
 		attn.lanes = p->lanes;
-		attn.to_ffn_dtype = attn.to_attention_dtype =
-			p->wire_dtype ? p->wire_dtype : AFD_DTYPE_F32;
+		attn.to_ffn_dtype = p->wire_dtype ? p->wire_dtype : AFD_DTYPE_F32;
+		attn.to_attention_dtype = p->y_dtype ? p->y_dtype : attn.to_ffn_dtype;
 	}
 	rig_check(afd_attn_create(&rig->attn, rig->model, rig->attn_net, &attn), "attn");
 }

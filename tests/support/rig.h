@@ -25,7 +25,8 @@ struct rig_params {
 	uint32_t lanes, max_part_rows;
 	uint32_t n_tp, n_ep; /* shards of the FFN, with an address; 0: 1 */
 	int32_t gate;        /* enum afd_gate */
-	int32_t wire_dtype; /* both ways; 0: f32 */
+	int32_t wire_dtype; /* 0: f32 */
+	int32_t y_dtype;    /* on the wire; 0: wire_dtype both ways */
 	int32_t weights;    /* enum afd_weights */
 	int32_t quantize_activations; /* of both stages */
 	struct afd_attn_params

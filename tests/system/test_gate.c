@@ -37,7 +37,8 @@ static size_t logits_bytes(const struct golden *golden)
 static void expect_same_bits(const struct golden *golden, struct rig_params params)
 {
 	struct rig_params whole = {
-		.wire_dtype = params.wire_dtype, .weights = params.weights, .attn = params.attn
+		.wire_dtype = params.wire_dtype, .y_dtype = params.y_dtype, .weights = params.weights,
+		.attn = params.attn
 	};
 	bool alone = params.n_tp * params.n_ep == 1;
 	float *a, *f, *w = batches_run(golden, &whole, true);
@@ -81,6 +82,10 @@ static void both_gate_sides_give_the_same_bits(void **state)
 			expect_same_bits(&golden, params);
 			params.wire_dtype = lanes % 2 ? AFD_DTYPE_BF16 : AFD_DTYPE_F16;
 			expect_same_bits(&golden, params);
+			params.wire_dtype = AFD_DTYPE_FP8;
+			params.y_dtype = lanes % 2 ? 0 : AFD_DTYPE_BF16;
+			expect_same_bits(&golden, params);
+			params.y_dtype = 0;
 		}
 	}
 	golden_close(&golden);

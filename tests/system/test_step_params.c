@@ -61,7 +61,7 @@ static void params_out_of_range_are_refused_by_name(void **state)
 			"max_positions is 9, limit 8" },
 		{ { .lanes = 5 }, -EINVAL, "lanes is 5, limit 4" },
 		{ { .kv_dtype = 9 }, -EINVAL, "kv_dtype is 9" },
-		{ { .to_ffn_dtype = AFD_DTYPE_FP8 }, -ENOTSUP, "to_ffn_dtype is fp8" },
+		{ { .to_ffn_dtype = 5 }, -EINVAL, "to_ffn_dtype is 5, limit 4" },
 		{ { .to_attention_dtype = -1 }, -EINVAL, "to_attention_dtype is -1" },
 		{ { .quantize_activations = 2 }, -EINVAL, "quantize_activations is 2, limit 1" },
 		{ { .quantize_activations = -1 }, -EINVAL, "quantize_activations is -1" },

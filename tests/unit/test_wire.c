@@ -120,7 +120,8 @@ static void contradictions_of_a_header_are_refused_by_field(void **state)
 		{ "kind 0", "kind is 0", 8, 0 },
 		{ "rows of type 0", "type is 0", 9, 0 },
 		{ "rows of type 3", "type is 3", 9, 3 },
-		{ "fp8", "dtype is 4", 11, AFD_DTYPE_FP8 },
+		{ "fp8 without scales", "scale_format is 0, of fp8 it must be 1", 11, AFD_DTYPE_FP8 },
+		{ "dtype 5", "dtype is 5, limit 4", 11, 5 },
 		{ "dtype 0", "dtype is 0", 11, 0 },
 		{ "an unknown flag that may not be skipped", "0x0100 are unknown", 15, 1 },
 		{ "a request with a status", "status is 1", 28, 1 },
@@ -128,7 +129,7 @@ static void contradictions_of_a_header_are_refused_by_field(void **state)
 		{ "no rows", "n_rows is 0", 32, 0 },
 		{ "a part beyond the last", "part is 2 of 2", 36, 2 },
 		{ "no parts", "part is 1 of 0", 38, 0 },
-		{ "scales", "scale_format is 1", 40, 1 },
+		{ "scales", "scale_format is 1, of bf16 it must be 0", 40, 1 },
 		{ "too many experts", "top_k is 65", 41, 65 },
 		{ "metadata of rows", "row_meta_bytes is 1", 42, 1 },
 	};
@@ -185,6 +186,28 @@ static void sizes_of_rows_do_not_overflow(void **state)
 	assert_int_equal(afd__wire_rows_bytes(UINT32_MAX, UINT32_MAX, AFD_DTYPE_F32), 0);
 	assert_int_equal(afd__wire_rows_bytes(7, 3, AFD_DTYPE_F16), 42);
 	assert_int_equal(afd__wire_rows_bytes(7, 3, 0), 0);
+	assert_int_equal(afd__wire_rows_bytes(65536, 65536, AFD_DTYPE_FP8),
+		((size_t)1 << 32) + ((size_t)1 << 27));
+	assert_int_equal(afd__wire_rows_bytes(UINT32_MAX, UINT32_MAX, AFD_DTYPE_FP8), 0);
+}
+
+/* Numbers up to a multiple of 16, then scales up to one. */
+static void rows_of_fp8_bring_their_scales(void **state)
+{
+	static const uint32_t cases[][2] = { { 1, 32 }, { 16, 32 }, { 17, 48 }, { 128, 144 },
+		{ 129, 160 }, { 512, 528 }, { 513, 560 }, { 1024, 1056 }, { 7168, 7392 } };
+	struct afd__header h = rows_header();
+	struct afd__wire_part part;
+
+	for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++)
+		assert_int_equal(afd__wire_rows_bytes(3, cases[i][0], AFD_DTYPE_FP8), 3 * cases[i][1]);
+	afd__wire_part(&part, 3, 129, AFD_DTYPE_FP8, 2);
+	assert_int_equal(part.ids, 480);
+	assert_int_equal(part.weights, 480 + 32);
+	assert_int_equal(part.bytes, 480 + 32 + 24);
+	h.dtype = AFD_DTYPE_FP8;
+	assert_int_equal(afd__wire_check_rows(&h, 64 + 7 * 48, 24, 7), 0);
+	assert_int_equal(afd__wire_check_rows(&h, 64 + 7 * 24, 24, 7), -EPROTO);
 }
 
 static void a_status_comes_back_as_its_errno(void **state)
@@ -279,6 +302,7 @@ int main(void)
 		cmocka_unit_test(control_frames_of_unknown_type_are_refused),
 		cmocka_unit_test(rows_must_fill_what_came_exactly),
 		cmocka_unit_test(sizes_of_rows_do_not_overflow),
+		cmocka_unit_test(rows_of_fp8_bring_their_scales),
 		cmocka_unit_test(a_status_comes_back_as_its_errno),
 		cmocka_unit_test(a_step_open_is_decoded_as_it_was_encoded),
 		cmocka_unit_test(a_step_close_is_decoded_as_it_was_encoded),
