@@ -3,7 +3,7 @@
 """Whole models on a GPU against the CPU: logits of checkpoints with the dimensions of published models, a few layers and
 random weights, in bf16 and block FP8. One line of TAP for each sentence.
 
-  models.py --build BUILD [--emu] [--folder DIR] [--only NAME,...] [--repeat]
+  models.py --build BUILD [--emu] [--folder DIR] [--only NAME,...] [--dtype bf16|fp8] [--repeat]
 
 --emu takes the emulated GPU and dimensions that it can do. --repeat asks for the same logits twice and more, bit for bit,
 also of a prompt that comes row by row. Needs Python alone; numpy makes it faster.
@@ -219,11 +219,12 @@ def main():
     parser.add_argument("--build", type=pathlib.Path, required=True)
     parser.add_argument("--folder", type=pathlib.Path)
     parser.add_argument("--only", default="")
+    parser.add_argument("--dtype", choices=["bf16", "fp8"])
     parser.add_argument("--emu", action="store_true")
     parser.add_argument("--repeat", action="store_true")
     options = parser.parse_args()
     tap, run, numbers, last = Tap(), Runner(options), Numbers(), None
-    cases = [case for case in CASES if not options.only or case[0] in options.only.split(",")]
+    cases = [case for case in CASES if (not options.only or case[0] in options.only.split(",")) and options.dtype in (None, case[1])]
     with tempfile.TemporaryDirectory(dir=options.folder) as place:
         for case in cases:
             folder = pathlib.Path(place, f"{case[0]}-{case[1]}")

@@ -8,38 +8,42 @@ cd "$(dirname "$0")/../.."
 
 usage() {
 	cat <<-'TEXT'
-	usage: tests/gpu/run.sh [--emu] [--build DIR] [--out DIR] [PART...]
+	usage: tests/gpu/run.sh [--emu] [--build DIR] [--out DIR] [--limit S] [PART...]
 
 	  --emu        the emulated GPU instead of one: shows that this script and all it calls work, and nothing of a GPU
 	  --build DIR  where to build (default build-gpu; build-gpu-emu with --emu)
 	  --out DIR    where the results go: results.tsv, log.txt, ops.json, peers.json (default DIR of --build/results)
 
+	  --limit S    what would begin later than S seconds from the start is skipped (default 450; 3600 with --emu)
+
 	parts, all of them when none is named:
 	  words        each word of kernels/cuda/gpu.h on random numbers, against its emulation
 	  conformance  the suite of the device seam on cuda:0
 	  models       operations at the dimensions of the published models, and whole models' logits, against the CPU
-	  sanitizer    the same under compute-sanitizer's memcheck, racecheck, initcheck and synccheck, where these work
 	  repeat       the same bits each time
 	  bench        each operation against this GPU's own ceilings, PyTorch and published figures of others
+	  sanitizer    words and operations under compute-sanitizer's memcheck, racecheck, initcheck and synccheck, where these work
 
 	Where Jansson, cmocka, xxHash or pkg-config are missing, tests/gpu/pack.sh makes the folder build-pack on a machine with
 	a network; bring it along beside the sources.
 	TEXT
 }
 
-EMU=0 BUILD="" OUT="" PARTS=()
+EMU=0 BUILD="" OUT="" LIMIT="" PARTS=()
 while [ $# -gt 0 ]; do
 	case $1 in
 	--emu) EMU=1 ;;
 	--build) BUILD=$2 && shift ;;
 	--out) OUT=$2 && shift ;;
+	--limit) LIMIT=$2 && shift ;;
 	--help) usage && exit 0 ;;
 	words | conformance | models | sanitizer | repeat | bench) PARTS+=("$1") ;;
 	*) echo "tests/gpu/run.sh: $1: no such part or option, see --help" >&2 && exit 2 ;;
 	esac
 	shift
 done
-[ ${#PARTS[@]} = 0 ] && PARTS=(words conformance models sanitizer repeat bench)
+[ ${#PARTS[@]} = 0 ] && PARTS=(words conformance models repeat bench sanitizer)
+[ -n "$LIMIT" ] || { [ $EMU = 1 ] && LIMIT=3600 || LIMIT=450; }
 [ -n "$BUILD" ] || { [ $EMU = 1 ] && BUILD=build-gpu-emu || BUILD=build-gpu; }
 mkdir -p "$BUILD" && BUILD=$(cd "$BUILD" && pwd)
 [ -n "$OUT" ] || OUT=$BUILD/results
@@ -60,6 +64,7 @@ result() { printf '%s\t%s\t%s\n' "$1" "$2" "${3-}" >>"$RESULTS"; }
 tap() {
 	local part=$1 name=$2 limit=$3 status start=$SECONDS
 	shift 3
+	[ $((LIMIT - SECONDS)) -gt 5 ] || { result skipped "$part $name" "$LIMIT s are over, see --limit" && return; }
 	timeout "$limit" "$@" >"$WORK/out" 2>"$WORK/err"
 	status=$?
 	{ echo "-- $part $name: $* (exit $status, $((SECONDS - start)) s)" && cat "$WORK/out" "$WORK/err"; } >>"$LOG"
@@ -159,7 +164,7 @@ part_repeat() {
 	AFD_DIMS_SHRINK=$([ $EMU = 1 ] && echo 32 || echo 4) AFD_DIMS_REPEAT=$([ $EMU = 1 ] && echo 1 || echo 20) \
 		tap repeat operations 120 "$BUILD/tests/gpu/test_dims" cuda:0
 	tap repeat logits 120 python3 tests/gpu/models.py --build "$BUILD" --folder "$WORK" --repeat \
-		$([ $EMU = 1 ] && echo --emu) --only qwen3-8b,qwen3-30b-a3b
+		$([ $EMU = 1 ] && echo --emu) --only qwen3-8b,qwen3-30b-a3b --dtype bf16
 }
 
 # Whether the tool finds the fault that it is for.
@@ -186,10 +191,10 @@ part_sanitizer() {
 		fi
 		result passed "sanitizer $tool: a planted fault is found"
 		# Its own exit status is a failure even where every case passes.
-		AFD_WORDS_ROUNDS=1 tap "sanitizer $tool" words 40 "$SANITIZER" --tool $tool --error-exitcode 9 --log-file "$WORK/san.txt" \
+		AFD_WORDS_ROUNDS=1 tap "sanitizer $tool" words 60 "$SANITIZER" --tool $tool --error-exitcode 9 --log-file "$WORK/san.txt" \
 			"$BUILD/tests/gpu/test_words" "$SIDE" "$BUILD/tests/gpu/words-emu.so"
 		cat "$WORK/san.txt" >>"$LOG" 2>/dev/null
-		AFD_DIMS_SHRINK=32 tap "sanitizer $tool" operations 60 "$SANITIZER" --tool $tool --error-exitcode 9 --log-file "$WORK/san.txt" \
+		AFD_DIMS_SHRINK=32 AFD_TEST_ONLY="*_trinity_mini_*" tap "sanitizer $tool" operations 90 "$SANITIZER" --tool $tool --error-exitcode 9 --log-file "$WORK/san.txt" \
 			"$BUILD/tests/gpu/test_dims" cuda:0
 		cat "$WORK/san.txt" >>"$LOG" 2>/dev/null
 	done
@@ -197,7 +202,8 @@ part_sanitizer() {
 
 part_bench() {
 	local start=$SECONDS status
-	timeout 150 python3 tests/gpu/peers.py --build "$BUILD" --out "$OUT" $([ $EMU = 1 ] && echo --emu) >"$WORK/bench" 2>"$WORK/err"
+	[ $((LIMIT - SECONDS)) -gt 60 ] || { result skipped "bench" "too little is left of $LIMIT s, see --limit" && return; }
+	timeout 210 python3 tests/gpu/peers.py --build "$BUILD" --out "$OUT" $([ $EMU = 1 ] && echo --emu) >"$WORK/bench" 2>"$WORK/err"
 	status=$?
 	{ echo "-- bench (exit $status, $((SECONDS - start)) s)" && cat "$WORK/bench" "$WORK/err"; } >>"$LOG"
 	[ $status = 0 ] && result passed "bench: every operation is measured" ||
