@@ -56,8 +56,8 @@ struct afd__device_ops {
 	void (*free)(struct afd__device *dev, void *memory, size_t bytes);
 
 	/* Bytes that a packed [n][k] takes; and rows row0 .. row0+n_rows-1 from host memory
-	 * [n_rows][k] into it. matrix_load is synchronous and may use the context's compute
-	 * threads: it runs at creation only. */
+	 * [n_rows][k] into it. matrix_load has read them when it returns, they have arrived before
+	 * any operation, and it may use the context's compute threads: it runs at creation only. */
 	size_t (*matrix_bytes)(struct afd__device *dev, uint32_t n, uint32_t k, int32_t dtype);
 	int (*matrix_load)(struct afd__device *dev, struct afd__matrix *m, const void *rows,
 		uint32_t row0, uint32_t n_rows);

@@ -29,10 +29,14 @@ struct cuda {
 	int (*context_get)(void **context);
 	int (*context_set)(void *context);
 	struct loader *loader; /* made by the first load */
+	bool arriving;         /* weights may be on their way */
 };
 
 /* Makes the device's context current; *before is for cuda_leave. */
 int cuda_enter(const struct afd__device *dev, void **before);
+/* The same without waiting for weights that are on their way. */
+int cuda_enter_loading(const struct afd__device *dev, void **before);
+int cuda_arrive(const struct afd__device *dev);
 void cuda_leave(const struct afd__device *dev, void *before);
 
 /* Sets the text "device cuda:0: what: cudaError… (…)" and returns the errno of a cudaError_t; 0 for

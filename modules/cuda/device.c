@@ -52,7 +52,7 @@ bool cuda_forked(const struct cuda *c)
 	return c->pid != getpid();
 }
 
-int cuda_enter(const struct afd__device *dev, void **before)
+int cuda_enter_loading(const struct afd__device *dev, void **before)
 {
 	const struct cuda *c = dev->state;
 	int rc;
@@ -67,6 +67,19 @@ int cuda_enter(const struct afd__device *dev, void **before)
 	return rc ? dev->host->error(-EIO, "device %s: its context cannot be made current: %d",
 			    dev->name, rc)
 		  : 0;
+}
+
+int cuda_enter(const struct afd__device *dev, void **before)
+{
+	const struct cuda *c = dev->state;
+	int rc = cuda_enter_loading(dev, before);
+
+	if (rc || !c->arriving)
+		return rc;
+	rc = cuda_arrive(dev);
+	if (rc)
+		cuda_leave(dev, *before);
+	return rc;
 }
 
 void cuda_leave(const struct afd__device *dev, void *before)

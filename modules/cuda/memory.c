@@ -1,26 +1,31 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Device memory, and the way of weights into it: from mapped files through pinned staging, two
- * pieces in turn, so that the copy of one overlaps the reading of the next.
+ * Device memory, and the way of weights into it: from mapped files through pieces of pinned staging
+ * in turn. The context's compute threads fill a piece together, while those before it are on their
+ * way, also those of the matrix before.
  *
- * Invariant: a load has arrived when it returns; it runs at creation only, and waits there.
+ * Invariant: a load has read its source when it returns, and has arrived before whatever is entered
+ * next but other loads (cuda_enter). It runs at creation only.
  */
 #include <string.h>
 
 #include "cuda.h"
 
-#define STAGING_BYTES ((size_t)8 << 20) /* of each of two pieces */
+#define STAGING_BYTES ((size_t)8 << 20) /* of each piece */
+#define SHARE_BYTES   ((size_t)256 << 10) /* what is worth a thread */
+
+enum { PIECES = 4 };
 
 struct loader {
-	cudaStream_t streams[2];
-	char *staging[2];
+	cudaStream_t streams[PIECES]; /* one for each, so that a wait is for that piece */
+	char *staging[PIECES];
 	unsigned turn;
 };
 
 int cuda_alloc(struct afd__device *dev, size_t bytes, const char *what, void **out)
 {
 	void *before, *memory;
-	int rc = cuda_enter(dev, &before);
+	int rc = cuda_enter_loading(dev, &before);
 
 	if (rc)
 		return rc;
@@ -108,7 +113,7 @@ void cuda_host_unregister(struct afd__device *dev, void *memory)
 
 static void free_loader(struct loader *l)
 {
-	for (int i = 0; i < 2; i++) {
+	for (int i = 0; i < PIECES; i++) {
 		if (l->streams[i])
 			cudaStreamDestroy(l->streams[i]);
 		cudaFreeHost(l->staging[i]);
@@ -139,7 +144,7 @@ static int need_loader(struct afd__device *dev)
 	l = dev->host->alloc(dev->ctx, 1, sizeof(*l));
 	if (!l)
 		return -ENOMEM;
-	for (int i = 0; !rc && i < 2; i++) {
+	for (int i = 0; !rc && i < PIECES; i++) {
 		rc = cudaStreamCreateWithFlags(&l->streams[i], cudaStreamNonBlocking);
 		if (!rc)
 			rc = cudaHostAlloc((void **)&l->staging[i], STAGING_BYTES, 0);
@@ -153,6 +158,29 @@ static int need_loader(struct afd__device *dev)
 	return 0;
 }
 
+struct filling {
+	char *to;
+	const char *from;
+	size_t bytes, share;
+};
+
+static void fill_share(void *arg, uint32_t index)
+{
+	const struct filling *f = arg;
+	size_t at = index * f->share, left = f->bytes - at;
+
+	memcpy(f->to + at, f->from + at, left < f->share ? left : f->share);
+}
+
+static void fill(struct afd__device *dev, char *to, const char *from, size_t bytes)
+{
+	const struct afd_executor *threads = &dev->ctx->executor;
+	struct filling f = { to, from, bytes, bytes / threads->n_threads + 1 };
+
+	f.share = f.share < SHARE_BYTES ? SHARE_BYTES : f.share;
+	threads->run(threads->user, (uint32_t)((bytes + f.share - 1) / f.share), fill_share, &f);
+}
+
 /* Rows of `width` bytes, dst_stride apart on the device and close together on the host. */
 static int load_rows(struct afd__device *dev, char *dst, size_t dst_stride, const char *host,
 	size_t width, size_t n_rows)
@@ -162,13 +190,13 @@ static int load_rows(struct afd__device *dev, char *dst, size_t dst_stride, cons
 	int rc = 0;
 
 	for (size_t n; !rc && n_rows; n_rows -= n) {
-		unsigned turn = l->turn++ % 2;
+		unsigned turn = l->turn++ % PIECES;
 
 		n = n_rows < most ? n_rows : most;
 		rc = cudaStreamSynchronize(l->streams[turn]); /* its staging is free */
 		if (rc)
 			break;
-		memcpy(l->staging[turn], host, n * width);
+		fill(dev, l->staging[turn], host, n * width);
 		rc = cudaMemcpy2DAsync(dst, dst_stride, l->staging[turn], width, width, n,
 			cudaMemcpyHostToDevice, l->streams[turn]);
 		dst += n * dst_stride;
@@ -193,23 +221,35 @@ static int load_long_rows(struct afd__device *dev, char *dst, size_t dst_stride,
 	return rc;
 }
 
-/* Loads, then waits for what is under way. */
+int cuda_arrive(const struct afd__device *dev)
+{
+	struct cuda *c = dev->state;
+	int rc = 0;
+
+	c->arriving = false;
+	for (int i = 0; i < PIECES; i++) {
+		int one = cudaStreamSynchronize(c->loader->streams[i]);
+
+		rc = rc ? rc : one;
+	}
+	return cuda_error(dev, rc, "weights cannot be loaded");
+}
+
 static int load(struct afd__device *dev, char *dst, size_t dst_stride, const char *host,
 	size_t width, size_t n_rows)
 {
 	struct cuda *c = dev->state;
 	void *before;
-	int rc = cuda_enter(dev, &before);
+	int rc = cuda_enter_loading(dev, &before);
 
 	if (rc)
 		return rc;
 	rc = need_loader(dev);
 	if (!rc) {
+		c->arriving = true;
 		rc = width > STAGING_BYTES
 			     ? load_long_rows(dev, dst, dst_stride, host, width, n_rows)
 			     : load_rows(dev, dst, dst_stride, host, width, n_rows);
-		for (int i = 0; !rc && i < 2; i++)
-			rc = cudaStreamSynchronize(c->loader->streams[i]);
 		rc = cuda_error(dev, rc, "weights cannot be loaded");
 	}
 	cuda_leave(dev, before);
