@@ -602,6 +602,9 @@ int afd__stream_ready(struct afd__wire *wire)
 
 	if (wire->error || t->n_done || t->ended)
 		return 1;
+	/* Who spins does not hear that the kernel has room again. */
+	if (t->n_queued)
+		flush(wire);
 	/* Reads rather than asks: what is here is then in its slot already. */
 	return read_some(wire) < 0 || t->n_done || t->broken;
 }

@@ -20,7 +20,8 @@ enum {
 	TCP_RECORD_BYTES = 8, /* kind, slot, bytes of the slot that follow */
 	TCP_HEADROOM = 64,    /* before each slot, so that slots stay aligned */
 	TCP_ADDRESSES_MAX = 8,
-	TCP_STAGE_BYTES = AFD__HELLO_MAX,
+	/* A small frame comes in one read; copying it is faster than a second one. */
+	TCP_STAGE_BYTES = 4 * AFD__HELLO_MAX,
 };
 
 struct tcp_address {
