@@ -297,7 +297,9 @@ template <int ROWS, int COLUMNS> GPU_FN bool find_place(const tile_work &t, tile
 	return true;
 }
 
-template <class T, int ROWS, int COLUMNS> GPU_KERNEL(THREADS) tile_kernel(tile_work t)
+/* Blocks of a multiprocessor that registers must leave room for. */
+template <class T, int ROWS, int COLUMNS>
+GPU_KERNEL(THREADS, ROWS <= 16 ? 5 : ROWS == 32 ? 2 : 1) tile_kernel(tile_work t)
 {
 	typedef tile_sizes<T, ROWS, COLUMNS> sizes;
 	GPU_DYNAMIC_SHARED(memory);
