@@ -166,11 +166,6 @@ void deliver(struct cuda_queue *d, uint64_t ticket)
 
 /* ---- rows of slots that are out of reach ---- */
 
-static size_t row_bytes_of(uint32_t width, int32_t dtype)
-{
-	return (size_t)width * (dtype == AFD_DTYPE_F32 ? 4 : 2);
-}
-
 /* Rows between the workspace, where they lie row behind row, and a slot. */
 static int move_rows(struct cuda_queue *d, char *slot, size_t stride, size_t row_bytes,
 	uint32_t n_rows, bool up)
@@ -192,7 +187,7 @@ static int bounce_part(struct cuda_queue *d, const struct afd__convert_args *a, 
 {
 	struct afd__convert_args part = *a;
 	int32_t dtype = up ? a->src_dtype : a->dst_dtype;
-	size_t row_bytes = row_bytes_of(a->width, dtype);
+	size_t row_bytes = afd__row_bytes(a->width, dtype);
 	int rc = 0;
 
 	if (up) {
@@ -212,7 +207,7 @@ static int bounce_part(struct cuda_queue *d, const struct afd__convert_args *a, 
 
 int cuda_bounce(struct cuda_queue *d, const struct afd__convert_args *a, bool up)
 {
-	size_t row_bytes = row_bytes_of(a->width, up ? a->src_dtype : a->dst_dtype),
+	size_t row_bytes = afd__row_bytes(a->width, up ? a->src_dtype : a->dst_dtype),
 	       most = d->gpu.workspace_bytes / row_bytes;
 	struct afd__convert_args part = *a;
 	int rc = 0;

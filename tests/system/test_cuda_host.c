@@ -138,21 +138,23 @@ static void slots_that_no_gpu_can_reach_bounce_and_that_is_told_once_a_stage(voi
 {
 	static const char *const names[] = { DENSE, ROUTED };
 
-	for (size_t i = 0; i < 2; i++) {
+	for (size_t i = 0; i < 4; i++) {
 		int n_told = 0;
-		const struct rig_params local = { 0 };
+		const char *name = names[i % 2];
+		const struct rig_params local = { .wire_dtype = i < 2 ? 0 : AFD_DTYPE_FP8 };
 		const struct rig_params params = { .address = "loop:bounce",
 			.lanes = 2,
 			.max_part_rows = 2,
-			.gate = i ? AFD_GATE_ATTENTION : AFD_GATE_FFN,
+			.wire_dtype = local.wire_dtype,
+			.gate = i % 2 ? AFD_GATE_ATTENTION : AFD_GATE_FFN,
 			.log = { .write = count_lines, .user = &n_told } };
 		float *far;
 
 		setenv("AFD_EMU_FAULT", "no_register", 1);
-		far = decode(names[i], params);
+		far = decode(name, params);
 		unsetenv("AFD_EMU_FAULT");
 		assert_int_equal(n_told, 2);
-		expect_same(names[i], decode(names[i], local), far);
+		expect_same(name, decode(name, local), far);
 	}
 }
 
