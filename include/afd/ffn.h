@@ -77,6 +77,8 @@ struct afd_ffn_params {
 	                             For attention of this process either's 1 is enough */
 	void *stream;             /* as afd_attn_params has it; attention of this process enqueues on
 	                             its own */
+	uint64_t weights_epoch;   /* with net: stated beside the fingerprint, for a host that exchanges
+	                             weights. Replicas of one shard must state the same */
 };
 
 /*

@@ -214,6 +214,7 @@ struct afd_peer_info {
 	 * before it has joined. */
 	uint32_t rank, n_ranks;
 	uint32_t _pad2;
+	uint64_t weights_epoch; /* that the FFN side states beside the fingerprint */
 };
 
 /* Peers that this transport has or had. Attention side: in the order of connect, then the other

@@ -262,7 +262,7 @@ static int state(const struct afd_ffn *ffn)
 	if (weights->n_in_place)
 		layout = weights->n_packed ? "/mixed" : "/in-place";
 	snprintf(text, sizeof(text), "%s%s", kind, layout);
-	afd__transport_state(ffn->net, weights->fingerprint, text);
+	afd__transport_state(ffn->net, weights->fingerprint, weights->epoch, text);
 	return afd__transport_state_shard(ffn->net, &shard);
 }
 
@@ -351,6 +351,7 @@ int afd_ffn_create(afd_ffn **out, const afd_model *model, afd_transport *net,
 	ffn->options = (struct afd__queue_options){ p.stream, p.deterministic };
 	if (p.compute)
 		memcpy(ffn->weights.fingerprint, p.weights, sizeof(p.weights));
+	ffn->weights.epoch = p.weights_epoch;
 	rc = net ? afd__transport_own(net, ffn) : 0;
 	if (!rc) {
 		ffn->net = net;

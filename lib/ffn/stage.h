@@ -60,7 +60,7 @@ struct afd__ffn_weights {
 	uint32_t n_packed, n_in_place; /* matrices and stacks, but for routers */
 	uint64_t bytes;                /* dev memory */
 	uint64_t stored_bytes;         /* the same as the checkpoint has it */
-	uint64_t fingerprint[2];
+	uint64_t fingerprint[2], epoch;
 };
 
 /* One call of a layer's math. */

@@ -63,9 +63,10 @@ void afd__transport_watch_slots(afd_transport *net, const struct afd__slot_memor
  * between tiles. */
 void afd__transport_beat(afd_transport *net);
 
-/* What the FFN stage states in handshakes: weights fingerprint and device ("avx512"). Before the
+/* What the FFN stage states in handshakes: weights, their fingerprint and epoch, and device. Before the
  * first poll. */
-void afd__transport_state(afd_transport *net, const uint64_t weights[2], const char *device);
+void afd__transport_state(afd_transport *net, const uint64_t weights[2], uint64_t weights_epoch,
+	const char *device);
 /* The same of the shard that it holds; counts of 0 mean 1. -EINVAL when the transport's own params
  * say another, or when it is none. Before the first poll. */
 int afd__transport_state_shard(afd_transport *net, const struct afd_shard *shard);

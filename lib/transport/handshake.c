@@ -107,6 +107,7 @@ void afd__shake_keep_said(struct afd__link *link)
 	memcpy(link->device, said->device, sizeof(link->device));
 	memcpy(link->version, said->version, sizeof(link->version));
 	memcpy(link->weights, said->weights, sizeof(link->weights));
+	link->weights_epoch = said->weights_epoch;
 	link->lanes = said->lanes;
 	link->max_rows = said->max_rows;
 	link->to_ffn_dtype = (int32_t)said->to_ffn_dtype;

@@ -40,6 +40,7 @@ void afd__hello_state_ours(const struct afd__link *link, struct afd__hello *hell
 	hello->first_layer = net->params.first_layer;
 	hello->n_held = net->params.n_layers;
 	memcpy(hello->weights, net->weights, sizeof(hello->weights));
+	hello->weights_epoch = net->weights_epoch;
 	snprintf(hello->device, sizeof(hello->device), "%s", net->device);
 	snprintf(hello->version, sizeof(hello->version), "%s", afd_version());
 	if (!net->attention)

@@ -144,7 +144,7 @@ struct afd__link {
 	int32_t to_ffn_dtype, to_attention_dtype;
 	int32_t gate;
 	char device[16], version[16];
-	uint64_t weights[2];
+	uint64_t weights[2], weights_epoch;
 	uint32_t rank; /* of its shard among targets, or in the group */
 	bool placed;   /* attention side: its shard is known */
 	struct afd__target shard;
@@ -260,7 +260,7 @@ struct afd_transport {
 	struct afd__slot_memory watch; /* .added NULL: nobody */
 	struct afd_shard shard; /* FFN side */
 	bool shard_given;       /* by the params */
-	uint64_t weights[2];
+	uint64_t weights[2], weights_epoch;
 	char device[16];
 
 	struct afd__link **links; /* [max_links]; attention: FFN peers by address, then the other
@@ -270,7 +270,8 @@ struct afd_transport {
 	uint32_t n_targets; /* shards; 0: no FFN peer has said it yet */
 	struct afd__target shards[AFD__TARGETS_MAX]; /* by rank, as its first peer stated it */
 	struct afd__holding {
-		uint64_t weights[2];
+		uint64_t weights[2], weights_epoch;
+		uint32_t first_layer, n_layers;
 		char device[16];
 		bool known;
 	} holdings[AFD__TARGETS_MAX]; /* by rank: what its first peer stated, and others must too */

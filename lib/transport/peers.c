@@ -144,6 +144,7 @@ void afd__peers_info(const struct afd__link *link, struct afd_peer_info *info)
 	info->lanes = link->lanes;
 	info->max_rows = link->max_rows;
 	memcpy(info->weights, link->weights, sizeof(info->weights));
+	info->weights_epoch = link->weights_epoch;
 	info->role = link->kind == AFD__LINK_TO_FFN ? AFD_ROLE_FFN : AFD_ROLE_ATTENTION;
 	if (link->kind == AFD__LINK_IN_GROUP) {
 		info->rank = link->rank;

@@ -159,6 +159,16 @@ static int check_holding(const struct afd__link *link)
 	if (strcmp(before->device, link->device))
 		return afd__error(-EPROTO, "its device is %s, that of the shard's first peer was %s",
 			link->device, before->device);
+	if (before->first_layer != link->said->first_layer || before->n_layers != link->said->n_held)
+		return afd__error(-EPROTO,
+			"its layers are %u from %u on, those of the shard's first peer were %u from %u on",
+			link->said->n_held, link->said->first_layer, before->n_layers,
+			before->first_layer);
+	if (before->weights_epoch != link->weights_epoch)
+		return afd__error(-EPROTO,
+			"its weights_epoch is %llu, that of the shard's first peer was %llu",
+			(unsigned long long)link->weights_epoch,
+			(unsigned long long)before->weights_epoch);
 	if (!(link->weights[0] | link->weights[1]) || !(before->weights[0] | before->weights[1])) {
 		afd__log(link->net->ctx, AFD_LOG_WARN,
 			"link %s: that it holds the same weights as the other peer of its shard is "
@@ -186,6 +196,9 @@ static void keep_holding(const struct afd__link *link)
 	net->shards[link->rank] = link->shard;
 	memcpy(holding->weights, link->weights, sizeof(holding->weights));
 	memcpy(holding->device, link->device, sizeof(holding->device));
+	holding->weights_epoch = link->weights_epoch;
+	holding->first_layer = link->said->first_layer;
+	holding->n_layers = link->said->n_held;
 	holding->known = true;
 }
 

@@ -593,8 +593,10 @@ void afd__transport_watch_slots(afd_transport *net, const struct afd__slot_memor
 		net->watch = nobody;
 }
 
-void afd__transport_state(afd_transport *net, const uint64_t weights[2], const char *device)
+void afd__transport_state(afd_transport *net, const uint64_t weights[2], uint64_t weights_epoch,
+	const char *device)
 {
 	memcpy(net->weights, weights, sizeof(net->weights));
+	net->weights_epoch = weights_epoch;
 	snprintf(net->device, sizeof(net->device), "%s", device);
 }

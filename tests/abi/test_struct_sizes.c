@@ -38,10 +38,10 @@ HOLDS(afd_tensor_info, 80, bytes, 72);
 HOLDS(afd_transport_params, 144, reconnect_ms, 140);
 HOLDS(afd_step_params, 48, _pad, 44);
 HOLDS(afd_frame, 80, weights, 72);
-HOLDS(afd_peer_info, 248, _pad2, 244);
+HOLDS(afd_peer_info, 256, weights_epoch, 248);
 
 HOLDS(afd_ffn_pass, 64, _pad, 60);
-HOLDS(afd_ffn_params, 112, stream, 104);
+HOLDS(afd_ffn_params, 120, weights_epoch, 112);
 HOLDS(afd_ffn_rows, 80, on_device, 76);
 HOLDS(afd_ffn_stats, 72, stored_bytes, 64);
 

@@ -296,26 +296,60 @@ static void wherever_the_line_is_cut_the_rows_come_back(void **state)
 	}
 }
 
+/* Whichever of the two servers comes second is refused, before the first is worked with or after. */
+static void expect_not_taken(const char *text, const char *other_way)
+{
+	afd_transport *net = connect_to(2, &parts_of_7);
+	int rc = afd_transport_wait(net, 1000);
+
+	for (int i = 0; i < 400 && rc >= 0 && !rig_logged(text) && !rig_logged(other_way); i++) {
+		afd__transport_sleep(net, -1, 5);
+		rc = afd_transport_poll(net);
+	}
+	if (!rig_logged(text) && !rig_logged(other_way))
+		expect_error(rc, -EPROTO, strstr(afd_last_error(), text) ? text : other_way);
+	afd_transport_destroy(net);
+	stop_all(2);
+}
+
 static void a_replica_with_other_weights_is_not_taken(void **state)
 {
-	static const char text[] = "its weights are 0000000000000000000000000000000";
-	afd_transport *net;
-	int rc;
-
 	rig_weights[0] = 1;
 	server_start(&servers[0], NULL);
 	rig_weights[0] = 2;
 	server_start(&servers[1], NULL);
 	rig_weights[0] = 0;
+	expect_not_taken("its weights are 00000000000000000000000000000002, those of the shard's",
+		"its weights are 00000000000000000000000000000001, those of the shard's");
+}
+
+static void a_replica_of_another_epoch_is_not_taken(void **state)
+{
+	rig_weights[0] = 1;
+	rig_weights_epoch = 5;
+	server_start(&servers[0], NULL);
+	rig_weights_epoch = 6;
+	server_start(&servers[1], NULL);
+	rig_weights[0] = rig_weights_epoch = 0;
+	expect_not_taken("its weights_epoch is 6, that of the shard's first peer was 5",
+		"its weights_epoch is 5, that of the shard's first peer was 6");
+}
+
+static void replicas_of_one_epoch_are_taken_and_tell_it(void **state)
+{
+	struct afd_peer_info info = { .size = sizeof(info) };
+	afd_transport *net;
+
+	rig_weights[0] = 1;
+	rig_weights_epoch = UINT64_MAX;
+	server_start(&servers[0], NULL);
+	server_start(&servers[1], NULL);
+	rig_weights[0] = rig_weights_epoch = 0;
 	net = connect_to(2, &parts_of_7);
-	/* Whichever comes second, before the first is worked with or after. */
-	rc = afd_transport_wait(net, 1000);
-	for (int i = 0; i < 400 && rc >= 0 && !rig_logged(text); i++) {
-		afd__transport_sleep(net, -1, 5);
-		rc = afd_transport_poll(net);
-	}
-	if (!rig_logged(text))
-		expect_error(rc, -EPROTO, text);
+	assert_int_equal(afd_transport_wait(net, 2000), 1);
+	run_step(net, 5, 1);
+	assert_int_equal(afd_transport_peer(net, 0, &info), 0);
+	assert_true(info.weights_epoch == UINT64_MAX && info.weights[0] == 1);
 	afd_transport_destroy(net);
 	stop_all(2);
 }
@@ -477,6 +511,8 @@ int main(int argc, char **argv)
 		RIG_TEST(with_four_lanes_out_every_row_comes_back),
 		RIG_TEST(wherever_the_line_is_cut_the_rows_come_back),
 		RIG_TEST(a_replica_with_other_weights_is_not_taken),
+		RIG_TEST(a_replica_of_another_epoch_is_not_taken),
+		RIG_TEST(replicas_of_one_epoch_are_taken_and_tell_it),
 		RIG_TEST(a_replica_that_is_missing_is_warned_of_and_taken_when_it_comes),
 		RIG_TEST(a_peer_that_goes_before_all_are_there_is_waited_for),
 		RIG_TEST(a_peer_that_goes_before_all_are_there_and_stays_away_is_named),

@@ -16,7 +16,7 @@ enum { PORT_FIRST = 19984, PORT_PLACES = 1597, PORT_STEP = 8 };
 
 afd_context *server_ctx, *client_ctx;
 struct afd_contract rig_contract;
-uint64_t rig_weights[2];
+uint64_t rig_weights[2], rig_weights_epoch;
 
 static const char *backend = "loop";
 static int n_addresses;
@@ -364,7 +364,7 @@ afd_transport *make_server(const char *address, const struct afd_transport_param
 	if (afd_transport_create(&net, server_ctx, &rig_contract, &p))
 		return NULL;
 	if (rig_weights[0])
-		afd__transport_state(net, rig_weights, "c");
+		afd__transport_state(net, rig_weights, rig_weights_epoch, "c");
 	return net;
 }
 

@@ -47,7 +47,7 @@ struct server {
 /* Of the server's context and of the clients'; the same where the backend wants it. */
 extern afd_context *server_ctx, *client_ctx;
 extern struct afd_contract rig_contract;
-extern uint64_t rig_weights[2]; /* that servers state; 0, 0: none */
+extern uint64_t rig_weights[2], rig_weights_epoch; /* that servers state; 0, 0: none */
 
 /* Runs the group with the arguments of main: the backend's name. */
 int rig_run(
