@@ -33,7 +33,8 @@ typedef void (*dims_body)(struct rig *r, const struct dims *m, const void *how, 
 void dims_compare(
 	const struct dims *m, dims_body body, const void *how, size_t numbers, double allowed);
 
-/* Enqueues and fetches; again as often as AFD_DIMS_REPEAT says, for the same bits. */
+/* Enqueues and fetches; again as often as AFD_DIMS_REPEAT says, and once from a graph where the
+ * device has these, for the same bits. */
 void dims_run(struct rig *r, int (*enqueue)(struct rig *r, const void *args), const void *args,
 	float *host, const void *out, size_t numbers);
 

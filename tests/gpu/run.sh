@@ -122,11 +122,11 @@ build() {
 	if [ ! -f "$BUILD/build.ninja" ]; then
 		meson setup "$BUILD" "${options[@]}" >>"$LOG" 2>&1 || { tail -n 20 "$LOG" && result failed "build: meson setup" && return 1; }
 	fi
-	# Not the tests of the emulator's faults, which a GPU has not.
+	# Of device_cuda, which is about the emulator's faults, some cases only.
 	CONFORMANCE=$(ninja -C "$BUILD" -t targets all | sed -n 's/^tests\/conformance\/conformance_\(device_[a-z0-9_]*\): .*/\1/p' |
 		grep -vx device_cuda | sort -u)
 	targets="$targets examples/afd-generate examples/afd-bench tests/gpu/test_words tests/gpu/words-emu.so tests/gpu/test_dims"
-	targets="$targets $(printf 'tests/conformance/conformance_%s ' $CONFORMANCE)"
+	targets="$targets $(printf 'tests/conformance/conformance_%s ' $CONFORMANCE device_cuda)"
 	ninja -C "$BUILD" $targets >>"$LOG" 2>&1 || { tail -n 25 "$LOG" && result failed "build: ninja" && return 1; }
 	result passed "build: compiles${ARCH:+ for sm_$ARCH}"
 }
@@ -147,6 +147,14 @@ part_conformance() {
 		# The rest of the suite runs on the emulator in CI, in several orders.
 		[ $EMU = 1 ] && case $name in device_rows | device_convert | device_rope) ;; *) continue ;; esac
 		AFD_TEST_MODULES=$BUILD/tests/conformance tap conformance "$name" 120 "$BUILD/tests/conformance/conformance_$name" cuda:0
+	done
+	recordings
+}
+
+recordings() {
+	local only
+	for only in "what_depends*" "long_transfers*" "the_descriptor*"; do
+		AFD_TEST_ONLY=$only tap conformance "device_cuda, $only" 60 "$BUILD/tests/conformance/conformance_device_cuda" cuda:0
 	done
 }
 
