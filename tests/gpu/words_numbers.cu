@@ -29,6 +29,9 @@ EACH(pack_bf16, pack2<bf16>(float_of_bits(x), float_of_bits(x * 2654435761u)));
 EACH(pack_f16, pack2<f16>(float_of_bits(x), float_of_bits(x * 2654435761u)));
 EACH(finite_and_bits, count_bits(x) | (uint32_t)is_finite(float_of_bits(x)) << 8);
 EACH(products, bits_of(multiply(float_of_bits(x), float_of_bits(x * 2654435761u))));
+/* An fma would round once. */
+EACH(product_then_sum, bits_of(times(float_of_bits(x), 1.37f) +
+			       times(float_of_bits(x), float_of_bits(0x3f800001))));
 EACH(divisions, (uint32_t)divide_up(x, 1 + x % 977));
 
 #define CASE(name, covers, input, output, f) \
@@ -63,6 +66,8 @@ extern "C" const struct word words_numbers[] = {
 	CASE("bits_are_counted_and_infinities_found", "count_bits is_finite", WORDS_BITS, WORDS_RAW,
 		finite_and_bits),
 	CASE("two_f32_are_multiplied", "multiply", WORDS_BITS, WORDS_F32, products),
+	CASE("a_product_is_rounded_before_it_is_added", "times", WORDS_FLOATS, WORDS_F32,
+		product_then_sum),
 	CASE("divisions_round_up", "divide_up", WORDS_COUNT, WORDS_RAW, divisions),
 	{},
 };
