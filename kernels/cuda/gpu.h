@@ -104,6 +104,10 @@ GPU_FN float shuffle_xor(float v, unsigned lanes) { return __shfl_xor_sync(~0u, 
 GPU_FN int shuffle_xor(int v, unsigned lanes) { return __shfl_xor_sync(~0u, v, lanes); }
 GPU_FN float shuffle(float v, unsigned lane) { return __shfl_sync(~0u, v, lane); }
 GPU_FN unsigned shuffle(unsigned v, unsigned lane) { return __shfl_sync(~0u, v, lane); }
+GPU_FN uint64_t shuffle(uint64_t v, unsigned lane)
+{
+	return __shfl_sync(~0u, (unsigned long long)v, (int)lane);
+}
 GPU_FN unsigned warp_ballot(bool p) { return __ballot_sync(~0u, p); }
 #else
 GPU_FN void warp_sync(const char *file = __builtin_FILE(), int line = __builtin_LINE())
@@ -396,6 +400,16 @@ GPU_FN void store_release_system(uint64_t *p, uint64_t v)
 {
 	__atomic_store_n(p, v, __ATOMIC_RELEASE);
 }
+#endif
+
+/* ---- integers in shared memory to which several threads add, in any order ---- */
+#ifdef __CUDACC__
+GPU_FN void add_shared(uint64_t *p, uint64_t v)
+{
+	atomicAdd((unsigned long long *)p, (unsigned long long)v);
+}
+#else
+GPU_FN void add_shared(uint64_t *p, uint64_t v) { __atomic_fetch_add(p, v, __ATOMIC_RELAXED); }
 #endif
 
 /* ---- a stream of 16 bytes that is read once ---- */

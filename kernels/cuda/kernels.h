@@ -58,6 +58,7 @@ int afd_gpu_experts(const struct afd_gpu *gpu, const struct afd__experts_args *a
 int afd_gpu_mlp(const struct afd_gpu *gpu, const struct afd__mlp_args *a);
 /* *work: the bytes or floating-point operations that it does. */
 int afd_gpu_probe(const struct afd_gpu *gpu, const struct afd__probe_args *a, double *work);
+int afd_gpu_sample(const struct afd_gpu *gpu, const struct afd__sample_args *a);
 size_t afd_gpu_experts_scratch_bytes(const struct afd__experts_args *a, int least);
 
 #ifdef __cplusplus

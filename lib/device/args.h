@@ -285,6 +285,25 @@ struct afd__mlp_args {
 	int32_t quantize; /* 1: what enters down, with the column_offset of down */
 };
 
+/* How one row is sampled: afd_sample_params (afd/attn.h), and the position. The caller has checked
+ * temperature and top_p. */
+struct afd__sample_row {
+	uint64_t seed, position;
+	float temperature, top_p;
+	uint32_t top_k, _pad;
+};
+
+/* ids[i] = what afd_sample draws from row i; -1 - index of the first number that is not finite when
+ * there is one. A device may take weights in float32, and then draws another id where the draw falls
+ * that close to the edge between two. */
+struct afd__sample_args {
+	const float *logits;                /* dev [n_rows][width] */
+	const struct afd__sample_row *rows; /* dev [n_rows], aligned to 8 bytes */
+	int32_t *ids;                       /* dev [n_rows] */
+	void *scratch;                      /* dev, 8 * width bytes for each row */
+	uint32_t n_rows, width;
+};
+
 /* dev to dev, no overlap */
 struct afd__copy_args {
 	void *dst;

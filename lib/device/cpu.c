@@ -7,6 +7,8 @@
  * of about 10 ms, between which the calling thread calls on_tile. How much fits a round is
  * measured, per kind of operation; bits do not depend on it.
  */
+#include <afd/attn.h>
+#include <math.h>
 #include <string.h>
 
 #include "../../kernels/cpu/product.h"
@@ -232,6 +234,41 @@ static int cpu_mlp(struct afd__queue *q, const struct afd__mlp_args *a)
 	if (a->quantize)
 		cpu_quantize(q, &quantize);
 	return cpu_product(q, &down);
+}
+
+static void run_sample(const struct afd__job *job, uint32_t from, uint32_t to)
+{
+	const struct afd__sample_args *a = job->args;
+
+	for (uint32_t i = from; i < to; i++) {
+		const struct afd__sample_row *row = &a->rows[i];
+		const float *x = a->logits + (size_t)i * a->width;
+		const struct afd_sample_params params = { .size = sizeof(params),
+			.temperature = row->temperature,
+			.top_p = row->top_p,
+			.top_k = row->top_k,
+			.seed = row->seed };
+		int32_t at = 0;
+
+		while ((uint32_t)at < a->width && isfinite(x[at]))
+			at++;
+		a->ids[i] = (uint32_t)at < a->width
+				    ? -1 - at
+				    : afd_sample(x, a->width, row->position, &params,
+					      (char *)a->scratch + (size_t)i * 8 * a->width);
+	}
+}
+
+static int cpu_sample(struct afd__queue *q, const struct afd__sample_args *a)
+{
+	struct afd__job job = { .args = a,
+		.run = run_sample,
+		.n_units = a->n_rows,
+		.kind = AFD__OPERATION_sample,
+		.cost = 64.0 * a->n_rows * a->width };
+
+	afd__job_run(q, &job);
+	return 0;
 }
 
 static int cpu_copy(struct afd__queue *q, const struct afd__copy_args *a)

@@ -39,7 +39,7 @@ struct afd__module_host;
 /* clang-format off */
 #define AFD__DEVICE_OPERATIONS(X) \
 	X(embed) X(norm) X(product) X(angles) X(rope) X(attend) X(activation) X(convert) X(argmax) \
-	X(copy) X(gate) X(quantize) X(route) X(experts) X(mlp)
+	X(copy) X(gate) X(quantize) X(route) X(experts) X(mlp) X(sample)
 /* clang-format on */
 
 struct afd__device_ops {

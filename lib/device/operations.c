@@ -186,6 +186,16 @@ static void check_mlp(struct check *c, const struct afd__mlp_args *a)
 	countable(c, a->n_rows, a->gate_up.k);
 }
 
+static void check_sample(struct check *c, const struct afd__sample_args *a)
+{
+	need(c, "logits", a->logits);
+	need_aligned(c, "rows", a->rows, 8);
+	need(c, "ids", a->ids);
+	need(c, "scratch", a->scratch);
+	within(c, "width", a->width, 1, INT32_MAX);
+	countable(c, a->n_rows, a->width);
+}
+
 static void check_angles(struct check *c, const struct afd__angles_args *a)
 {
 	need(c, "positions", a->positions);
@@ -394,3 +404,4 @@ OPERATION(gate, n_rows)
 OPERATION(quantize, n_rows)
 OPERATION(route, n_rows)
 OPERATION(mlp, n_rows)
+OPERATION(sample, n_rows)

@@ -73,6 +73,7 @@ OPERATION(quantize, check_nothing)
 OPERATION(route, check_nothing)
 OPERATION(experts, check_experts)
 OPERATION(mlp, check_mlp)
+OPERATION(sample, check_nothing)
 
 static int convert(struct cuda_queue *d, const struct afd__convert_args *a)
 {

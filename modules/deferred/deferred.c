@@ -257,6 +257,8 @@ static const struct layout layouts[] = {
 			AT(experts, gate_up.data), AT(experts, gate_up.scales),
 			AT(experts, down.data), AT(experts, down.scales), AT(experts, y),
 			AT(experts, scratch) } },
+	[KIND_sample] = { 4,
+		{ AT(sample, logits), AT(sample, rows), AT(sample, ids), AT(sample, scratch) } },
 	[KIND_mlp] = { 8,
 		{ AT(mlp, x), AT(mlp, gate_up.data), AT(mlp, gate_up.scales), AT(mlp, down.data),
 			AT(mlp, down.scales), AT(mlp, y), AT(mlp, gate_up_rows),

@@ -29,6 +29,7 @@ struct all_args {
 	struct afd__route_args route;
 	struct afd__experts_args experts;
 	struct afd__mlp_args mlp;
+	struct afd__sample_args sample;
 };
 
 /* Those of routed layers. */
@@ -72,6 +73,12 @@ static void add_routed_args(struct all_args *args, float *m, const struct afd__m
 		.activated = m + 80,
 		.n_rows = 1 };
 	args->mlp.down.k = 2;
+	args->sample = (struct afd__sample_args){ .logits = m,
+		.rows = (struct afd__sample_row *)(m + 256),
+		.ids = ids + 64,
+		.scratch = m + 128,
+		.n_rows = 1,
+		.width = 4 };
 }
 
 static struct all_args good_args(float *m)
@@ -195,6 +202,8 @@ static struct all_args good_args(float *m)
 	X(mlp, a.activated = NULL, "activated is NULL") \
 	X(mlp, a.down.k = 3, "twice the width") \
 	X(mlp, a.quantize = 2, "quantize 2") \
+	X(sample, a.rows = (void *)((char *)a.rows + 4), "aligned to 8") \
+	X(sample, a.width = 0, "width 0") \
 	X(copy, a.src = NULL, "src is NULL") \
 	X(copy, a.bytes = 257, "overlap")
 
@@ -247,7 +256,7 @@ static void calls_without_rows_do_nothing(void **state)
 	none.activation.n_rows = none.convert.n_rows = none.argmax.n_rows = 0;
 	none.copy.bytes = 0;
 	none.gate.n_rows = none.quantize.n_rows = none.route.n_rows = none.experts.n_rows = 0;
-	none.mlp.n_rows = 0;
+	none.mlp.n_rows = none.sample.n_rows = 0;
 #define NO_ROWS_CASE(op) RIG_OK(afd__##op(&r->q, &none.op));
 	AFD__DEVICE_OPERATIONS(NO_ROWS_CASE)
 	RIG_OK(afd__queue_upload(&r->q, m, x + 100, 0));

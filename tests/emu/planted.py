@@ -96,6 +96,14 @@ PLANTED = {
         "tile.cu", "numbers[t.activated_lead + t.half + i] = 0;", "(void)i;", "experts", "mlps*", "plain", "first"),
     "an_argmax_that_forgets_the_last_pieces": (
         "argmax.cu", "i < n_pieces; i += 32", "i < least(n_pieces, 32); i += 32", "real", "the_largest*", "plain", "first"),
+    "a_sample_that_takes_the_first_among_equals": (
+        "sample.cu", "return find_equal(m, r, prefix, which);", "return find_equal(m, r, prefix, 0);", "sample", "of_equal*", "plain",
+        "first"),
+    "a_sample_that_counts_before_the_histogram_is_empty": (
+        "sample.cu", "m->histogram[thread_x() + THREADS] = 0;\n\tbarrier();", "m->histogram[thread_x() + THREADS] = 0;", "sample",
+        "draws*", "plain", "random:3"),
+    "a_sample_whose_top_k_is_one_too_many": (
+        "sample.cu", "find_place(m, r, false, p.top_k - 1,", "find_place(m, r, false, p.top_k,", "sample", "draws*", "plain", "first"),
     "a_split_that_sees_one_position_too_many": (
         "attend_tile.h:attend_split.cu", "s.end = (unsigned)a.positions[row] + 1;", "s.end = (unsigned)a.positions[row] + 2;",
         "attend", "attention_a*", "plain", "first"),

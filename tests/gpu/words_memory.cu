@@ -71,6 +71,21 @@ GPU_KERNEL(32) clock_kernel(const uint32_t *in, uint32_t *out)
 	out[block_x() * 32 + thread_x()] = back << 1 | (now - start >= 5000);
 }
 
+/* Sums that wrap, of all threads in three places. */
+GPU_KERNEL(THREADS) add_shared_kernel(const uint32_t *in, uint32_t *out)
+{
+	GPU_SHARED(uint64_t, sums, 3);
+	unsigned t = thread_x();
+	uint64_t v = in[block_x() * THREADS + t];
+
+	if (t < 3)
+		sums[t] = 0;
+	barrier();
+	add_shared(&sums[t % 3], v << 32 | (v ^ 0x5a5a5a5a));
+	barrier();
+	((uint64_t *)out)[block_x() * THREADS + t] = sums[(t + 1) % 3];
+}
+
 extern "C" const struct word words_memory[] = {
 	{ "a_load_brings_16_bytes", "load_once", WORDS_BITS, WORDS_RAW, 4 * VECTORS, 4 * VECTORS, 0,
 		launch_blocks<load_once_kernel, THREADS, 0> },
@@ -82,6 +97,8 @@ extern "C" const struct word words_memory[] = {
 		launch_blocks<dynamic_kernel, THREADS, 64 * THREADS> },
 	{ "much_dynamic_shared_memory_can_be_had", "gpu_launch", WORDS_BITS, WORDS_RAW,
 		16 * THREADS, 16 * THREADS, 0, launch_blocks<dynamic_kernel, THREADS, 96 << 10> },
+	{ "sums_of_several_threads_are_the_same_in_any_order", "add_shared", WORDS_BITS, WORDS_RAW,
+		THREADS, 2 * THREADS, 0, launch_blocks<add_shared_kernel, THREADS, 0> },
 	{ "a_word_for_the_host_is_written_whole", "store_release_system", WORDS_BITS, WORDS_RAW, 32,
 		64, 0, launch_blocks<store_kernel, 32, 0> },
 	{ "the_clock_moves_on", "now_ns", WORDS_BITS, WORDS_RAW, 32, 32, 0,
