@@ -39,6 +39,15 @@ static inline void ring_write(struct ring *ring, uint16_t slot, uint64_t bytes)
 	atomic_store_explicit(&entry->word, ++ring->next << 16 | slot, memory_order_seq_cst);
 }
 
+/* The same for an entry that wakes nobody: the store need not be waited for. */
+static inline void ring_write_quiet(struct ring *ring, uint16_t slot, uint64_t bytes)
+{
+	struct ring_entry *entry = &ring->entries[ring->next & ring->mask];
+
+	atomic_store_explicit(&entry->bytes, bytes, memory_order_relaxed);
+	atomic_store_explicit(&entry->word, ++ring->next << 16 | slot, memory_order_release);
+}
+
 /* Sequentially consistent, so that it is ordered after the own flag in ring_sleep; on x86 an
  * ordinary load. */
 static inline bool ring_ready(const struct ring *ring)

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Layout: two flags, one for each end, a cache line apart; four rings (posted and returned, each
- * way); then the slots, those of the accepting end first. Slots begin on pages, so that a device
- * can map them one by one.
+ * way); then the slots, those of the accepting end first. Row slots have pages of their own, so that
+ * a device can map them one by one, and begin a line before a page: rows that stand on pages are
+ * copied up to twice as fast as those that begin behind a header there.
  *
  * A slot that was read is returned without waking the sender, unless it is a control slot or the
  * geometry is eager: the sender of rows waits for the reply, and finds the slot returned when that
@@ -45,7 +46,7 @@ static size_t control_span(const struct afd__wire_slots *g)
 
 static size_t slot_span(const struct afd__wire_slots *g)
 {
-	return round_up(g->slot_bytes, PAGE);
+	return PAGE + round_up(g->slot_bytes - LINE, PAGE);
 }
 
 static size_t direction_bytes(const struct afd__wire_slots *g)
@@ -58,7 +59,7 @@ int afd__segment_bytes(const struct afd__wire_slots *g, size_t *bytes)
 	size_t data, total;
 
 	if (!g->n_slots || g->n_slots > AFD__SLOTS_MAX || g->n_control > g->n_slots ||
-		!g->control_bytes || g->control_bytes > PAGE || !g->slot_bytes ||
+		!g->control_bytes || g->control_bytes > PAGE || g->slot_bytes < LINE ||
 		g->slot_bytes > UINT32_MAX - PAGE)
 		return afd__error(-EINVAL,
 			"slots: %u of %zu bytes and %u of %zu bytes are out of range",
@@ -106,7 +107,7 @@ static size_t slot_offset(const struct afd__wire_slots *g, uint32_t slot)
 	assert(slot < g->n_slots);
 	if (slot < g->n_control)
 		return slot * g->control_bytes;
-	return control_span(g) + (slot - g->n_control) * slot_span(g);
+	return control_span(g) + (slot - g->n_control) * slot_span(g) + PAGE - LINE;
 }
 
 static size_t slot_capacity(const struct afd__wire_slots *g, uint32_t slot)
@@ -135,9 +136,12 @@ int afd__segment_post_receive(struct segment_end *end, uint32_t slot)
 {
 	assert(end->held[slot]);
 	end->held[slot] = false;
+	if (slot >= end->geometry.n_control && !end->geometry.eager) {
+		ring_write_quiet(&end->freed, (uint16_t)slot, 0);
+		return 0;
+	}
 	ring_write(&end->freed, (uint16_t)slot, 0);
-	if (slot < end->geometry.n_control || end->geometry.eager)
-		ring_doorbell(end);
+	ring_doorbell(end);
 	return 0;
 }
 
