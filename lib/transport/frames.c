@@ -117,6 +117,28 @@ static void recover(struct afd__link *link, uint32_t lane, struct afd__slot_out 
 		release(link, out);
 }
 
+/* The pieces become a frame of the present holder's. False: they are too many parts, and the lane's
+ * frame has ended. */
+static bool begin_frame(afd_transport *net, uint32_t lane, struct afd__frame_target *target)
+{
+	struct afd__link *link = target->link;
+
+	target->next_part = 0;
+	if (afd__frame_count_parts(target) > UINT16_MAX) {
+		afd__frame_end(net, lane,
+			afd__error(-EINVAL, "frame: its rows make more than %d parts of %u rows",
+				UINT16_MAX, link->max_rows));
+		return false;
+	}
+	target->n_parts = (uint16_t)afd__frame_count_parts(target);
+	if (!link)
+		return true;
+	link->counts.n_resent_rows += target->n_again;
+	afd__metric_count(net->resent_metric, target->n_again);
+	target->n_again = 0;
+	return true;
+}
+
 void afd__frames_retarget(afd_transport *net, uint32_t rank)
 {
 	struct afd__link *link = net->targets[rank];
@@ -127,20 +149,7 @@ void afd__frames_retarget(afd_transport *net, uint32_t rank)
 		if (!net->frames[lane].active || target->link == link)
 			continue;
 		target->link = link;
-		target->next_part = 0;
-		if (afd__frame_count_parts(target) > UINT16_MAX) {
-			afd__frame_end(net, lane,
-				afd__error(-EINVAL,
-					"frame: its rows make more than %d parts of %u rows",
-					UINT16_MAX, link->max_rows));
-			continue;
-		}
-		target->n_parts = (uint16_t)afd__frame_count_parts(target);
-		if (!link)
-			continue;
-		link->counts.n_resent_rows += target->n_again;
-		afd__metric_count(net->resent_metric, target->n_again);
-		target->n_again = 0;
+		begin_frame(net, lane, target);
 	}
 	if (link && net->step_open)
 		afd__steps_tell(link);
@@ -465,6 +474,10 @@ static int fill_next(afd_transport *net, uint32_t t, uint32_t lane)
 
 	if (!frame->active || !target->n_pieces || !afd__link_is_joined(link) || link->leaving)
 		return 0;
+	/* Rows of a peer that drained and was lost came back while its successor had a frame of its
+	 * own: they are another one, behind that. */
+	if (target->next_part == target->n_parts && !begin_frame(net, lane, target))
+		return 1;
 	/* A frame of one part takes the same slot each time, which is then still in the caches. */
 	if (!target->next_part && is_free(&afd__link_out(link, lane)[0]))
 		link->turn[lane] = 0;

@@ -214,6 +214,39 @@ static void a_server_that_drains_answers_what_it_has_and_the_replica_does_the_re
 	stop_all(2);
 }
 
+/* Its rows come back when the replica has done the rest, or is in the middle of it. */
+static void a_server_that_drains_and_is_lost_leaves_its_rows_to_the_replica(void **state)
+{
+	for (int in_the_middle = 0; in_the_middle < 2; in_the_middle++) {
+		afd_transport *net = join_replicas(2, &parts_of_7);
+		int leaving;
+
+		servers[0].hold = servers[1].hold = 1;
+		dispatch(net, 1);
+		leaving = holder();
+		wait_held(net, leaving, 2);
+		park(&servers[leaving]);
+		assert_int_equal(afd__exchange_drain(servers[leaving].net), 0);
+		servers[!leaving].hold = in_the_middle;
+		for (int i = 0; i < 40; i++) {
+			assert_true(afd_transport_collect(net, 0) >= 0);
+			afd__transport_sleep(net, -1, 5);
+		}
+		servers[leaving].n_held = 0;
+		server_stop(&servers[leaving]);
+		for (int i = 0; i < 10; i++) {
+			assert_true(afd_transport_collect(net, 0) >= 0);
+			afd__transport_sleep(net, -1, 5);
+		}
+		servers[!leaving].hold = 0;
+		expect_frame(net);
+		assert_int_equal(peer_of(net, (uint32_t)!leaving).n_resent_rows, 2 * PARTS_OF);
+		assert_int_equal(peer_of(net, (uint32_t)!leaving).n_rows, ROWS);
+		afd_transport_destroy(net);
+		stop_all(2);
+	}
+}
+
 static void one_shard_of_two_fails_over_by_itself(void **state)
 {
 	static const struct afd_shard halves[4] = { { 0, 1, 0, 1 }, { 0, 2, 0, 1 }, { 1, 2, 0, 1 } };
@@ -507,6 +540,7 @@ int main(int argc, char **argv)
 		RIG_TEST(a_replica_may_have_smaller_parts),
 		RIG_TEST(a_silent_server_is_replaced_after_the_deadline),
 		RIG_TEST(a_server_that_drains_answers_what_it_has_and_the_replica_does_the_rest),
+		RIG_TEST(a_server_that_drains_and_is_lost_leaves_its_rows_to_the_replica),
 		RIG_TEST(one_shard_of_two_fails_over_by_itself),
 		RIG_TEST(with_four_lanes_out_every_row_comes_back),
 		RIG_TEST(wherever_the_line_is_cut_the_rows_come_back),
