@@ -308,10 +308,11 @@ static void rows_of_fp8_are_scattered_and_added(void **state)
 static void a_slot_in_host_memory_takes_and_gives_rows(void **state)
 {
 	enum { WIDTH = 130, ROWS = 2 };
-	static _Alignas(16) uint8_t slot[16 + ROWS * MAX_ROW_BYTES], want[ROWS * MAX_ROW_BYTES];
+	static uint8_t want[ROWS * MAX_ROW_BYTES];
 	float x[ROWS * WIDTH], got[ROWS * WIDTH];
 	size_t bytes = afd__row_bytes(WIDTH, FP8);
 	struct rig *r = *state;
+	uint8_t *slot = rig_lend(r, NULL, 16 + ROWS * MAX_ROW_BYTES);
 
 	rig_fill(r, x, ROWS * WIDTH, 1);
 	struct afd__convert_args out = { .src = rig_input(r, x, sizeof(x)),

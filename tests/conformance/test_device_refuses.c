@@ -233,10 +233,11 @@ static void the_good_arguments_are_taken(void **state)
 	struct rig *r = *state;
 	float zeros[N_NUMBERS] = { 0 };
 	struct all_args good = good_args(rig_input(r, zeros, sizeof(zeros)));
+	void *in_place = rig_lend(r, zeros, sizeof(zeros));
 
-	good.mlp.gate_up.data = good.mlp.down.data = zeros;
+	good.mlp.gate_up.data = good.mlp.down.data = in_place;
 	good.embed.table.data = good.product.w.data = good.experts.gate_up.data =
-		good.experts.down.data = zeros; /* in place: host memory */
+		good.experts.down.data = in_place;
 #define GOOD_CASE(op) RIG_OK(afd__##op(&r->q, &good.op));
 	AFD__DEVICE_OPERATIONS(GOOD_CASE)
 	rig_fetch(r, zeros, good.norm.h,

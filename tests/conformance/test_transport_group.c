@@ -212,6 +212,22 @@ static void a_rank_that_is_a_step_ahead_is_named(void **state)
 	end_group(2);
 }
 
+/* As finish, but the others are moved, too: what sockets that hold next to nothing did not take of
+ * the culprit's message goes out when it is polled. */
+static int finish_among(uint32_t n, uint32_t r)
+{
+	uint64_t until = now_ms() + PATIENCE_MS;
+	int rc;
+
+	while (!(rc = afd__group_done(ranks[r].net, 0))) {
+		if (now_ms() > until)
+			fail_msg("rank %u is not done after %d ms", r, PATIENCE_MS);
+		for (uint32_t i = 0; i < n; i++)
+			(void)afd__exchange_progress(ranks[i].net);
+	}
+	return rc;
+}
+
 static void a_cancelled_step_ends_on_all_ranks_and_the_next_one_is_clean(void **state)
 {
 	make_group(4, 0);
@@ -229,7 +245,7 @@ static void a_cancelled_step_ends_on_all_ranks_and_the_next_one_is_clean(void **
 		for (uint32_t r = 0; r < 4; r++) {
 			if (r == culprit)
 				continue;
-			expect_error(finish(&ranks[r], 0, PATIENCE_MS), -ECANCELED, "cancelled step");
+			expect_error(finish_among(4, r), -ECANCELED, "cancelled step");
 			assert_int_equal(afd__exchange_cancel(ranks[r].net, NULL), 0);
 		}
 		fill_partials(4, 0, round);

@@ -264,10 +264,8 @@ static void a_killed_rank_is_named_within_a_second(void **state)
 	uint64_t begun;
 	pid_t pid;
 
-	if (!strcmp(rig_scheme(), "loop")) {
-		print_message("skipped: ranks of processes do not meet over loop\n");
-		skip();
-	}
+	if (!strcmp(rig_scheme(), "loop"))
+		rig_skip("ranks of processes do not meet over loop:");
 	for (uint32_t victim = 0; victim < 3; victim++) {
 		char text[64];
 

@@ -166,7 +166,7 @@ static void a_peer_that_scribbles_in_the_memory_loses_its_own_link_only(void **s
 	afd_transport *net;
 
 	if (is_tcp())
-		skip();
+		rig_skip("it is about memory that shm: shares");
 	server_start(&server, NULL);
 	net = join(&server, NULL);
 	for (unsigned seed = 1; seed <= 60; seed++) {
@@ -277,7 +277,7 @@ static void memory_that_could_shrink_or_is_too_small_is_refused(void **state)
 	int before = count_descriptors();
 
 	if (is_tcp())
-		skip();
+		rig_skip("it is about memory that shm: shares");
 	expect_memory_refused(0, F_SEAL_GROW, "has seals 0x4, must have 0x6");
 	expect_memory_refused(0, F_SEAL_SHRINK, "has seals 0x2, must have 0x6");
 	expect_memory_refused(-4096, F_SEAL_GROW | F_SEAL_SHRINK, "the peer's memory has");
@@ -352,7 +352,7 @@ static void records_that_cannot_be_end_their_own_link_only(void **state)
 	afd_transport *net;
 
 	if (!is_tcp())
-		skip();
+		rig_skip("it is about the stream of tcp:");
 	server_start(&server, NULL);
 	net = join(&server, NULL);
 	for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
@@ -378,7 +378,7 @@ static void random_bytes_after_the_handshake_end_their_own_link_only(void **stat
 	afd_transport *net;
 
 	if (!is_tcp())
-		skip();
+		rig_skip("it is about the stream of tcp:");
 	server_start(&server, NULL);
 	net = join(&server, NULL);
 	for (int round = 0; round < 40; round++) {
@@ -410,7 +410,7 @@ static void a_handshake_that_comes_byte_by_byte_is_read(void **state)
 	size_t bytes;
 
 	if (!is_tcp())
-		skip();
+		rig_skip("it is about the stream of tcp:");
 	server_start(&server, NULL);
 	connect_stranger(&wire, epoll_fd, server.address);
 	make_hello(&hello, AFD__HELLO);
@@ -435,7 +435,7 @@ static void a_message_longer_than_its_limit_is_refused_by_its_prefix(void **stat
 	struct server server;
 
 	if (!is_tcp())
-		skip();
+		rig_skip("it is about the stream of tcp:");
 	server_start(&server, NULL);
 	connect_stranger(&wire, epoll_fd, server.address);
 	assert_int_equal(send(tcp_of(&wire)->fd, prefix, 12, MSG_NOSIGNAL), 12);
@@ -454,7 +454,7 @@ static void a_peer_that_does_not_read_holds_up_nobody(void **state)
 	afd_transport *stalled, *net;
 
 	if (!is_tcp())
-		skip();
+		rig_skip("it is about the stream of tcp:");
 	server_start(&server, &params);
 	stalled = join(&server, &params);
 	assert_int_equal(begin_step(stalled, 8000), 0);
@@ -502,7 +502,7 @@ static void a_source_that_takes_all_places_loses_its_own_only(void **state)
 	struct server server;
 
 	if (!is_tcp())
-		skip();
+		rig_skip("it is about the stream of tcp:");
 	server_start(&server, NULL);
 	for (int i = 0; i < SLOW; i++)
 		slow[i] = connect_from(3 + i, server.address);
@@ -535,7 +535,7 @@ static void of_many_that_come_at_once_a_few_are_accepted_at_a_time(void **state)
 	uint64_t start;
 
 	if (!is_tcp())
-		skip();
+		rig_skip("it is about the stream of tcp:");
 	rig_address(address);
 	net = make_server(address, NULL);
 	for (int i = 0; i < STRANGERS; i++)
@@ -567,7 +567,7 @@ static void port_0_takes_a_free_one_and_says_it(void **state)
 	afd_transport *net;
 
 	if (!is_tcp())
-		skip();
+		rig_skip("it is about the stream of tcp:");
 	assert_int_equal(afd_transport_create(&net, server_ctx, &rig_contract, &params), 0);
 	assert_int_equal(afd_transport_address(net, 0, first, sizeof(first)), 0);
 	assert_int_equal(afd_transport_address(net, 1, second, sizeof(second)), 0);
