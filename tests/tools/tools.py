@@ -70,6 +70,11 @@ def read_npy(path):
     return head["shape"], array.array("f", data[start:])
 
 
+def hear_signals():
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+
+
 class Case(unittest.TestCase):
     """A test with a scratch folder, whose processes end with it."""
 
@@ -110,10 +115,10 @@ class Case(unittest.TestCase):
     def launch(self, layout, model, *args, **env):
         """A whole layout under way, one thread a process, in a process group of its own."""
         command = [ROOT / "examples/launch.sh", layout, "--tools", tool(""), "--model", model, "--threads", 1, "--device", DEVICE]
-        # A shell cannot trap what was ignored when it began, and whoever runs the tests may have SIGINT ignored.
+        # A shell cannot trap what was ignored when it began, and whoever runs the tests may have signals ignored (nohup).
         process = subprocess.Popen([*map(str, command), *map(str, args)], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                    env={**ENV, **env}, start_new_session=True,
-                                   preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+                                   preexec_fn=hear_signals)
         self.processes.append(process)
         return process
 
