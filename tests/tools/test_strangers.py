@@ -125,7 +125,9 @@ class Strangers(Keyed):
         running = self.attend("--max-tokens", N_TOKENS)
         self.annoy(recorded, reasons, seed)
         self.refuse_tools()
-        while running.poll() is None:
+        over = False
+        while not over:  # once at least
+            over = running.poll() is not None
             for _ in range(20):
                 self.connect(random.randbytes(random.randrange(1, 5000))).close()
         loud = self.json(running)

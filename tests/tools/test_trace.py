@@ -4,7 +4,7 @@ import collections
 import json
 import socket
 
-from tools import MODEL, Case, address
+from tools import MODEL, Case, address, cpu_seconds
 
 LEGS = ["wire out", "queue", "gather", "compute", "wire back", "unread"]
 ESTIMATED = {"wire out", "wire back", "unread"}
@@ -121,19 +121,12 @@ class Trace(Case):
 
     def test_a_replica_that_takes_over_has_tracks_beside_those_of_the_lost_one(self):
         listens = [address(), address()]
-        files = [self.scratch / f"metrics{i}" for i in range(2)]
-        servers = [self.serve(MODEL, "--metrics", path, listen=listen)[0] for listen, path in zip(listens, files)]
+        servers = [self.serve(MODEL, listen=listen)[0] for listen in listens]
+        idle = [cpu_seconds(server) for server in servers]
         path = self.scratch / "trace.json"
         running = self.generate(MODEL, "--ids", "17 4 2", "--max-tokens", 4000, "--log", "error", "--trace", path,
                                 "--ffn", listens[0], "--ffn", listens[1])
-        rows = [0, 0]
-
-        def are_served():
-            rows[:] = [self.metric(path, "afd_ffn_rows_total") for path in files]
-            return max(rows) > 10
-        self.until("rows are served", are_served)
-        self.assertIsNone(running.poll())
-        victim = rows.index(max(rows))
+        victim = self.wait_served(servers, idle, running)
         servers[victim].kill()
         self.result(running)
         events = json.loads(path.read_text())

@@ -5,10 +5,9 @@ import filecmp
 import json
 import os
 import re
-import signal
 import sys
 
-from tools import GOLDEN, MODEL, ROOT, Case, address
+from tools import GOLDEN, MODEL, ROOT, Case, address, cpu_seconds, tcp_address
 
 sys.path.insert(0, str(GOLDEN))
 import check  # noqa: E402
@@ -97,14 +96,10 @@ class Layouts(Case):
 
 class Replicas(Case):
     def begin(self, scheme):
-        """Two servers of one shard, [(process, its metrics)], and their flags. Which of them gets the rows is open."""
-        listens = [address() if scheme == "shm" else f"tcp:127.0.0.1:{21000 + os.getpid() % 4000 + 4000 * i}" for i in range(2)]
-        metrics = [self.scratch / f"{scheme}{i}.metrics" for i in range(2)]
-        servers = [(self.serve(MODEL, "--metrics", path, listen=listen)[0], path) for listen, path in zip(listens, metrics)]
+        """Two servers of one shard, and their flags. Which of them gets the rows is open."""
+        listens = [address() if scheme == "shm" else tcp_address() for _ in range(2)]
+        servers = [self.serve(MODEL, listen=listen)[0] for listen in listens]
         return servers, [word for listen in listens for word in ("--ffn", listen)]
-
-    def busy(self, servers):
-        return [server for server, path in servers if path.exists() and self.metric(path, "afd_ffn_rows_total") > 300]
 
     def test_a_replica_takes_over_with_the_same_bits(self):
         args = ["--ids", PROMPT, "--max-tokens", 2000, "--kv-pages", 200, "--wire-dtype", "fp8", "--lanes", 2]
@@ -114,9 +109,9 @@ class Replicas(Case):
             with self.subTest(scheme):
                 got = self.scratch / f"{scheme}.npy"
                 servers, ffn = self.begin(scheme)
+                idle = [cpu_seconds(server) for server in servers]
                 process = self.generate(MODEL, *args, *ffn, "--logits", got, "--json", "--log", "error")
-                self.until("rows crossed", lambda: self.busy(servers))
-                self.busy(servers)[0].send_signal(signal.SIGKILL)
+                servers[self.wait_served(servers, idle, process)].kill()
                 out = self.json(process)
                 self.assertEqual(out["ids"], [[int(word) for word in ids.split()]])
                 self.assertTrue(filecmp.cmp(got, want, shallow=False))

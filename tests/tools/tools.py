@@ -70,6 +70,11 @@ def read_npy(path):
     return head["shape"], array.array("f", data[start:])
 
 
+def cpu_seconds(process):
+    fields = pathlib.Path(f"/proc/{process.pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def hear_signals():
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
@@ -146,6 +151,14 @@ class Case(unittest.TestCase):
         server.send_signal(signal.SIGTERM)
         _, err = server.communicate(timeout=seconds)
         self.assertEqual(server.returncode, 0, err)
+
+    def wait_served(self, servers, idle, running):
+        """The one of replicas that serves: it has computed since `idle`, and the generation is still under way."""
+        def used():
+            return [cpu_seconds(server) - before for server, before in zip(servers, idle)]
+        self.until("a replica serves", lambda: max(used()) > 0.05)
+        self.assertIsNone(running.poll(), "over before a replica was seen to serve")
+        return used().index(max(used()))
 
     def write_batch(self, entries):
         path = self.scratch / f"batch{len(list(self.scratch.iterdir()))}.json"
