@@ -426,6 +426,11 @@ static const void *verbs_receive_slot(struct afd__wire *wire, uint32_t slot)
 	return verbs_of(wire)->ops->receive_slot(verbs_of(wire)->end, slot);
 }
 
+static void *verbs_memory(struct afd__wire *wire, size_t *bytes)
+{
+	return verbs_of(wire)->ops->memory(verbs_of(wire)->end, bytes);
+}
+
 static int verbs_post_send(struct afd__wire *wire, uint32_t slot, uint32_t bytes)
 {
 	if (wire->error)
@@ -505,6 +510,7 @@ const struct afd__transport_ops afd__transport_verbs = {
 	.bind = verbs_bind,
 	.send_slot = verbs_send_slot,
 	.receive_slot = verbs_receive_slot,
+	.memory = verbs_memory,
 	.post_send = verbs_post_send,
 	.post_receive = verbs_post_receive,
 	.poll = verbs_poll,

@@ -49,6 +49,7 @@ struct afd__verbs_ops {
 	/* As in struct afd__transport_ops. */
 	void *(*send_slot)(void *end, uint32_t slot);
 	const void *(*receive_slot)(void *end, uint32_t slot);
+	void *(*memory)(void *end, size_t *bytes);
 	int (*post_send)(void *end, uint32_t slot, uint32_t bytes);
 	int (*post_receive)(void *end, uint32_t slot);
 	int (*poll)(void *end, struct afd__completion *out, int max);

@@ -90,6 +90,14 @@ const void *verbs_receive_slot(void *end, uint32_t slot)
 	return receive_memory(end, slot);
 }
 
+void *verbs_memory(void *opaque, size_t *bytes)
+{
+	struct end *end = opaque;
+
+	*bytes = end->area->bytes;
+	return end->memory;
+}
+
 /* ---- the end of it ---- */
 
 void verbs_end_fail(struct end *end, int rc)

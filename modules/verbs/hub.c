@@ -400,6 +400,7 @@ static const struct afd__verbs_ops verbs_ops = {
 	.connect = verbs_end_connect,
 	.send_slot = verbs_send_slot,
 	.receive_slot = verbs_receive_slot,
+	.memory = verbs_memory,
 	.post_send = verbs_post_send,
 	.post_receive = verbs_post_receive,
 	.poll = verbs_poll,

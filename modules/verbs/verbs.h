@@ -178,6 +178,7 @@ void verbs_take_completion(struct end *end, uint32_t rail, bool is_send, const s
 bool verbs_is_quiet(const struct end *end); /* nothing of ours is under way */
 void *verbs_send_slot(void *end, uint32_t slot);
 const void *verbs_receive_slot(void *end, uint32_t slot);
+void *verbs_memory(void *end, size_t *bytes);
 int verbs_post_send(void *end, uint32_t slot, uint32_t bytes);
 int verbs_post_receive(void *end, uint32_t slot);
 int verbs_poll(void *end, struct afd__completion *out, int max);
