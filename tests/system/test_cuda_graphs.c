@@ -268,5 +268,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(a_cancelled_replay_leaves_no_trace),
 	};
 
+	if (getenv("AFD_TEST_ONLY")) /* a name, with * and ? */
+		cmocka_set_test_filter(getenv("AFD_TEST_ONLY"));
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -454,5 +454,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(rows_on_the_device_need_a_stream_and_on_the_cpu_none),
 	};
 
+	if (getenv("AFD_TEST_ONLY")) /* a name, with * and ? */
+		cmocka_set_test_filter(getenv("AFD_TEST_ONLY"));
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }
