@@ -9,6 +9,7 @@ import time
 import unittest
 
 from sentences import ROOT
+from tools import hear_signals
 
 SCRIPT = ROOT / "examples/quickstart.sh"
 
@@ -47,7 +48,8 @@ class Quickstart(unittest.TestCase):
         self.assertIn("/no/such/model", done.stderr)
 
     def test_an_interrupted_run_leaves_no_process(self):
-        run = subprocess.Popen(["bash", SCRIPT], text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
+        run = subprocess.Popen(["bash", SCRIPT], text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+                               preexec_fn=hear_signals)
         end = time.monotonic() + 60
         while not servers() and run.poll() is None and time.monotonic() < end:
             time.sleep(0.002)
