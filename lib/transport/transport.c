@@ -382,19 +382,26 @@ static int read_shard(afd_transport *net)
 }
 
 /* Who asks for encryption does not get a link without. */
+static int refuse_in_clear(const char *what, const struct afd__address *addresses, uint32_t n)
+{
+	for (uint32_t i = 0; i < n; i++) {
+		if (addresses[i].ops->in_clear)
+			return afd__error(-ENOTSUP,
+				"%s%s: rows cannot be encrypted there; tls is for tcp: links", what,
+				addresses[i].text);
+	}
+	return 0;
+}
+
 static int check_in_clear(const afd_transport *net)
 {
-	for (uint32_t i = 0; net->params.tls && i < net->n_addresses; i++) {
-		if (net->addresses[i].ops->in_clear)
-			return afd__error(-ENOTSUP,
-				"%s: rows cannot be encrypted there; tls is for tcp: links",
-				net->addresses[i].text);
-	}
-	if (net->params.tls && net->group && net->group[0].ops->in_clear)
-		return afd__error(-ENOTSUP,
-			"group %s: rows cannot be encrypted there; tls is for tcp: links",
-			net->group[0].text);
-	return 0;
+	int rc = 0;
+
+	if (net->params.tls)
+		rc = refuse_in_clear("", net->addresses, net->n_addresses);
+	if (!rc && net->params.tls && net->group)
+		rc = refuse_in_clear("group ", net->group, net->params.group_index + 1);
+	return rc;
 }
 
 static int open_transport(afd_transport *net, const struct afd_transport_params *given)

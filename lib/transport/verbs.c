@@ -245,11 +245,13 @@ static int verbs_accept(struct afd__listener *ln, struct afd__wire *wire)
 	if (rc)
 		return rc;
 	rc = afd__transport_tcp.accept(&own->tcp, &verbs_of(wire)->control);
-	if (rc == 1)
-		snprintf(wire->peer, sizeof(wire->peer), "%s", verbs_of(wire)->control.peer);
-	else
+	if (rc != 1) {
 		verbs_free(wire);
-	return rc;
+		return rc;
+	}
+	snprintf(wire->peer, sizeof(wire->peer), "%s", verbs_of(wire)->control.peer);
+	wire->source = verbs_of(wire)->control.source;
+	return 1;
 }
 
 static int verbs_connect(struct afd__wire *wire, const char *name)
