@@ -85,30 +85,18 @@ void afd__pair_free(struct afd__wire *wire)
 	wire->state = NULL;
 }
 
-static int fail(struct afd__wire *wire, int rc)
-{
-	if (rc < 0 && rc != -EAGAIN && !wire->error)
-		wire->error = rc;
-	return rc;
-}
-
-static int failed(const struct afd__wire *wire)
-{
-	return afd__error(wire->error, "the link has failed before");
-}
-
 int afd__pair_hello_send(struct afd__wire *wire, const void *message, size_t bytes)
 {
 	if (wire->error)
-		return failed(wire);
-	return fail(wire, afd__socket_send(pair_of(wire)->socket, message, bytes));
+		return afd__wire_failed(wire);
+	return afd__wire_fail(wire, afd__socket_send(pair_of(wire)->socket, message, bytes));
 }
 
 int afd__pair_hello_receive(struct afd__wire *wire, void *message, size_t capacity, size_t *bytes)
 {
 	if (wire->error)
-		return failed(wire);
-	return fail(wire, afd__socket_receive(pair_of(wire)->socket, message, capacity, bytes));
+		return afd__wire_failed(wire);
+	return afd__wire_fail(wire, afd__socket_receive(pair_of(wire)->socket, message, capacity, bytes));
 }
 
 void *afd__pair_send_slot(struct afd__wire *wire, uint32_t slot)
@@ -123,19 +111,19 @@ const void *afd__pair_receive_slot(struct afd__wire *wire, uint32_t slot)
 
 int afd__pair_post_send(struct afd__wire *wire, uint32_t slot, uint32_t bytes)
 {
-	return wire->error ? failed(wire)
+	return wire->error ? afd__wire_failed(wire)
 			   : afd__segment_post_send(&pair_of(wire)->end, slot, bytes);
 }
 
 int afd__pair_post_receive(struct afd__wire *wire, uint32_t slot)
 {
-	return wire->error ? failed(wire) : afd__segment_post_receive(&pair_of(wire)->end, slot);
+	return wire->error ? afd__wire_failed(wire) : afd__segment_post_receive(&pair_of(wire)->end, slot);
 }
 
 int afd__pair_poll(struct afd__wire *wire, struct afd__completion *out, int max)
 {
-	return wire->error ? failed(wire)
-			   : fail(wire, afd__segment_poll(&pair_of(wire)->end, out, max));
+	return wire->error ? afd__wire_failed(wire)
+			   : afd__wire_fail(wire, afd__segment_poll(&pair_of(wire)->end, out, max));
 }
 
 int afd__pair_ready(struct afd__wire *wire)

@@ -157,3 +157,15 @@ void afd__socket_forget(const struct afd_context *ctx, int epoll_fd, int *fd)
 	close(*fd);
 	*fd = -1;
 }
+
+int afd__wire_fail(struct afd__wire *wire, int rc)
+{
+	if (rc < 0 && rc != -EAGAIN && !wire->error)
+		wire->error = rc;
+	return rc;
+}
+
+int afd__wire_failed(const struct afd__wire *wire)
+{
+	return afd__error(wire->error, "the link has failed before");
+}

@@ -14,6 +14,7 @@
 #include <sys/socket.h>
 
 #include "secret.h"
+#include "socket.h"
 #include "tcp.h"
 #include "wire.h"
 
@@ -142,18 +143,6 @@ static ssize_t stream_read(const struct afd__wire *wire, const struct iovec *par
 	return n;
 }
 
-static int fail(struct afd__wire *wire, int rc)
-{
-	if (rc < 0 && rc != -EAGAIN && !wire->error)
-		wire->error = rc;
-	return rc;
-}
-
-static int failed(const struct afd__wire *wire)
-{
-	return afd__error(wire->error, "the link has failed before");
-}
-
 /* ---- the handshake ---- */
 
 int afd__stream_hello_send(struct afd__wire *wire, const void *message, size_t bytes)
@@ -163,10 +152,10 @@ int afd__stream_hello_send(struct afd__wire *wire, const void *message, size_t b
 	ssize_t n;
 
 	if (wire->error)
-		return failed(wire);
+		return afd__wire_failed(wire);
 	n = stream_write(wire, &rest, 1);
 	if (n < 0)
-		return fail(wire, (int)n);
+		return afd__wire_fail(wire, (int)n);
 	t->hello_sent += (size_t)n;
 	if (t->hello_sent < bytes)
 		return 0;
@@ -226,8 +215,8 @@ int afd__stream_hello_receive(
 {
 	if (capacity > TCP_STAGE_BYTES)
 		capacity = TCP_STAGE_BYTES;
-	return wire->error ? failed(wire)
-			   : fail(wire, receive_message(wire, message, capacity, bytes));
+	return wire->error ? afd__wire_failed(wire)
+			   : afd__wire_fail(wire, receive_message(wire, message, capacity, bytes));
 }
 
 /* ---- slots ---- */
@@ -273,7 +262,7 @@ int afd__stream_bind(struct afd__wire *wire, const struct afd__wire_slots *geome
 	int rc;
 
 	if (wire->error)
-		return failed(wire);
+		return afd__wire_failed(wire);
 	rc = direction_bytes(geometry, &bytes);
 	if (rc)
 		return rc;
@@ -421,7 +410,7 @@ int afd__stream_post_send(struct afd__wire *wire, uint32_t slot, uint32_t bytes)
 
 	assert(bytes && bytes <= slot_capacity(&wire->geometry, slot));
 	if (wire->error)
-		return failed(wire);
+		return afd__wire_failed(wire);
 	if (!t->ours[slot])
 		return -EAGAIN;
 	t->ours[slot] = false;
@@ -437,7 +426,7 @@ int afd__stream_post_receive(struct afd__wire *wire, uint32_t slot)
 	struct tcp *t = tcp_of(wire);
 
 	if (wire->error)
-		return failed(wire);
+		return afd__wire_failed(wire);
 	assert(t->held[slot]);
 	t->held[slot] = false;
 	if (t->returns_done) {
@@ -581,7 +570,7 @@ int afd__stream_poll(struct afd__wire *wire, struct afd__completion *out, int ma
 	int n = 0;
 
 	if (wire->error)
-		return failed(wire);
+		return afd__wire_failed(wire);
 	while (t->readable && t->n_done < (uint32_t)max)
 		read_some(wire);
 	if (t->broken && !t->readable && !t->ended)
@@ -593,7 +582,7 @@ int afd__stream_poll(struct afd__wire *wire, struct afd__completion *out, int ma
 		t->done_head = (t->done_head + 1) % (2 * AFD__SLOTS_MAX);
 		t->n_done--;
 	}
-	return n || !t->ended ? n : fail(wire, ended(t));
+	return n || !t->ended ? n : afd__wire_fail(wire, ended(t));
 }
 
 int afd__stream_ready(struct afd__wire *wire)

@@ -270,21 +270,9 @@ static int verbs_connect(struct afd__wire *wire, const char *name)
 	return rc;
 }
 
-static int fail(struct afd__wire *wire, int rc)
-{
-	if (rc < 0 && rc != -EAGAIN && !wire->error)
-		wire->error = rc;
-	return rc;
-}
-
-static int failed(const struct afd__wire *wire)
-{
-	return afd__error(wire->error, "the link has failed before");
-}
-
 static int verbs_hello_send(struct afd__wire *wire, const void *message, size_t bytes)
 {
-	return wire->error ? failed(wire)
+	return wire->error ? afd__wire_failed(wire)
 			   : afd__stream_hello_send(&verbs_of(wire)->control, message, bytes);
 }
 
@@ -294,7 +282,7 @@ static int verbs_hello_receive(
 	struct verbs *v = verbs_of(wire);
 
 	if (wire->error)
-		return failed(wire);
+		return afd__wire_failed(wire);
 	if (!v->other_bytes || v->other_bytes > capacity)
 		return afd__stream_hello_receive(&v->control, message, capacity, bytes);
 	memcpy(message, v->other, v->other_bytes);
@@ -405,7 +393,7 @@ static int verbs_bind(struct afd__wire *wire, const struct afd__wire_slots *geom
 	int rc;
 
 	if (wire->error)
-		return failed(wire);
+		return afd__wire_failed(wire);
 	rc = open_end(wire, geometry);
 	if (rc)
 		return rc;
@@ -436,22 +424,22 @@ static void *verbs_memory(struct afd__wire *wire, size_t *bytes)
 static int verbs_post_send(struct afd__wire *wire, uint32_t slot, uint32_t bytes)
 {
 	if (wire->error)
-		return failed(wire);
+		return afd__wire_failed(wire);
 	return verbs_of(wire)->ops->post_send(verbs_of(wire)->end, slot, bytes);
 }
 
 static int verbs_post_receive(struct afd__wire *wire, uint32_t slot)
 {
 	if (wire->error)
-		return failed(wire);
+		return afd__wire_failed(wire);
 	return verbs_of(wire)->ops->post_receive(verbs_of(wire)->end, slot);
 }
 
 static int verbs_poll(struct afd__wire *wire, struct afd__completion *out, int max)
 {
 	if (wire->error)
-		return failed(wire);
-	return fail(wire, verbs_of(wire)->ops->poll(verbs_of(wire)->end, out, max));
+		return afd__wire_failed(wire);
+	return afd__wire_fail(wire, verbs_of(wire)->ops->poll(verbs_of(wire)->end, out, max));
 }
 
 static int verbs_ready(struct afd__wire *wire)
