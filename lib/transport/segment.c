@@ -15,6 +15,8 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
+#include "slots.h"
+
 enum { LINE = 64, PAGE = 4096, RING_ENTRIES = AFD__SLOTS_MAX };
 
 struct flag {
@@ -110,11 +112,6 @@ static size_t slot_offset(const struct afd__wire_slots *g, uint32_t slot)
 	return control_span(g) + (slot - g->n_control) * slot_span(g) + PAGE - LINE;
 }
 
-static size_t slot_capacity(const struct afd__wire_slots *g, uint32_t slot)
-{
-	return slot < g->n_control ? g->control_bytes : g->slot_bytes;
-}
-
 void *afd__segment_send_slot(struct segment_end *end, uint32_t slot)
 {
 	return end->memory + end->send_offset + slot_offset(&end->geometry, slot);
@@ -179,7 +176,7 @@ static void forget_back(struct segment_end *end, uint32_t slot)
 
 int afd__segment_post_send(struct segment_end *end, uint32_t slot, uint32_t bytes)
 {
-	assert(bytes && bytes <= slot_capacity(&end->geometry, slot));
+	assert(bytes && bytes <= afd__slot_capacity(&end->geometry, slot));
 	/* The peer gives a slot back before it asks in it, so that its return may lie behind a
 	 * request that was polled. */
 	if (!end->ours[slot])
@@ -212,7 +209,7 @@ static int received_error(const struct segment_end *end, uint32_t slot, uint64_t
 	if (slot >= end->geometry.n_slots || end->held[slot])
 		return afd__error(-EPROTO, "the peer sent slot %u, which it did not have", slot);
 	return afd__error(-EPROTO, "the peer sent %llu bytes in slot %u, limit %zu",
-		(unsigned long long)bytes, slot, slot_capacity(&end->geometry, slot));
+		(unsigned long long)bytes, slot, afd__slot_capacity(&end->geometry, slot));
 }
 
 static int poll_received(struct segment_end *end, struct afd__completion *out, int max)
@@ -223,7 +220,7 @@ static int poll_received(struct segment_end *end, struct afd__completion *out, i
 
 	while (n < max && ring_read(&end->received, &slot, &bytes)) {
 		if (slot >= end->geometry.n_slots || end->held[slot] || !bytes ||
-			bytes > slot_capacity(&end->geometry, slot)) {
+			bytes > afd__slot_capacity(&end->geometry, slot)) {
 			/* The entry stays unread, so that the failure repeats after what came
 			 * before it is reported. */
 			end->received.next--;

@@ -14,6 +14,7 @@
 #include <sys/socket.h>
 
 #include "secret.h"
+#include "slots.h"
 #include "socket.h"
 #include "tcp.h"
 #include "wire.h"
@@ -221,20 +222,6 @@ int afd__stream_hello_receive(
 
 /* ---- slots ---- */
 
-static size_t slot_capacity(const struct afd__wire_slots *g, uint32_t slot)
-{
-	return slot < g->n_control ? g->control_bytes : g->slot_bytes;
-}
-
-static size_t slot_offset(const struct afd__wire_slots *g, uint32_t slot)
-{
-	size_t control = slot < g->n_control ? slot : g->n_control;
-
-	assert(slot < g->n_slots);
-	return TCP_HEADROOM + control * (TCP_HEADROOM + g->control_bytes) +
-	       (slot - control) * (TCP_HEADROOM + g->slot_bytes);
-}
-
 static int direction_bytes(const struct afd__wire_slots *g, size_t *bytes)
 {
 	size_t rows;
@@ -279,14 +266,14 @@ int afd__stream_bind(struct afd__wire *wire, const struct afd__wire_slots *geome
 
 static uint8_t *send_memory(const struct afd__wire *wire, uint32_t slot)
 {
-	return tcp_of(wire)->memory + slot_offset(&wire->geometry, slot);
+	return tcp_of(wire)->memory + afd__slot_offset(&wire->geometry, slot, TCP_HEADROOM);
 }
 
 static uint8_t *receive_memory(const struct afd__wire *wire, uint32_t slot)
 {
 	const struct tcp *t = tcp_of(wire);
 
-	return t->memory + t->receive_offset + slot_offset(&wire->geometry, slot);
+	return t->memory + t->receive_offset + afd__slot_offset(&wire->geometry, slot, TCP_HEADROOM);
 }
 
 void *afd__stream_send_slot(struct afd__wire *wire, uint32_t slot)
@@ -408,7 +395,7 @@ int afd__stream_post_send(struct afd__wire *wire, uint32_t slot, uint32_t bytes)
 {
 	struct tcp *t = tcp_of(wire);
 
-	assert(bytes && bytes <= slot_capacity(&wire->geometry, slot));
+	assert(bytes && bytes <= afd__slot_capacity(&wire->geometry, slot));
 	if (wire->error)
 		return afd__wire_failed(wire);
 	if (!t->ours[slot])
@@ -456,9 +443,9 @@ static int begin_slot(struct afd__wire *wire, uint32_t slot, uint32_t bytes)
 
 	if (slot >= wire->geometry.n_slots || t->held[slot])
 		return afd__error(-EPROTO, "the peer sent slot %u, which it did not have", slot);
-	if (!bytes || bytes > slot_capacity(&wire->geometry, slot))
+	if (!bytes || bytes > afd__slot_capacity(&wire->geometry, slot))
 		return afd__error(-EPROTO, "the peer sent %u bytes in slot %u, limit %zu", bytes,
-			slot, slot_capacity(&wire->geometry, slot));
+			slot, afd__slot_capacity(&wire->geometry, slot));
 	t->in_slot = true;
 	t->slot = (uint16_t)slot;
 	t->slot_bytes = bytes;

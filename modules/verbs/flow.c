@@ -11,6 +11,7 @@
 #include <assert.h>
 #include <string.h>
 
+#include "lib/transport/slots.h"
 #include "verbs.h"
 
 /* What the 32 bits of an immediate say. */
@@ -29,18 +30,9 @@ uint64_t verbs_request_id(const struct end *end, uint32_t rail, bool is_send)
 
 /* ---- where slots lie ---- */
 
-static size_t slot_capacity(const struct afd__wire_slots *g, uint32_t slot)
+static size_t offset_of(const struct end *end, uint32_t slot)
 {
-	return slot < g->n_control ? g->control_bytes : g->slot_bytes;
-}
-
-/* From the begin of a direction to the slot; its record lies before it. */
-static size_t slot_offset(const struct afd__wire_slots *g, uint32_t slot)
-{
-	size_t control = slot < g->n_control ? slot : g->n_control;
-
-	return RECORD_BYTES + control * (RECORD_BYTES + g->control_bytes) +
-	       (slot - control) * (RECORD_BYTES + g->slot_bytes);
+	return afd__slot_offset(&end->geometry, slot, RECORD_BYTES);
 }
 
 size_t verbs_direction_bytes(const struct afd__wire_slots *g)
@@ -72,12 +64,12 @@ uint32_t verbs_send_depth(const struct afd__wire_slots *geometry)
 
 static uint8_t *send_memory(const struct end *end, uint32_t slot)
 {
-	return end->memory + slot_offset(&end->geometry, slot);
+	return end->memory + offset_of(end, slot);
 }
 
 static uint8_t *receive_memory(const struct end *end, uint32_t slot)
 {
-	return end->memory + end->direction_bytes + slot_offset(&end->geometry, slot);
+	return end->memory + end->direction_bytes + offset_of(end, slot);
 }
 
 void *verbs_send_slot(void *end, uint32_t slot)
@@ -157,7 +149,7 @@ static int post_slot(struct end *end, uint32_t index, uint32_t slot, uint32_t by
 {
 	struct rail *rail = &end->rails[index];
 	const struct chunk *chunk = end->area->chunk;
-	size_t nic = (size_t)(rail->nic - end->hub->nics), offset = slot_offset(&end->geometry, slot);
+	size_t nic = (size_t)(rail->nic - end->hub->nics), offset = offset_of(end, slot);
 	uint32_t head = bytes < HEADER_BYTES ? bytes : HEADER_BYTES;
 	uint8_t *memory = send_memory(end, slot);
 	struct ibv_sge parts[2] = {
@@ -227,7 +219,7 @@ int verbs_post_send(void *opaque, uint32_t slot, uint32_t bytes)
 	struct end *end = opaque;
 	uint32_t tail = (end->queue_head + end->n_queued) % AFD__SLOTS_MAX;
 
-	assert(bytes && bytes <= slot_capacity(&end->geometry, slot));
+	assert(bytes && bytes <= afd__slot_capacity(&end->geometry, slot));
 	if (end->error)
 		return error_of(end);
 	/* Its return may wait behind a request that was polled. */
@@ -323,10 +315,10 @@ static int take_slot(struct end *end, uint32_t slot)
 			-EPROTO, "the peer sent slot %u, which it did not have", slot);
 	memcpy(&record, receive_memory(end, slot) - RECORD_BYTES, sizeof(record));
 	if (record.slot != slot || !record.bytes ||
-		record.bytes > slot_capacity(&end->geometry, slot))
+		record.bytes > afd__slot_capacity(&end->geometry, slot))
 		return end->hub->host->error(-EPROTO,
 			"the peer sent %u bytes in slot %u, whose record says slot %u, limit %zu",
-			record.bytes, slot, record.slot, slot_capacity(&end->geometry, slot));
+			record.bytes, slot, record.slot, afd__slot_capacity(&end->geometry, slot));
 	at = record.sequence % AFD__SLOTS_MAX;
 	if (record.sequence - end->sequence_in >= end->geometry.n_slots || end->arrived[at].here)
 		return end->hub->host->error(-EPROTO,
