@@ -194,11 +194,20 @@ int verbs_find_nic(struct hub *hub, const char *name, const struct afd__verbs_pl
 	struct nic **out)
 {
 	char chosen[AFD__DEVICE_NAME_BYTES] = "";
+	struct ibv_gid_entry entry;
 	struct ibv_device **list;
 	int n = 0, worth = 0;
 
 	if (name[0])
 		return open_named(hub, name, out);
+	/* To look at a device is to open it: not for each link anew. */
+	for (uint32_t i = 0; i < hub->n_nics; i++) {
+		if (has_active_port(hub->nics[i].device) &&
+			best_gid(hub->nics[i].device, place, &entry) == 3) {
+			*out = &hub->nics[i];
+			return 0;
+		}
+	}
 	list = ibv_get_device_list(&n);
 	for (int i = 0; list && i < n && worth < 4; i++) {
 		int this = worth_of(list[i], place);
