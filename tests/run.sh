@@ -275,10 +275,12 @@ wanted quickstart && say "quickstart" && sentences quickstart tests/tools/quicks
 [ $ALL = 1 ] && wanted golden && say "golden files, made anew" && part_golden
 
 say "results"
-awk -F '\t' '$1 != "passed" { printf "%s: %s%s\n", $1, $2, $3 == "" ? "" : ": " $3 }' "$RESULTS" | sort
+told() { awk -F '\t' -v outcome="$1" '$1 == outcome { printf "%s: %s%s\n", $1, $2, $3 == "" ? "" : ": " $3 }' "$RESULTS" | sort; }
+told skipped
 awk -F '\t' '{ split($2, name, ":"); n[name[1], $1]++; seen[name[1]] = 1 }
 	END { for (p in seen) printf "%-24s %5d passed %3d failed %3d skipped\n", p, n[p, "passed"], n[p, "failed"], n[p, "skipped"] }' \
 	"$RESULTS" | sort
+told failed # near the end, where whoever keeps the end of the output still has it
 echo "the logs are in $LOGS; $SECONDS s"
 count() { grep -c "^$1	" "$RESULTS"; }
 LINE="$(count passed) passed, $(count failed) failed, $(count skipped) skipped"

@@ -7,6 +7,7 @@ import time
 
 from tools import MODEL, Case, address, segments, tcp_address
 
+SLACK_S = 0.5  # for a machine that others use, too
 LONG = ["--ids", "17 4 2", "--log", "error"]
 
 
@@ -34,7 +35,7 @@ class Kills(Case):
     def expect_lost(self, running, since, listen, limit_s):
         for process in running:
             seconds, err = self.read_report(process, since)
-            self.assertLessEqual(seconds, limit_s)
+            self.assertLessEqual(seconds, limit_s + SLACK_S)
             self.assertIn(listen, err)
             self.assertEqual((process.returncode, err.count("\n")), (1, 1), err)
 
