@@ -78,20 +78,6 @@ static void expect_frame(afd_transport *net)
 	expect_rows(x, y, ROWS, 1);
 }
 
-/* Which of the first two has the rows; the other is the replica. */
-static int holder(void)
-{
-	for (int i = 0; i < 2000; i++) {
-		for (int s = 0; s < 2; s++) {
-			if (servers[s].n_held)
-				return s;
-		}
-		sleep_ms(1);
-	}
-	fail_msg("no server has rows");
-	return 0;
-}
-
 /* A part goes out when the one before has, which only the client moves on. */
 static void wait_held(afd_transport *net, int s, int n)
 {
@@ -134,7 +120,7 @@ static void rows_without_an_answer_go_to_the_replica(void **state)
 
 	servers[0].hold = servers[1].hold = 1;
 	dispatch(net, 1);
-	lost = holder();
+	lost = rig_holder(servers);
 	wait_held(net, lost, 2);
 	servers[!lost].hold = 0;
 	lose(lost);
@@ -180,7 +166,7 @@ static void a_silent_server_is_replaced_after_the_deadline(void **state)
 
 	servers[0].hold = servers[1].hold = 1;
 	dispatch(net, 1);
-	lost = holder();
+	lost = rig_holder(servers);
 	park(&servers[lost]);
 	servers[!lost].hold = 0;
 	expect_frame(net);
@@ -198,7 +184,7 @@ static void a_server_that_drains_answers_what_it_has_and_the_replica_does_the_re
 
 	servers[0].hold = servers[1].hold = 1;
 	dispatch(net, 1);
-	leaving = holder();
+	leaving = rig_holder(servers);
 	wait_held(net, leaving, 2);
 	park(&servers[leaving]);
 	assert_int_equal(afd__exchange_drain(servers[leaving].net), 0);
@@ -224,7 +210,7 @@ static void a_server_that_drains_and_is_lost_leaves_its_rows_to_the_replica(void
 
 		servers[0].hold = servers[1].hold = 1;
 		dispatch(net, 1);
-		leaving = holder();
+		leaving = rig_holder(servers);
 		wait_held(net, leaving, 2);
 		park(&servers[leaving]);
 		assert_int_equal(afd__exchange_drain(servers[leaving].net), 0);
@@ -264,7 +250,7 @@ static void one_shard_of_two_fails_over_by_itself(void **state)
 	servers[0].hold = servers[1].hold = 1;
 	dispatch(net, 1);
 	{
-		int lost = holder();
+		int lost = rig_holder(servers);
 
 		wait_held(net, lost, 2);
 		servers[!lost].hold = 0;
@@ -293,7 +279,7 @@ static void with_four_lanes_out_every_row_comes_back(void **state)
 		fill_rows(xs[lane], 30, lane);
 		assert_int_equal(afd_transport_dispatch(net, &frame), 0);
 	}
-	lost = holder();
+	lost = rig_holder(servers);
 	wait_held(net, lost, 8);
 	servers[!lost].hold = 0;
 	lose(lost);

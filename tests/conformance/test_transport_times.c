@@ -333,20 +333,6 @@ static void each_shard_gets_its_own_times(void **state)
 	leave(net, 2);
 }
 
-/* Which of the replicas has the rows. */
-static int holder(void)
-{
-	for (int i = 0; i < 2000; i++) {
-		for (int s = 0; s < 2; s++) {
-			if (servers[s].n_held)
-				return s;
-		}
-		sleep_ms(1);
-	}
-	fail_msg("no server has rows");
-	return 0;
-}
-
 static void a_part_that_is_lost_ends_in_a_span_of_its_own_and_is_timed_at_the_replica(void **state)
 {
 	const struct afd_transport_params params = { .max_rows = PARTS_OF };
@@ -360,7 +346,7 @@ static void a_part_that_is_lost_ends_in_a_span_of_its_own_and_is_timed_at_the_re
 	trace();
 	assert_int_equal(begin_step(net, PARTS_OF), 0);
 	dispatch(net, 0, 0, PARTS_OF);
-	lost = holder();
+	lost = rig_holder(servers);
 	park(&servers[lost]);
 	servers[lost].n_held = servers[!lost].hold = 0;
 	sleep_ms(20);

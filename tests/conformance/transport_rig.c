@@ -523,6 +523,19 @@ void wait_for(const _Atomic int *counter, int n)
 		fail_msg("counter is %d after 2 s, should be %d", *counter, n);
 }
 
+int rig_holder(const struct server servers[2])
+{
+	for (int i = 0; i < 2000; i++) {
+		for (int s = 0; s < 2; s++) {
+			if (servers[s].n_held)
+				return s;
+		}
+		sleep_ms(1);
+	}
+	fail_msg("no server has rows");
+	return 0;
+}
+
 void park(struct server *server)
 {
 	server->silent = 1;

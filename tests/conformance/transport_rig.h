@@ -104,6 +104,8 @@ int collect_within(afd_transport *net, int32_t lane, int timeout_ms);
 void expect_done(afd_transport *net, int32_t lane);
 /* Polls until n of the server's counter are reached; fails the test after 2 s. */
 void wait_for(const _Atomic int *counter, int n);
+/* Which of two replicas has rows that it holds; fails the test after 2 s. */
+int rig_holder(const struct server servers[2]);
 /* The server's thread stops touching its transport, until silent is 0 again. */
 void park(struct server *server);
 void sleep_ms(int ms);
