@@ -150,6 +150,11 @@ struct afd__transport_ops {
 	void (*close)(struct afd__wire *wire); /* shut, and frees */
 };
 
+/* For backends, of the third promise. fail: keeps the first rc that is an error, and returns rc;
+ * failed: the error of every later call (socket.c). */
+int afd__wire_fail(struct afd__wire *wire, int rc);
+int afd__wire_failed(const struct afd__wire *wire);
+
 extern const struct afd__transport_ops afd__transport_loop, afd__transport_shm,
 	afd__transport_tcp, afd__transport_verbs;
 
