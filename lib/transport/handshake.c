@@ -121,6 +121,7 @@ int afd__shake_bind_slots(struct afd__link *link, int accepting)
 	int rc;
 
 	afd__link_geometry(link, link->net->contract.hidden_size, &geometry);
+	link->wire.proof = afd__prove_wire(link);
 	rc = link->wire.ops->bind(&link->wire, &geometry, accepting);
 	link->bound = rc == 1;
 	afd__link_slots_added(link);

@@ -27,7 +27,6 @@ enum {
 	AFD__SLOTS_PER_LANE = 2,
 	AFD__N_ROW_SLOTS = AFD__SLOTS_PER_LANE * AFD_MAX_LANES,
 	AFD__NONCE_MESSAGE_BYTES = 48,
-	AFD__SEAL_BYTES = 36, /* what a proof adds to a message */
 	AFD__PENDING_MAX = 64, /* handshakes under way on the FFN side */
 	AFD__GROUP_MAX = 64,   /* ranks of an attention group */
 	AFD__BEAT_MS = 50, /* so that a peer hears from us every 100 ms, whatever the timers do */
@@ -353,6 +352,8 @@ int afd__prove_nonce(struct afd__link *link, const uint8_t *message, size_t byte
 int afd__prove_seal(struct afd__link *link);
 /* Before a byte behind the prefix is looked at: -EACCES when the message does not prove the key. */
 int afd__prove_check(struct afd__link *link, const uint8_t *message, size_t bytes);
+/* Both, for what the link's backend says itself. */
+struct afd__wire_proof afd__prove_wire(struct afd__link *link);
 
 /* ---- judge.c ---- */
 void afd__hello_state_ours(const struct afd__link *link, struct afd__hello *hello, uint32_t kind);

@@ -26,6 +26,7 @@
 
 /* Bytes of one handshake message. Each begins with "AFDH" and says its bytes at 8. */
 #define AFD__HELLO_MAX 4096
+#define AFD__SEAL_BYTES 36 /* what a key's proof adds to one */
 #define AFD__SLOTS_MAX 256  /* slots of a wire, each way */
 
 struct afd__wire_slots {                  /* the geometry, the same on both sides */
@@ -65,6 +66,17 @@ struct afd__shared {
 	void (*end)(struct afd__shared *shared);
 };
 
+/* The key's proof of a message that a backend itself sends between the welcome and READY: in the
+ * handshake's chain, as the front door's own (prove.c). Without a key both leave all as it is. */
+struct afd__wire_proof {
+	/* Appends it, in the message's prefix too; there is room for AFD__SEAL_BYTES. Once for each
+	 * message. */
+	int (*seal)(void *user, uint8_t *message, size_t *bytes);
+	/* -EACCES: do not look at it. Takes the proof off *bytes. */
+	int (*check)(void *user, const uint8_t *message, size_t *bytes);
+	void *user;
+};
+
 struct afd__wire { /* one end of a connection; the backend's part of a link */
 	const struct afd__transport_ops *ops;
 	struct afd_context *ctx;
@@ -75,6 +87,7 @@ struct afd__wire { /* one end of a connection; the backend's part of a link */
 	int error;
 	const struct afd__secret *secret; /* links that leave the host are encrypted with it; NULL:
 					     they are not */
+	struct afd__wire_proof proof;     /* set before bind */
 	struct afd__shared **shared;      /* the transport's; NULL in it until a backend makes one */
 	char peer[64]; /* where it came from, for the log; "" when the address says it all */
 	uint64_t source; /* whose connections count together: an IPv4 address, the /64 of an IPv6 one;

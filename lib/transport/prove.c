@@ -5,7 +5,7 @@
  * neither another key, nor a replay, nor a changed or reflected byte goes further than the check
  * below. A message is parsed only behind it.
  *
- * Called by handshake.c. Without a key nothing here changes a message.
+ * Called by handshake.c, and by a backend for its own messages. Without a key nothing here changes a message.
  */
 #include <string.h>
 
@@ -15,8 +15,8 @@ enum { PREFIX_BYTES = 12, FIELD_BYTES = 4, TAG_NONCE = 64, TAG_PROOF = 65 };
 enum { NONCE_MESSAGE_BYTES = PREFIX_BYTES + FIELD_BYTES + AFD__MAC_BYTES };
 
 _Static_assert(NONCE_MESSAGE_BYTES == (int)AFD__NONCE_MESSAGE_BYTES &&
-		       FIELD_BYTES + (int)AFD__MAC_BYTES == (int)AFD__SEAL_BYTES,
-	"net.h reserves as many");
+		       FIELD_BYTES + (int)AFD__MAC_BYTES == AFD__SEAL_BYTES,
+	"net.h and ops.h reserve as many");
 
 static const char label[] = "afd handshake 1";
 
@@ -74,23 +74,27 @@ int afd__prove_nonce(struct afd__link *link, const uint8_t *message, size_t byte
 	return start_chain(link);
 }
 
-int afd__prove_seal(struct afd__link *link)
+static int seal(struct afd__link *link, uint8_t *out, size_t *bytes)
 {
-	size_t bytes = link->message_bytes + FIELD_BYTES;
-	uint8_t *out = link->message;
+	size_t covered = *bytes + FIELD_BYTES;
 	int rc;
 
 	if (!link->sealed)
 		return 0;
-	afd__put32(out + 8, (uint32_t)(link->message_bytes + AFD__SEAL_BYTES));
-	afd__put16(out + link->message_bytes, TAG_PROOF);
-	afd__put16(out + link->message_bytes + 2, AFD__MAC_BYTES);
-	rc = chain(link, !link->address, out, bytes, link->chain);
+	afd__put32(out + 8, (uint32_t)(*bytes + AFD__SEAL_BYTES));
+	afd__put16(out + *bytes, TAG_PROOF);
+	afd__put16(out + *bytes + 2, AFD__MAC_BYTES);
+	rc = chain(link, !link->address, out, covered, link->chain);
 	if (rc)
 		return rc;
-	memcpy(out + bytes, link->chain, AFD__MAC_BYTES);
-	link->message_bytes += AFD__SEAL_BYTES;
+	memcpy(out + covered, link->chain, AFD__MAC_BYTES);
+	*bytes += AFD__SEAL_BYTES;
 	return 0;
+}
+
+int afd__prove_seal(struct afd__link *link)
+{
+	return seal(link, link->message, &link->message_bytes);
 }
 
 int afd__prove_check(struct afd__link *link, const uint8_t *message, size_t bytes)
@@ -110,4 +114,26 @@ int afd__prove_check(struct afd__link *link, const uint8_t *message, size_t byte
 		return afd__error(-EACCES, "%s does not prove our key", link->who);
 	memcpy(link->chain, wanted, sizeof(link->chain));
 	return 0;
+}
+
+/* ---- messages of a backend ---- */
+
+static int seal_other(void *user, uint8_t *message, size_t *bytes)
+{
+	return seal(user, message, bytes);
+}
+
+static int check_other(void *user, const uint8_t *message, size_t *bytes)
+{
+	const struct afd__link *link = user;
+	int rc = afd__prove_check(user, message, *bytes);
+
+	if (!rc && link->sealed)
+		*bytes -= AFD__SEAL_BYTES;
+	return rc;
+}
+
+struct afd__wire_proof afd__prove_wire(struct afd__link *link)
+{
+	return (struct afd__wire_proof){ .seal = seal_other, .check = check_other, .user = link };
 }

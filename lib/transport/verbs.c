@@ -32,7 +32,8 @@ struct verbs {
 	const struct afd__verbs_ops *ops;
 	void *end;
 	enum bind_phase phase;
-	uint8_t message[PREFIX_BYTES + AFD__VERBS_BLOB_MAX]; /* that goes out */
+	/* that goes out */
+	uint8_t message[PREFIX_BYTES + AFD__VERBS_BLOB_MAX + AFD__SEAL_BYTES];
 	size_t message_bytes;
 	/* A message that came instead of the peer's queue pairs: a refusal. */
 	uint8_t other[AFD__HELLO_MAX];
@@ -332,20 +333,32 @@ static int open_end(struct afd__wire *wire, const struct afd__wire_slots *geomet
 	return v->ops->open(&v->end, *wire->shared, &v->place, geometry);
 }
 
-static int send_ours(struct verbs *v)
+static int state_ours(struct afd__wire *wire)
 {
-	if (!v->message_bytes) {
-		size_t bytes = v->ops->describe(v->end, v->message + PREFIX_BYTES);
+	struct verbs *v = verbs_of(wire);
+	size_t bytes = PREFIX_BYTES + v->ops->describe(v->end, v->message + PREFIX_BYTES);
+	int rc;
 
-		v->message_bytes = PREFIX_BYTES + bytes;
-		afd__hello_prefix(v->message, AFD__QUEUE_PAIRS, (uint32_t)v->message_bytes);
-	}
-	return afd__stream_hello_send(&v->control, v->message, v->message_bytes);
+	afd__hello_prefix(v->message, AFD__QUEUE_PAIRS, (uint32_t)bytes);
+	rc = wire->proof.seal(wire->proof.user, v->message, &bytes);
+	if (!rc)
+		v->message_bytes = bytes;
+	return rc;
 }
 
-/* What is no description of queue pairs is kept for the front door, which is told of an end. */
-static int take_theirs(struct verbs *v)
+static int send_ours(struct afd__wire *wire)
 {
+	struct verbs *v = verbs_of(wire);
+	int rc = v->message_bytes ? 0 : state_ours(wire);
+
+	return rc ? rc : afd__stream_hello_send(&v->control, v->message, v->message_bytes);
+}
+
+/* What is no description of queue pairs is kept for the front door, which is told of an end and
+ * checks its proof. */
+static int take_theirs(struct afd__wire *wire)
+{
+	struct verbs *v = verbs_of(wire);
 	struct afd__hello said = { 0 };
 	size_t bytes;
 	int rc = afd__stream_hello_receive(&v->control, v->other, sizeof(v->other), &bytes);
@@ -360,12 +373,16 @@ static int take_theirs(struct verbs *v)
 		return afd__error(-ECONNRESET, "the peer sent message %u, not its queue pairs",
 			said.kind);
 	}
+	rc = wire->proof.check(wire->proof.user, v->other, &bytes);
+	if (rc)
+		return afd__error_prefix(rc, "queue pairs");
 	rc = v->ops->connect(v->end, v->other + PREFIX_BYTES, bytes - PREFIX_BYTES);
 	return rc ? rc : 1;
 }
 
-static int bind_step(struct verbs *v, int accepting)
+static int bind_step(struct afd__wire *wire, int accepting)
 {
+	struct verbs *v = verbs_of(wire);
 	int rc;
 
 	switch (v->phase) {
@@ -373,12 +390,12 @@ static int bind_step(struct verbs *v, int accepting)
 		v->phase = accepting ? BIND_AWAITS : BIND_SENDS;
 		return 1;
 	case BIND_SENDS:
-		rc = send_ours(v);
+		rc = send_ours(wire);
 		if (rc == 1)
 			v->phase = accepting ? BIND_DONE : BIND_AWAITS;
 		return rc;
 	case BIND_AWAITS:
-		rc = take_theirs(v);
+		rc = take_theirs(wire);
 		if (rc == 1)
 			v->phase = accepting ? BIND_SENDS : BIND_DONE;
 		return rc;
@@ -399,7 +416,7 @@ static int verbs_bind(struct afd__wire *wire, const struct afd__wire_slots *geom
 		return rc;
 	wire->geometry = *geometry;
 	do
-		rc = bind_step(v, accepting);
+		rc = bind_step(wire, accepting);
 	while (rc == 1 && v->phase != BIND_DONE);
 	return rc;
 }

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Keys: who has none, or another, or repeats or changes what somebody else said, does not join, is
- * told why and logged; who has it joins through a crowd. On tcp: a proxy stands between the two.
+ * told why and logged; who has it joins through a crowd. On tcp:, and where verbs: meets, a proxy
+ * stands between the two.
  */
 #include "transport_rig.h"
 
@@ -27,6 +28,12 @@ static struct afd_transport_params with_key(const char *key, uint32_t tls)
 static bool is_tcp(void)
 {
 	return !strcmp(rig_scheme(), "tcp");
+}
+
+/* The handshake crosses a TCP connection, in clear. */
+static bool meets_by_tcp(void)
+{
+	return is_tcp() || !strcmp(rig_scheme(), "verbs");
 }
 
 /* ---- params ---- */
@@ -211,6 +218,8 @@ static struct proxy {
 	char address[96];
 	int listener, server_port;
 	_Atomic int stop, flip_side, flip_at; /* byte flip_at of what side 0 (client) or 1 says */
+	const uint8_t *paste; /* NULL, or what that side says there instead: */
+	size_t paste_bytes;
 	size_t n_seen[2];
 	uint8_t seen[2][SEEN_MAX];
 } proxy;
@@ -227,6 +236,17 @@ static struct sockaddr_in at_port(int port)
 		.sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
 }
 
+static uint8_t change(int side, size_t at, uint8_t byte)
+{
+	size_t from = (size_t)proxy.flip_at;
+
+	if (side != proxy.flip_side)
+		return byte;
+	if (proxy.paste)
+		return at - from < proxy.paste_bytes ? proxy.paste[at - from] : byte;
+	return at == from ? byte ^ 0x10 : byte;
+}
+
 /* -1: one side has ended. */
 static int pass(int from, int to, int side)
 {
@@ -236,8 +256,7 @@ static int pass(int from, int to, int side)
 	if (n < 0)
 		return errno == EAGAIN ? 0 : -1;
 	for (ssize_t i = 0; i < n; i++) {
-		if (side == proxy.flip_side && proxy.n_seen[side] == (size_t)proxy.flip_at)
-			bytes[i] ^= 0x10;
+		bytes[i] = change(side, proxy.n_seen[side], bytes[i]);
 		if (proxy.n_seen[side] < SEEN_MAX)
 			proxy.seen[side][proxy.n_seen[side]++] = bytes[i];
 	}
@@ -298,6 +317,7 @@ static void stop_proxy(void)
 	proxy.stop = 1;
 	pthread_join(proxy.thread, NULL);
 	close(proxy.listener);
+	proxy.paste = NULL;
 }
 
 static void a_handshake_that_is_replayed_is_refused(void **state)
@@ -309,8 +329,8 @@ static void a_handshake_that_is_replayed_is_refused(void **state)
 	char answer[512];
 	int fd;
 
-	if (!is_tcp())
-		rig_skip("it is about what tcp: sends");
+	if (!meets_by_tcp())
+		rig_skip("it is about what crosses a TCP connection");
 	server_start(&server, &params);
 	start_proxy(&server, 0, -1);
 	net = make_client(proxy.address, &params);
@@ -339,8 +359,8 @@ static void a_handshake_that_is_changed_on_its_way_is_no_link(void **state)
 	struct server server;
 	afd_transport *net;
 
-	if (!is_tcp())
-		rig_skip("it is about what tcp: sends");
+	if (!meets_by_tcp())
+		rig_skip("it is about what crosses a TCP connection");
 	server_start(&server, &params);
 	start_proxy(&server, 0, -1);
 	net = make_client(proxy.address, &params);
@@ -367,6 +387,91 @@ static void a_handshake_that_is_changed_on_its_way_is_no_link(void **state)
 		}
 	}
 	server_stop(&server);
+}
+
+/* What a side said of its queue pairs, [*bytes] from the offset on. */
+static size_t find_queue_pairs(int side, size_t *bytes)
+{
+	static const uint8_t prefix[] = { 'A', 'F', 'D', 'H', 1, 0, 6, 0 };
+	const uint8_t *at = memmem(proxy.seen[side], proxy.n_seen[side], prefix, sizeof(prefix));
+
+	if (!at)
+		fail_msg("side %d described no queue pairs", side);
+	*bytes = at[8] | (size_t)at[9] << 8;
+	return (size_t)(at - proxy.seen[side]);
+}
+
+/* Joins once through a proxy that changes nothing, so that it has seen what both sides say. */
+static void overhear(struct server *server, const struct afd_transport_params *params)
+{
+	afd_transport *net;
+
+	start_proxy(server, 0, -1);
+	net = make_client(proxy.address, params);
+	assert_int_equal(afd_transport_wait(net, 3000), 1);
+	run_step(net, 2, 1);
+	afd_transport_destroy(net);
+	stop_proxy();
+	wait_for(&server->n_joined, 0);
+}
+
+/* Through a proxy that changes what a side says of its queue pairs. */
+static void expect_no_binding(struct server *server, int side, int flip_at)
+{
+	struct afd_transport_params params = with_key(good, 0);
+	afd_transport *net;
+
+	start_proxy(server, side, flip_at);
+	net = make_client(proxy.address, &params);
+	assert_true(afd_transport_wait(net, 3000) < 0);
+	if (side)
+		expect_error(-EACCES, -EACCES, "queue pairs: the FFN peer does not prove our key");
+	else
+		rig_wait_logged("did not join: queue pairs: the attention peer does not prove our key");
+	assert_int_equal(server->n_joined, 0);
+	afd_transport_destroy(net);
+	stop_proxy();
+}
+
+/* The number, the key for payload, the GID, the proof itself. */
+static void queue_pairs_that_are_changed_on_their_way_are_refused(void **state)
+{
+	static const size_t places[] = { 36, 36 + 8, 36 + 39, 36 + 40 + 4 };
+	struct afd_transport_params params = with_key(good, 0);
+	struct server server;
+	size_t bytes;
+
+	if (strcmp(rig_scheme(), "verbs"))
+		rig_skip("it is about what verbs: sends");
+	for (int side = 0; side < 2; side++) {
+		server_start(&server, &params);
+		overhear(&server, &params);
+		size_t at = find_queue_pairs(side, &bytes);
+		assert_int_equal(bytes, 36 + 40 + AFD__SEAL_BYTES);
+		for (size_t i = 0; i < sizeof(places) / sizeof(places[0]); i++)
+			expect_no_binding(&server, side, (int)(at + places[i]));
+		server_stop(&server);
+	}
+}
+
+static void queue_pairs_of_an_earlier_handshake_are_refused(void **state)
+{
+	struct afd_transport_params params = with_key(good, 0);
+	uint8_t earlier[256];
+	struct server server;
+
+	if (strcmp(rig_scheme(), "verbs"))
+		rig_skip("it is about what verbs: sends");
+	for (int side = 0; side < 2; side++) {
+		server_start(&server, &params);
+		overhear(&server, &params);
+		size_t at = find_queue_pairs(side, &proxy.paste_bytes);
+		assert_in_range(proxy.paste_bytes, 1, sizeof(earlier));
+		memcpy(earlier, proxy.seen[side] + at, proxy.paste_bytes);
+		proxy.paste = earlier;
+		expect_no_binding(&server, side, (int)at);
+		server_stop(&server);
+	}
 }
 
 static bool holds(const uint8_t *bytes, size_t n_bytes, const void *part, size_t part_bytes)
@@ -451,6 +556,8 @@ int main(int argc, char **argv)
 		RIG_TEST(a_key_may_have_16_to_4096_bytes_of_any_value),
 		RIG_TEST(a_handshake_that_is_replayed_is_refused),
 		RIG_TEST(a_handshake_that_is_changed_on_its_way_is_no_link),
+		RIG_TEST(queue_pairs_that_are_changed_on_their_way_are_refused),
+		RIG_TEST(queue_pairs_of_an_earlier_handshake_are_refused),
 		RIG_TEST(with_tls_no_row_crosses_in_clear),
 		RIG_TEST(a_thousand_that_say_nothing_keep_nobody_with_the_key_out),
 	};
