@@ -307,7 +307,10 @@ static int create(struct program *program)
 		.sample = { .size = sizeof program->run.sample,
 			.temperature = flags->temperature,
 			.top_p = flags->top_p,
-			.top_k = flags->top_k },
+			/* More than there are keep all. */
+			.top_k = flags->top_k < program->info.vocab_size
+					 ? flags->top_k
+					 : program->info.vocab_size },
 	};
 	status = check_ids(program);
 	if (!status && (flags->ffn.n_items || flags->group))

@@ -37,12 +37,12 @@ static int create_buffers(struct run *run)
 	size_t vocab_bytes = run->vocab_size * sizeof *run->logits;
 
 	run->entries = calloc(run->input->n_sequences, sizeof *run->entries);
-	run->greedy_ids = calloc(run->max_outputs, sizeof *run->greedy_ids);
-	run->scratch = malloc(afd_sample_scratch_bytes(run->vocab_size));
-	if (run->sample.temperature > 0 || run->logits_file)
+	run->samples = calloc(run->input->n_sequences, sizeof *run->samples);
+	run->sampled_ids = calloc(run->max_outputs, sizeof *run->sampled_ids);
+	if (run->logits_file)
 		run->logits = calloc(run->max_outputs, vocab_bytes);
-	if (!run->entries || !run->greedy_ids || !run->scratch ||
-		(!run->logits && (run->sample.temperature > 0 || run->logits_file)))
+	if (!run->entries || !run->samples || !run->sampled_ids ||
+		(!run->logits && run->logits_file))
 		return tool_fail(TOOL_FAILED, "outputs: no memory for %u rows of %u logits",
 			run->max_outputs, run->vocab_size);
 	return TOOL_DONE;
@@ -51,8 +51,8 @@ static int create_buffers(struct run *run)
 static void free_buffers(struct run *run)
 {
 	free(run->entries);
-	free(run->greedy_ids);
-	free(run->scratch);
+	free(run->samples);
+	free(run->sampled_ids);
 	free(run->logits);
 }
 
@@ -75,7 +75,9 @@ static uint32_t fill_batch(struct run *run)
 		if (!n_ids)
 			continue;
 		whole = sequence->n_fed + n_ids == sequence->n_ids;
-		run->entries[n_entries++] = (struct afd_entry){
+		run->samples[n_entries] = run->sample;
+		run->samples[n_entries].seed = sequence->seed;
+		run->entries[n_entries] = (struct afd_entry){
 			.sequence = i,
 			.ids = sequence->ids + sequence->n_fed,
 			.n_ids = n_ids,
@@ -83,7 +85,9 @@ static uint32_t fill_batch(struct run *run)
 			.outputs = run->logits_file ? AFD_OUTPUT_ALL
 				   : whole          ? AFD_OUTPUT_LAST
 						    : AFD_OUTPUT_NONE,
+			.sample = &run->samples[n_entries],
 		};
+		n_entries++;
 	}
 	return n_entries;
 }
@@ -104,8 +108,8 @@ static int step(struct run *run, uint32_t n_entries, const volatile int *interru
 		.entry_bytes = sizeof *run->entries,
 		.logits = run->logits,
 		.logits_rows = run->logits ? run->max_outputs : 0,
-		.greedy_ids = run->greedy_ids,
-		.greedy_rows = run->max_outputs,
+		.sampled_ids = run->sampled_ids,
+		.sampled_rows = run->max_outputs,
 	};
 	int rc;
 
@@ -134,23 +138,13 @@ static int is_eos(const struct run *run, int32_t id)
 	return 0;
 }
 
-/* Chooses the id that follows; `row` is the output of the sequence's last position. */
-static int append(struct run *run, struct sequence *sequence, uint32_t row)
+/* The id that follows. */
+static void append(struct run *run, struct sequence *sequence, int32_t id)
 {
-	int32_t id = run->greedy_ids[row];
-
-	if (run->sample.temperature > 0) {
-		run->sample.seed = sequence->seed;
-		id = afd_sample(run->logits + (size_t)row * run->vocab_size, run->vocab_size,
-			sequence->n_ids, &run->sample, run->scratch);
-	}
-	if (id < 0)
-		return tool_fail(TOOL_FAILED, "%s", afd_last_error());
 	sequence->ids[sequence->n_ids++] = id;
 	run->n_generated++;
 	sequence->ended =
 		sequence->n_ids == sequence->n_prompt + sequence->max_tokens || is_eos(run, id);
-	return TOOL_DONE;
 }
 
 /* Takes the outputs of a step, which stand in the order of entries and ids. */
@@ -174,7 +168,7 @@ static int take_outputs(struct run *run, uint32_t n_entries)
 				run->logits_file->path);
 		row += n_rows;
 		if (sequence->n_fed == sequence->n_ids)
-			status = append(run, sequence, row - 1);
+			append(run, sequence, run->sampled_ids[row - 1]);
 		if (!status && sequence->ended && afd_attn_drop(run->attn, entry->sequence))
 			status = tool_fail(TOOL_FAILED, "%s", afd_last_error());
 	}

@@ -21,13 +21,13 @@ struct run {
 	uint32_t vocab_size;
 	uint32_t prompt_rows;            /* of one step, at most */
 	uint32_t max_outputs;            /* of one step, at most */
-	struct afd_sample_params sample; /* temperature 0: greedy */
+	struct afd_sample_params sample; /* temperature 0: greedy; seed is the sequence's */
 	struct tool_npy *logits_file;    /* NULL: none is asked for */
 
 	struct afd_entry *entries; /* [n_sequences] */
+	struct afd_sample_params *samples; /* [n_sequences], of the entries */
 	float *logits;             /* [max_outputs][vocab_size], or NULL when ids are enough */
-	int32_t *greedy_ids;       /* [max_outputs] */
-	void *scratch;             /* of afd_sample */
+	int32_t *sampled_ids;      /* [max_outputs] */
 	uint8_t trace_id[16];      /* of the run and, in its last 8 bytes, of the step */
 	uint64_t n_generated;
 	double seconds; /* of all steps */

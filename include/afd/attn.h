@@ -154,6 +154,16 @@ enum afd_outputs {
 	AFD_OUTPUT_ALL = 3,  /* every id of the entry */
 };
 
+/* How an id is drawn from logits; zeros: the largest logit's. */
+struct afd_sample_params {
+	size_t size;
+	float temperature; /* 0: greedy; finite, not below 0 */
+	float top_p;       /* 0 or 1: off */
+	uint32_t top_k;    /* 0: off */
+	uint32_t _pad;     /* 0 */
+	uint64_t seed;
+};
+
 /* One sequence's part of a batch: ids to append. A sequence stands in a batch once. */
 struct afd_entry {
 	uint64_t sequence;
@@ -161,6 +171,9 @@ struct afd_entry {
 	uint32_t n_ids;     /* 1 or more: a decode token, a chunk of a prompt, tokens to verify */
 	int32_t outputs;    /* enum afd_outputs */
 	uint64_t user_id;   /* of the host's request; when not 0, error texts name it too */
+	/* How its sampled_ids are drawn, each at the position where the id will stand: read by
+	 * _begin only. NULL: greedy. top_k is at most vocab. */
+	const struct afd_sample_params *sample;
 };
 
 struct afd_batch {
@@ -168,22 +181,29 @@ struct afd_batch {
 	const struct afd_entry *entries;
 	uint32_t n_entries;   /* 0 is legal: the step is done at once */
 	uint32_t entry_bytes; /* sizeof(struct afd_entry) */
-	/* Host memory; outputs stand in the order of entries and ids. Either may be NULL. */
+	/* Host memory; outputs stand in the order of entries and ids. Each may be NULL: then it is
+	 * neither computed nor copied. */
 	float *logits;        /* [logits_rows][vocab] */
 	int32_t *greedy_ids;  /* [greedy_rows]: the largest logit's id, the lowest among equals */
 	uint32_t logits_rows; /* room; at least the number of outputs when logits is given */
 	uint32_t greedy_rows;
 	uint8_t trace_id[16]; /* passed through to the FFN peers */
+	/* [sampled_rows]: drawn on the device as the entry's sample says: the id that afd_sample
+	 * draws from these logits, with the position where it will stand in the sequence. */
+	int32_t *sampled_ids;
+	uint32_t sampled_rows;
+	uint32_t _pad; /* 0 */
 };
 
 /*
  * Reserves all that the batch needs and begins its step. Outputs are borrowed until the step is
- * done; after a failure what they hold is undefined. With neither logits nor greedy_ids nothing is
- * put out, whatever entries say.
+ * done; after a failure what they hold is undefined. With none of logits, greedy_ids and
+ * sampled_ids nothing is put out, whatever entries say.
  *
  *   -EBUSY   a step is under way
  *   -EINVAL  an id out of range, an empty entry, a sequence that stands twice, too little room for
- *            outputs
+ *            outputs; a temperature that is negative or not finite, top_p outside 0 .. 1, top_k
+ *            above vocab
  *   -ENOENT  no such sequence
  *   -ENOSPC  not enough pages, or more rows or outputs than max_rows or max_outputs; nothing has
  *            changed
@@ -276,21 +296,12 @@ AFD_API int afd_attn_pages(const afd_attn *attn, uint64_t sequence, uint32_t lay
 
 /* ---- sampling, a helper on the host ---- */
 
-struct afd_sample_params {
-	size_t size;
-	float temperature; /* 0: greedy */
-	float top_p;       /* 0 or 1: off */
-	uint32_t top_k;    /* 0: off */
-	uint32_t _pad;     /* 0 */
-	uint64_t seed;
-};
-
 /*
  * Draws an id from logits[vocab]; the draw depends on seed and position only, so it is the same in
- * any layout. Order: temperature, top_k, softmax, top_p (the smallest set whose sum reaches it),
- * draw. Equal logits: the lower id first. scratch holds afd_sample_scratch_bytes(vocab) bytes,
- * aligned to 4; with temperature 0 it may be NULL. Returns the id; -EDOM when a logit is not
- * finite, -EINVAL.
+ * any layout, and from the same logits the same on every device. Order: temperature, top_k, softmax,
+ * top_p (the smallest set whose sum reaches it), draw. Equal logits: the lower id first. A step draws
+ * for itself: see sampled_ids. scratch is not looked at any more, and may be NULL: its bytes are 0.
+ * Returns the id; -EDOM when a logit is not finite, -EINVAL.
  */
 AFD_API int32_t afd_sample(const float *logits, uint32_t vocab, uint64_t position,
 	const struct afd_sample_params *params, void *scratch);

@@ -6,9 +6,9 @@
  * histograms of what stands before it.
  *
  * Invariant: weights are integers, so sums are the same in any order, and the id depends on nothing
- * but the row, its parameters, seed and position. They have about 24 bits where the CPU's have 53:
- * so an id differs from the CPU's only where the draw falls within 1e-6 of the edge between two.
+ * but the row, its parameters, seed and position: from the same logits it is the CPU's.
  */
+#include "../draw.h"
 #include "dispatch.h"
 
 enum { THREADS = 1024, WARPS = THREADS / 32, BUCKETS = 2 * THREADS, NONE = 0x7fffffff };
@@ -29,25 +29,12 @@ struct sample_row {
 	const float *x;
 	uint32_t width, key;
 	int32_t last_id;
-	float largest, slope; /* of weights, in units of log2 */
-	float unit;           /* the weight of the largest, a power of two */
+	struct afd__draw draw;
 };
-
-GPU_FN uint32_t order_key(float x)
-{
-	uint32_t bits = bits_of(x + 0.0f);
-
-	return bits & 0x80000000 ? bits : ~(bits | 0x80000000);
-}
-
-GPU_FN float logit_of(uint32_t key)
-{
-	return float_of_bits(key & 0x80000000 ? key : ~key & 0x7fffffff);
-}
 
 GPU_FN uint64_t weight_of(const sample_row &r, float x)
 {
-	return (uint64_t)(exp2f((x - r.largest) * r.slope) * r.unit);
+	return afd__draw_weight(&r.draw, x);
 }
 
 GPU_FN bool is_candidate(const sample_row &r, uint32_t key, uint32_t i)
@@ -138,7 +125,7 @@ GPU_FN void take_digit(sample_memory *m, const sample_row &r, uint32_t prefix, u
 	m->histogram[thread_x()] = m->histogram[thread_x() + THREADS] = 0;
 	barrier();
 	for (unsigned i = thread_x(); i < r.width; i += THREADS) {
-		uint32_t key = order_key(r.x[i]);
+		uint32_t key = afd__draw_key(r.x[i]);
 
 		if ((uint64_t)key >> (shift + bits) == (uint64_t)prefix >> (shift + bits) &&
 			is_candidate(r, key, i))
@@ -166,10 +153,10 @@ GPU_FN int32_t find_equal(sample_memory *m, const sample_row &r, uint32_t key, u
 	uint64_t n = 0, all, before;
 
 	for (uint32_t i = begin; i < end; i++)
-		n += order_key(r.x[i]) == key;
+		n += afd__draw_key(r.x[i]) == key;
 	before = sum_before(m, n, &all);
 	for (uint32_t i = begin; i < end && which >= before && which < before + n; i++) {
-		if (order_key(r.x[i]) == key && which == before++) {
+		if (afd__draw_key(r.x[i]) == key && which == before++) {
 			m->bucket = i;
 			break;
 		}
@@ -196,7 +183,7 @@ GPU_FN int32_t find_place(
 		*rest = m->rest;
 		barrier(); /* all have read them */
 	}
-	uint64_t each = by_weight ? weight_of(r, logit_of(prefix)) : 1;
+	uint64_t each = by_weight ? weight_of(r, afd__draw_logit(prefix)) : 1;
 	uint64_t which = *rest / each;
 	*rest %= each;
 	*key = prefix;
@@ -208,88 +195,55 @@ GPU_FN uint64_t sum_weights(sample_memory *m, const sample_row &r)
 	uint64_t sum = 0, all;
 
 	for (unsigned i = thread_x(); i < r.width; i += THREADS) {
-		if (is_candidate(r, order_key(r.x[i]), i))
+		if (is_candidate(r, afd__draw_key(r.x[i]), i))
 			sum += weight_of(r, r.x[i]);
 	}
 	sum_before(m, sum, &all);
 	return all;
 }
 
-/* The finaliser of splitmix64. */
-GPU_FN uint64_t mix(uint64_t x)
-{
-	x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9u;
-	x = (x ^ x >> 27) * 0x94d049bb133111ebu;
-	return x ^ x >> 31;
-}
-
-/* In [0, 1), from seed and position alone, as lib/attn/sample.c has it. */
-GPU_FN double uniform(uint64_t seed, uint64_t position)
-{
-	const uint64_t golden = 0x9e3779b97f4a7c15u;
-	uint64_t x = mix(mix(seed + golden) + (position + 1) * golden);
-
-	return (double)(x >> 11) * 0x1p-53;
-}
-
-/* A part of a sum of weights, below it. */
-GPU_FN uint64_t part_of(double part, uint64_t sum)
-{
-	uint64_t at = (uint64_t)(part * (double)sum);
-
-	return at < sum ? at : sum - 1;
-}
-
 /* The weights that stand in the order up to the candidate at the place `at`. */
 GPU_FN uint64_t weight_through(const sample_row &r, uint64_t at, uint64_t rest)
 {
-	return at - rest + weight_of(r, logit_of(r.key));
+	return at - rest + weight_of(r, afd__draw_logit(r.key));
 }
 
-GPU_KERNEL(THREADS, 1) sample_kernel(struct afd__sample_args a, float unit)
+GPU_KERNEL(THREADS, 1) sample_kernel(struct afd__sample_args a)
 {
 	GPU_SHARED(sample_memory, m, 1);
 	size_t row = block_x();
 	const struct afd__sample_row p = a.rows[row];
-	sample_row r = { a.logits + row * a.width, a.width, 0xffffffff, NONE, 0, 0, unit };
+	sample_row r = { a.logits + row * a.width, a.width, 0xffffffff, NONE, {} };
 	int32_t id, broken;
 	uint64_t rest, sum, at;
 	uint32_t key;
+	float largest;
 
-	find_largest(m, r.x, r.width, &r.largest, &id, &broken);
+	find_largest(m, r.x, r.width, &largest, &id, &broken);
 	if (broken != NONE || p.temperature == 0) { /* the whole block */
 		if (thread_x() == 0)
 			a.ids[row] = broken != NONE ? -1 - broken : id;
 		return;
 	}
-	r.slope = 1.44269504f / p.temperature;
+	r.draw = afd__draw_of(largest, p.temperature, r.width);
 	if (p.top_k && p.top_k < r.width) {
 		r.last_id = find_place(m, r, false, p.top_k - 1, &key, &rest);
 		r.key = key;
 	}
 	sum = sum_weights(m, r);
 	if (p.top_p > 0 && p.top_p < 1) {
-		double wanted = (double)p.top_p * (double)sum;
-
-		at = (uint64_t)wanted;
-		at = at && (double)at == wanted ? at - 1 : at; /* reached, not passed */
-		at = at < sum ? at : sum - 1;
+		at = afd__draw_last_place(p.top_p, sum);
 		r.last_id = find_place(m, r, true, at, &key, &rest);
 		r.key = key;
 		sum = weight_through(r, at, rest);
 	}
-	id = find_place(m, r, true, part_of(uniform(p.seed, p.position), sum), &key, &rest);
+	at = afd__draw_place(afd__draw_uniform(p.seed, p.position), sum);
+	id = find_place(m, r, true, at, &key, &rest);
 	if (thread_x() == 0)
 		a.ids[row] = id;
 }
 
 int afd_gpu_sample(const struct afd_gpu *gpu, const struct afd__sample_args *a)
 {
-	unsigned log2_width = 0;
-
-	while (log2_width < 31 && (uint32_t)1 << log2_width < a->width)
-		log2_width++;
-	/* As many as there are sum up to less than 2^63. */
-	return gpu_launch(gpu, "sample", sample_kernel, { a->n_rows, 1, 1 }, THREADS, 0, *a,
-		(float)((uint64_t)1 << (62 - log2_width)));
+	return gpu_launch(gpu, "sample", sample_kernel, { a->n_rows, 1, 1 }, THREADS, 0, *a);
 }

@@ -164,7 +164,8 @@ static int create_books(struct afd_attn *attn)
 	if (rc)
 		return rc;
 	attn->greedy = afd__alloc(attn->ctx, p->max_outputs, sizeof(*attn->greedy));
-	return attn->greedy ? 0 : -ENOMEM;
+	attn->sampled = afd__alloc(attn->ctx, p->max_outputs, sizeof(*attn->sampled));
+	return attn->greedy && attn->sampled ? 0 : -ENOMEM;
 }
 
 /* Slots that the device reads and writes; where it cannot, it says so and they bounce. */
@@ -328,6 +329,7 @@ static void tear_down(struct afd_attn *attn)
 	afd__free(attn->group_pages);
 	afd__free(attn->layer_at);
 	afd__free(attn->greedy);
+	afd__free(attn->sampled);
 	afd__free(attn);
 }
 

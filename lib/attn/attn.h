@@ -48,7 +48,7 @@ struct afd__attn_memory {
 	int32_t *row_lists;    /* [max_rows][n_targets], as the host's */
 	float *head_h, *head_y, *head_x; /* [AFD__HEAD_ROWS][hidden] */
 	float *logits;                   /* [AFD__HEAD_ROWS][vocab] */
-	int32_t *greedy;                 /* [AFD__HEAD_ROWS] */
+	int32_t *greedy, *sampled;       /* [AFD__HEAD_ROWS] */
 };
 
 /* The rows of a lane that go to one target: list[first .. first + n_rows - 1] of the lane. */
@@ -101,7 +101,7 @@ enum afd__step_state {
 
 /* What a recording was made for: batches that agree in these differ in what is uploaded alone. */
 struct afd__attn_shape {
-	uint32_t n_rows, n_entries, n_outputs, table_stride;
+	uint32_t n_rows, n_entries, n_outputs, table_stride, ids;
 };
 
 struct afd__attn_graph {
@@ -134,7 +134,7 @@ struct afd__step {
 	uint64_t head_ticket, head_ns; /* of a step in one piece its own */
 	/* the host's, until the step is done */
 	float *logits;
-	int32_t *greedy_ids;
+	int32_t *greedy_ids, *sampled_ids;
 	uint8_t trace_id[16];
 };
 
@@ -170,7 +170,7 @@ struct afd_attn {
 
 	struct afd__batch batch;
 	struct afd__step step;
-	int32_t *greedy; /* [max_outputs] what argmax said */
+	int32_t *greedy, *sampled; /* [max_outputs] what argmax and sample said */
 	int32_t warned_position;
 
 	_Atomic uint64_t n_steps, n_rows, attention_ns, ffn_ns,
@@ -252,8 +252,9 @@ void afd__attn_route_fill(const struct afd_attn *attn, uint32_t lane, uint32_t t
  */
 int afd__attn_enqueue_head(struct afd_attn *attn, uint32_t row0, uint32_t n_rows);
 int afd__attn_enqueue_outputs(struct afd_attn *attn, uint32_t row0, uint32_t n_rows);
-/* All outputs are here: -EDOM names the first that is not finite. */
+/* All outputs are here: -EDOM names the first that is not finite. Then the host gets its ids. */
 int afd__attn_check_outputs(const struct afd_attn *attn);
+void afd__attn_give_ids(const struct afd_attn *attn);
 
 /* ---- local.c, remote.c: rows to the FFN and back ---- */
 int afd__attn_local_enqueue(struct afd_attn *attn, const struct afd__lane *lane);

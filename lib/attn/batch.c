@@ -8,6 +8,11 @@
 #include <assert.h>
 #include <string.h>
 
+#include "../device/args.h"
+
+/* Words that say how an output is sampled. */
+enum { SAMPLE_WORDS = sizeof(struct afd__sample_row) / sizeof(int32_t) };
+
 /* ---- life ---- */
 
 static int count_words(struct afd__batch *batch)
@@ -18,7 +23,8 @@ static int count_words(struct afd__batch *batch)
 	if (__builtin_mul_overflow(
 		    (size_t)l->max_entries * n_groups, batch->kv->list_capacity, &tables) ||
 		__builtin_add_overflow(
-			tables, rows * (3 + n_groups) + l->max_outputs, &batch->capacity_words) ||
+			tables, rows * (3 + n_groups) + 1 + (1 + SAMPLE_WORDS) * (size_t)l->max_outputs,
+			&batch->capacity_words) ||
 		batch->capacity_words > ((size_t)1 << 28))
 		return afd__error(-EINVAL,
 			"attn: page tables of %u sequences of %u pages exceed 1 GiB; lower "
@@ -103,23 +109,39 @@ static int check_entry(struct afd__batch *batch, const struct afd_entry *entry)
 /* How many of an entry's rows give an output; without room for any, none do. */
 static uint32_t count_outputs(const struct afd_batch *wanted, const struct afd_entry *entry)
 {
-	if (!wanted->logits && !wanted->greedy_ids)
+	if (!wanted->logits && !wanted->greedy_ids && !wanted->sampled_ids)
 		return 0;
 	if (entry->outputs == AFD_OUTPUT_NONE)
 		return 0;
 	return entry->outputs == AFD_OUTPUT_ALL ? entry->n_ids : 1;
 }
 
+static int read_sample(const struct afd__batch *batch, const struct afd_entry *entry,
+	struct afd_sample_params *sample)
+{
+	int rc = afd__params_copy(sample, sizeof(*sample), entry->sample, "sample params");
+
+	rc = rc ? rc : afd__sample_check(sample);
+	if (!rc && sample->top_k > batch->limits.vocab)
+		rc = afd__error(-EINVAL, "sample: top_k is %u, the vocabulary has %u",
+			sample->top_k, batch->limits.vocab);
+	return rc ? afd__error_prefix(
+			    rc, "sequence %llu", (unsigned long long)entry->sequence)
+		  : 0;
+}
+
 static int add_entry(
 	struct afd__batch *batch, const struct afd_batch *wanted, const struct afd_entry *entry)
 {
 	struct afd__batch_entry *e = &batch->entries[batch->n_entries];
+	struct afd_sample_params sample;
 	int index, rc;
 
 	index = check_entry(batch, entry);
 	if (index < 0)
 		return index;
 	rc = check_ids(batch, entry);
+	rc = rc ? rc : read_sample(batch, entry, &sample);
 	if (rc)
 		return rc;
 	*e = (struct afd__batch_entry){
@@ -131,7 +153,10 @@ static int add_entry(
 		.n_rows = entry->n_ids,
 		.position0 = batch->kv->sequences[index].length,
 		.n_outputs = count_outputs(wanted, entry),
+		.sample = sample,
 	};
+	if (wanted->sampled_ids && e->n_outputs && sample.temperature > 0)
+		batch->ids |= AFD__IDS_SAMPLED;
 	batch->n_entries++;
 	batch->n_rows += e->n_rows;
 	batch->n_outputs += e->n_outputs;
@@ -151,17 +176,23 @@ static int check_outputs(const struct afd__batch *batch, const struct afd_batch 
 	if (wanted->greedy_ids && n > wanted->greedy_rows)
 		return afd__error(
 			-EINVAL, "batch: %u outputs, greedy_rows is %u", n, wanted->greedy_rows);
+	if (wanted->sampled_ids && n > wanted->sampled_rows)
+		return afd__error(
+			-EINVAL, "batch: %u outputs, sampled_rows is %u", n, wanted->sampled_rows);
 	return 0;
 }
 
-/* A newer host's entries are longer; what this version does not know must be zero. */
+/* An older host's entries end before `sample`. A newer one's are longer; what this version does not
+ * know must be zero. */
 static int read_entry(struct afd_entry *entry, const struct afd_batch *wanted, uint32_t i)
 {
 	const unsigned char *bytes =
 		(const unsigned char *)wanted->entries + (size_t)i * wanted->entry_bytes;
 	uint32_t at;
 
-	memcpy(entry, bytes, sizeof(*entry));
+	memset(entry, 0, sizeof(*entry));
+	memcpy(entry, bytes,
+		wanted->entry_bytes < sizeof(*entry) ? wanted->entry_bytes : sizeof(*entry));
 	for (at = sizeof(*entry); at < wanted->entry_bytes; at++) {
 		if (bytes[at])
 			return afd__error(-E2BIG,
@@ -177,7 +208,7 @@ static int check(struct afd__batch *batch, const struct afd_batch *wanted)
 	uint32_t i;
 	int rc = 0;
 
-	batch->n_entries = batch->n_rows = batch->n_outputs = 0;
+	batch->n_entries = batch->n_rows = batch->n_outputs = batch->ids = 0;
 	if (++batch->mark == 0) {
 		memset(batch->marks, 0, batch->kv->shape.n_sequences * sizeof(*batch->marks));
 		batch->mark = 1;
@@ -186,7 +217,8 @@ static int check(struct afd__batch *batch, const struct afd_batch *wanted)
 		return afd__error(
 			-EINVAL, "batch: entries is NULL, n_entries is %u", wanted->n_entries);
 	if (wanted->n_entries &&
-		(wanted->entry_bytes < sizeof(entry) || wanted->entry_bytes > 4096))
+		(wanted->entry_bytes < offsetof(struct afd_entry, sample) ||
+			wanted->entry_bytes > 4096))
 		return afd__error(-EINVAL,
 			"batch: entry_bytes is %u, must be sizeof(struct afd_entry), %zu",
 			wanted->entry_bytes, sizeof(entry));
@@ -197,6 +229,8 @@ static int check(struct afd__batch *batch, const struct afd_batch *wanted)
 		rc = read_entry(&entry, wanted, i);
 		rc = rc ? rc : add_entry(batch, wanted, &entry);
 	}
+	if (wanted->greedy_ids || !batch->ids)
+		batch->ids |= AFD__IDS_GREEDY;
 	return rc ? rc : check_outputs(batch, wanted);
 }
 
@@ -299,7 +333,10 @@ static void lay_out(struct afd__batch *batch)
 	batch->positions_at = batch->n_rows;
 	batch->table_rows_at = batch->positions_at + batch->n_rows;
 	batch->outputs_at = batch->table_rows_at + batch->n_rows;
-	batch->groups_at = batch->outputs_at + batch->n_outputs;
+	batch->samples_at = (batch->outputs_at + batch->n_outputs + 1) / 2 * 2;
+	batch->groups_at = batch->samples_at;
+	if (batch->ids & AFD__IDS_SAMPLED)
+		batch->groups_at += (size_t)batch->n_outputs * SAMPLE_WORDS;
 	batch->group_words = batch->n_rows + (size_t)batch->n_entries * batch->table_stride;
 	batch->n_words = batch->groups_at + batch->kv->shape.n_groups * batch->group_words;
 	assert(batch->n_words <= batch->capacity_words);
@@ -340,10 +377,28 @@ static void write_pages(struct afd__batch *batch, uint32_t entry, uint32_t group
 	}
 }
 
+/* Of the output that row i of the entry gives. */
+static void write_sample(struct afd__batch *batch, const struct afd__batch_entry *e, uint32_t i,
+	uint32_t output)
+{
+	const struct afd__sample_row row = {
+		.seed = e->sample.seed,
+		.position = (uint64_t)e->position0 + i + 1,
+		.temperature = e->sample.temperature,
+		.top_p = e->sample.top_p,
+		.top_k = e->sample.top_k,
+	};
+
+	memcpy(batch->words + batch->samples_at + (size_t)output * SAMPLE_WORDS, &row, sizeof(row));
+}
+
 static void write_words(struct afd__batch *batch)
 {
 	int32_t *outputs = batch->words + batch->outputs_at;
-	uint32_t entry, group, i;
+	uint32_t entry, group, i, output = 0;
+
+	if (batch->samples_at > batch->outputs_at + batch->n_outputs)
+		batch->words[batch->samples_at - 1] = 0;
 
 	for (entry = 0; entry < batch->n_entries; entry++) {
 		const struct afd__batch_entry *e = &batch->entries[entry];
@@ -351,8 +406,11 @@ static void write_words(struct afd__batch *batch)
 		write_rows(batch, entry);
 		for (group = 0; group < batch->kv->shape.n_groups; group++)
 			write_pages(batch, entry, group);
-		for (i = e->n_rows - e->n_outputs; i < e->n_rows; i++)
-			*outputs++ = (int32_t)(e->row0 + i);
+		for (i = e->n_rows - e->n_outputs; i < e->n_rows; i++) {
+			if (batch->ids & AFD__IDS_SAMPLED)
+				write_sample(batch, e, i, output);
+			outputs[output++] = (int32_t)(e->row0 + i);
+		}
 	}
 }
 

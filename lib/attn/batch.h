@@ -25,6 +25,13 @@ struct afd__batch_entry {
 	uint32_t sequence;  /* index in the books */
 	uint32_t row0, n_rows, position0;
 	uint32_t n_outputs; /* of its last rows */
+	struct afd_sample_params sample;
+};
+
+/* Which ids of its outputs a batch wants from the device; one of them at least. */
+enum afd__batch_ids {
+	AFD__IDS_GREEDY = 1,
+	AFD__IDS_SAMPLED = 2, /* some are drawn with a temperature */
 };
 
 struct afd__batch_lane {
@@ -42,15 +49,16 @@ struct afd__batch {
 
 	/* of the batch that was planned last */
 	uint32_t n_entries, n_rows, n_outputs, table_stride;
+	uint32_t ids; /* enum afd__batch_ids, both possible */
 	struct afd__batch_lane lanes[AFD_MAX_LANES];
 	uint32_t last_position; /* the largest */
 
 	/* What is uploaded, in words: ids [n_rows], positions [n_rows], table rows [n_rows], rows
-	 * of outputs [n_outputs], then of each group slots [n_rows] and page table
-	 * [n_entries][table_stride]. */
+	 * of outputs [n_outputs], where some are sampled how [n_outputs] (struct afd__sample_row, at
+	 * 8 bytes), then of each group slots [n_rows] and page table [n_entries][table_stride]. */
 	int32_t *words;
 	size_t capacity_words, n_words;
-	size_t positions_at, table_rows_at, outputs_at, groups_at, group_words;
+	size_t positions_at, table_rows_at, outputs_at, samples_at, groups_at, group_words;
 };
 
 int afd__batch_create(struct afd__batch *batch, struct afd_context *ctx,
@@ -78,6 +86,9 @@ static inline size_t afd__batch_table_at(const struct afd__batch *batch, uint32_
 {
 	return afd__batch_slots_at(batch, group) + batch->n_rows;
 }
+
+/* -EINVAL, with the value that is wrong. (sample.c) */
+int afd__sample_check(const struct afd_sample_params *params);
 
 /* The entry that a row belongs to. */
 const struct afd__batch_entry *afd__batch_entry_of(const struct afd__batch *batch, uint32_t row);

@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * The end of a step: the rows that give an output are gathered, normed, and multiplied with the
- * head; logits and the ids of the largest go down to the host. A chunk of rows at a time, in one
- * piece of device memory.
+ * head; what the batch wants goes down to the host: ids of the largest, ids that the device draws,
+ * logits. A chunk of rows at a time, in one piece of device memory.
  *
  * A logit that is not finite is an error of the step, never an output. Called by step.
  */
 #include <stdio.h>
+#include <string.h>
 
 #include "attn.h"
 
@@ -47,17 +48,38 @@ static int enqueue_logits(struct afd_attn *attn, uint32_t n_rows)
 		.y_stride = attn->arch->vocab_size,
 		.n_rows = n_rows,
 	};
+	int rc = after ? afd__norm(&attn->queue, &norm_after) : 0;
+
+	rc = rc ? rc : afd__norm(&attn->queue, &norm);
+	return rc ? rc : afd__product(&attn->queue, &product);
+}
+
+/* From the logits on the device. What the batch does not want is not computed; each also finds a
+ * logit that is not finite. */
+static int enqueue_ids(struct afd_attn *attn, uint32_t row0, uint32_t n_rows)
+{
+	const struct afd__batch *batch = &attn->batch;
 	const struct afd__argmax_args argmax = {
 		.x = attn->memory.logits,
 		.ids = attn->memory.greedy,
 		.n_rows = n_rows,
 		.width = attn->arch->vocab_size,
 	};
-	int rc = after ? afd__norm(&attn->queue, &norm_after) : 0;
+	const struct afd__sample_args sample = {
+		.logits = attn->memory.logits,
+		.rows = (const struct afd__sample_row *)(attn->memory.words + batch->samples_at) +
+			row0,
+		.ids = attn->memory.sampled,
+		.n_rows = n_rows,
+		.width = attn->arch->vocab_size,
+	};
+	int rc = 0;
 
-	rc = rc ? rc : afd__norm(&attn->queue, &norm);
-	rc = rc ? rc : afd__product(&attn->queue, &product);
-	return rc ? rc : afd__argmax(&attn->queue, &argmax);
+	if (batch->ids & AFD__IDS_GREEDY)
+		rc = afd__argmax(&attn->queue, &argmax);
+	if (!rc && batch->ids & AFD__IDS_SAMPLED)
+		rc = afd__sample(&attn->queue, &sample);
+	return rc;
 }
 
 int afd__attn_enqueue_head(struct afd_attn *attn, uint32_t row0, uint32_t n_rows)
@@ -68,16 +90,22 @@ int afd__attn_enqueue_head(struct afd_attn *attn, uint32_t row0, uint32_t n_rows
 	rc = gather(attn, attn->memory.h, attn->memory.head_h, row0, n_rows);
 	rc = rc ? rc : gather(attn, attn->memory.y, attn->memory.head_y, row0, n_rows);
 	rc = rc ? rc : enqueue_logits(attn, n_rows);
+	rc = rc ? rc : enqueue_ids(attn, row0, n_rows);
 	afd__range_pop(&attn->queue);
 	return rc;
 }
 
 int afd__attn_enqueue_outputs(struct afd_attn *attn, uint32_t row0, uint32_t n_rows)
 {
-	size_t vocab = attn->arch->vocab_size;
-	int rc = afd__queue_download(&attn->queue, attn->greedy + row0, attn->memory.greedy,
-		n_rows * sizeof(int32_t));
+	size_t vocab = attn->arch->vocab_size, ids_bytes = n_rows * sizeof(int32_t);
+	int rc = 0;
 
+	if (attn->batch.ids & AFD__IDS_GREEDY)
+		rc = afd__queue_download(
+			&attn->queue, attn->greedy + row0, attn->memory.greedy, ids_bytes);
+	if (!rc && attn->batch.ids & AFD__IDS_SAMPLED)
+		rc = afd__queue_download(
+			&attn->queue, attn->sampled + row0, attn->memory.sampled, ids_bytes);
 	if (!rc && attn->step.logits)
 		rc = afd__queue_download(&attn->queue, attn->step.logits + row0 * vocab,
 			attn->memory.logits, n_rows * vocab * sizeof(float));
@@ -95,21 +123,39 @@ static void name_entry(const struct afd__batch_entry *entry, char *text, size_t 
 		snprintf(text, capacity, "sequence %llu", id);
 }
 
+/* Where nothing is drawn with a temperature, the largest is what would be drawn. */
+static const int32_t *find_sampled(const struct afd_attn *attn)
+{
+	return attn->batch.ids & AFD__IDS_SAMPLED ? attn->sampled : attn->greedy;
+}
+
 int afd__attn_check_outputs(const struct afd_attn *attn)
 {
+	const int32_t *ids = find_sampled(attn); /* [n_outputs] */
 	const struct afd__batch *batch = &attn->batch;
 	const struct afd__batch_entry *entry;
 	char name[80];
 	uint32_t row, i;
 
 	for (i = 0; i < batch->n_outputs; i++) {
-		if (attn->greedy[i] >= 0)
+		if (ids[i] >= 0)
 			continue;
 		row = (uint32_t)batch->words[batch->outputs_at + i];
 		entry = afd__batch_entry_of(batch, row);
 		name_entry(entry, name, sizeof(name));
 		return afd__error(-EDOM, "%s, position %u: logit %d is not finite", name,
-			entry->position0 + (row - entry->row0), -1 - attn->greedy[i]);
+			entry->position0 + (row - entry->row0), -1 - ids[i]);
 	}
 	return 0;
+}
+
+void afd__attn_give_ids(const struct afd_attn *attn)
+{
+	const struct afd__step *step = &attn->step;
+	size_t bytes = attn->batch.n_outputs * sizeof(int32_t);
+
+	if (step->greedy_ids && bytes)
+		memcpy(step->greedy_ids, attn->greedy, bytes);
+	if (step->sampled_ids && bytes)
+		memcpy(step->sampled_ids, find_sampled(attn), bytes);
 }

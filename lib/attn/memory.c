@@ -85,6 +85,7 @@ static void lay_out(const struct afd_attn *attn, struct afd__attn_memory *m, str
 	m->head_x = part(plan, head_rows, hidden);
 	m->logits = part(plan, head_rows, attn->arch->vocab_size);
 	m->greedy = part(plan, 1, head_rows);
+	m->sampled = part(plan, 1, head_rows);
 }
 
 /* There is no operation that clears; zeros are sent once. */

@@ -1,100 +1,114 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Sampling: a helper for hosts, on logits that they hold. Candidates stand in one order, the larger
- * logit first and among equals the lower id, whatever the params; the draw walks along it. A heap
- * gives as much of that order as is needed.
+ * Sampling: a helper for hosts, on logits that they hold, and the cpu device's operation. Candidates
+ * stand in one order, the larger logit first and among equals the lower id, whatever the params; the
+ * draw walks along it. Nothing is sorted: a place in the order is found digit by digit of the logit,
+ * in histograms of what stands before it, as kernels/cuda/sample.cu does.
  *
- * Invariant: the same logits, seed and position give the same id, because the random number is a
- * hash of seed and position and every sum is taken in one order. Pure functions.
+ * Invariant: the same logits, seed and position give the same id on every device, because weights
+ * are integers (kernels/draw.h). Pure functions; called by hosts, cpu.c and batch.c.
  */
 #include <math.h>
-#include <string.h>
 
+#include "../../kernels/draw.h"
 #include "../context/core.h"
+#include "batch.h"
 
-#include <afd/attn.h>
+/* A row, and the candidates that are left: those before `key`, and of those with it up to last_id.
+ */
+struct row {
+	const float *x; /* [width] */
+	uint32_t width, key;
+	int32_t last_id;
+	struct afd__draw draw;
+};
 
-struct candidate {
-	float logit;
+/* A place in the order: the candidate that holds it, and how far inside it the place is. */
+struct place {
 	int32_t id;
+	uint32_t key;
+	uint64_t rest;
 };
 
-/* A heap in items[0 .. n-1]; those taken from it gather behind, the first of them last. */
-struct order {
-	struct candidate *items; /* [vocab] */
-	uint32_t n, vocab;
-	float largest;
-	double temperature;
-};
-
-static bool before(struct candidate a, struct candidate b)
+static bool is_candidate(const struct row *r, uint32_t i)
 {
-	return a.logit > b.logit || (a.logit == b.logit && a.id < b.id);
+	uint32_t key = afd__draw_key(r->x[i]);
+
+	return key < r->key || (key == r->key && (int32_t)i <= r->last_id);
 }
 
-static void sift(struct candidate *items, uint32_t n, uint32_t at)
+/* One digit of the key that holds the place, counted in candidates or in weight. */
+static uint32_t take_digit(const struct row *r, uint32_t prefix, unsigned shift, unsigned bits,
+	bool by_weight, uint64_t *rest)
 {
-	struct candidate item = items[at];
+	uint64_t histogram[2048] = { 0 };
+	uint32_t i, digit = 0;
 
-	for (;;) {
-		uint32_t child = 2 * at + 1;
+	for (i = 0; i < r->width; i++) {
+		uint32_t key = afd__draw_key(r->x[i]);
 
-		if (child >= n)
-			break;
-		if (child + 1 < n && before(items[child + 1], items[child]))
-			child++;
-		if (!before(items[child], item))
-			break;
-		items[at] = items[child];
-		at = child;
+		if ((uint64_t)key >> (shift + bits) == (uint64_t)prefix >> (shift + bits) &&
+			is_candidate(r, i))
+			histogram[key >> shift & ((1u << bits) - 1)] +=
+				by_weight ? afd__draw_weight(&r->draw, r->x[i]) : 1;
 	}
-	items[at] = item;
+	while (*rest >= histogram[digit])
+		*rest -= histogram[digit++];
+	return digit << shift;
 }
 
-static void build(struct order *order, const float *logits)
+/* `at` is below the sum of what is counted. */
+static struct place find_place(const struct row *r, bool by_weight, uint64_t at)
 {
+	struct place p = { .rest = at };
+	uint64_t each, which;
+
+	p.key |= take_digit(r, p.key, 21, 11, by_weight, &p.rest);
+	p.key |= take_digit(r, p.key, 10, 11, by_weight, &p.rest);
+	p.key |= take_digit(r, p.key, 0, 10, by_weight, &p.rest);
+	each = by_weight ? afd__draw_weight(&r->draw, afd__draw_logit(p.key)) : 1;
+	which = p.rest / each;
+	p.rest %= each;
+	for (;; p.id++) {
+		if (afd__draw_key(r->x[p.id]) == p.key && !which--)
+			return p;
+	}
+}
+
+static uint64_t sum_weights(const struct row *r)
+{
+	uint64_t sum = 0;
 	uint32_t i;
 
-	for (i = 0; i < order->vocab; i++)
-		order->items[i] = (struct candidate){ logits[i], (int32_t)i };
-	for (i = order->vocab / 2; i-- > 0;)
-		sift(order->items, order->vocab, i);
+	for (i = 0; i < r->width; i++)
+		sum += is_candidate(r, i) ? afd__draw_weight(&r->draw, r->x[i]) : 0;
+	return sum;
 }
 
-/* The i-th candidate; called for 0, 1, 2 … */
-static struct candidate at(struct order *order, uint32_t i)
+/* What stands behind the candidate at the place is none any more. */
+static void cut(struct row *r, const struct place *last)
 {
-	if (order->vocab - order->n <= i) {
-		struct candidate first = order->items[0];
+	r->key = last->key;
+	r->last_id = last->id;
+}
 
-		order->n--;
-		order->items[0] = order->items[order->n];
-		sift(order->items, order->n, 0);
-		order->items[order->n] = first;
+static int32_t draw(struct row *r, const struct afd_sample_params *p, uint64_t position)
+{
+	struct place place;
+	uint64_t sum, at;
+
+	if (p->top_k && p->top_k < r->width) {
+		place = find_place(r, false, p->top_k - 1);
+		cut(r, &place);
 	}
-	return order->items[order->vocab - 1 - i];
-}
-
-static double weight(const struct order *order, float logit)
-{
-	return exp(((double)logit - order->largest) / order->temperature);
-}
-
-/* The finaliser of splitmix64. */
-static uint64_t mix(uint64_t x)
-{
-	x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9u;
-	x = (x ^ x >> 27) * 0x94d049bb133111ebu;
-	return x ^ x >> 31;
-}
-
-/* In [0, 1), from seed and position alone. */
-static double uniform(uint64_t seed, uint64_t position)
-{
-	const uint64_t golden = 0x9e3779b97f4a7c15u;
-	uint64_t x = mix(mix(seed + golden) + (position + 1) * golden);
-
-	return (double)(x >> 11) * 0x1p-53;
+	sum = sum_weights(r);
+	if (p->top_p > 0 && p->top_p < 1) {
+		at = afd__draw_last_place(p->top_p, sum);
+		place = find_place(r, true, at);
+		cut(r, &place);
+		sum = at - place.rest + afd__draw_weight(&r->draw, afd__draw_logit(place.key));
+	}
+	return find_place(r, true, afd__draw_place(afd__draw_uniform(p->seed, position), sum)).id;
 }
 
 static int32_t find_largest(const float *logits, uint32_t vocab)
@@ -111,12 +125,8 @@ static int32_t find_largest(const float *logits, uint32_t vocab)
 	return best;
 }
 
-static int check(
-	const struct afd_sample_params *p, const float *logits, uint32_t vocab, const void *scratch)
+int afd__sample_check(const struct afd_sample_params *p)
 {
-	if (!logits || !vocab || vocab > INT32_MAX)
-		return afd__error(-EINVAL, "sample: %s, vocab is %u",
-			logits ? "logits are given" : "logits is NULL", vocab);
 	if (!(p->temperature >= 0) || !isfinite(p->temperature))
 		return afd__error(-EINVAL,
 			"sample: temperature is %g, must be finite and not below 0",
@@ -125,68 +135,32 @@ static int check(
 		return afd__error(-EINVAL, "sample: top_p is %g, limits 0 and 1", p->top_p);
 	if (p->_pad)
 		return afd__error(-EINVAL, "sample: _pad is %u, must be 0", p->_pad);
-	if (p->temperature > 0 && !scratch)
-		return afd__error(-EINVAL, "sample: scratch is NULL");
 	return 0;
-}
-
-/* Sum of the weights of the first n candidates; of all of them by id, so that none has to be
- * ordered. */
-static double sum_first(struct order *order, const float *logits, uint32_t n)
-{
-	double sum = 0;
-	uint32_t i;
-
-	for (i = 0; i < n; i++)
-		sum += weight(order, n == order->vocab ? logits[i] : at(order, i).logit);
-	return sum;
-}
-
-/* How many of the first *n reach the share of *sum; the sum becomes theirs. */
-static void cut(struct order *order, double share, uint32_t *n, double *sum)
-{
-	double limit = share * *sum, reached = 0;
-	uint32_t i;
-
-	for (i = 0; i < *n && reached < limit; i++)
-		reached += weight(order, at(order, i).logit);
-	*n = i;
-	*sum = reached;
 }
 
 int32_t afd_sample(const float *logits, uint32_t vocab, uint64_t position,
 	const struct afd_sample_params *params, void *scratch)
 {
 	struct afd_sample_params p;
-	struct order order;
-	double sum, target;
-	uint32_t n, i;
+	struct row row = { logits, vocab, UINT32_MAX, INT32_MAX, { 0 } };
+	int32_t best;
 	int rc;
 
+	if (!logits || !vocab || vocab > INT32_MAX)
+		return afd__error(-EINVAL, "sample: %s, vocab is %u",
+			logits ? "logits are given" : "logits is NULL", vocab);
 	rc = afd__params_copy(&p, sizeof(p), params, "sample params");
-	rc = rc ? rc : check(&p, logits, vocab, scratch);
+	rc = rc ? rc : afd__sample_check(&p);
 	if (rc)
 		return rc;
-	rc = find_largest(logits, vocab);
-	if (rc < 0 || p.temperature == 0)
-		return rc;
-	order = (struct order){ scratch, vocab, vocab, logits[rc], p.temperature };
-	build(&order, logits);
-	n = p.top_k && p.top_k < vocab ? p.top_k : vocab;
-	sum = sum_first(&order, logits, n);
-	if (p.top_p > 0 && p.top_p < 1)
-		cut(&order, p.top_p, &n, &sum);
-	target = uniform(p.seed, position) * sum;
-	sum = 0;
-	for (i = 0; i + 1 < n; i++) {
-		sum += weight(&order, at(&order, i).logit);
-		if (sum > target)
-			break;
-	}
-	return at(&order, i).id;
+	best = find_largest(logits, vocab);
+	if (best < 0 || p.temperature == 0)
+		return best;
+	row.draw = afd__draw_of(logits[best], p.temperature, vocab);
+	return draw(&row, &p, position);
 }
 
 size_t afd_sample_scratch_bytes(uint32_t vocab)
 {
-	return (size_t)vocab * sizeof(struct candidate);
+	return 0;
 }

@@ -61,6 +61,8 @@ int afd_attn_begin(afd_attn *attn, const struct afd_batch *batch)
 		return afd__error(
 			-EBUSY, "attn: step %llu is under way", (unsigned long long)step->number);
 	rc = afd__params_copy(&wanted, sizeof(wanted), batch, "batch");
+	if (!rc && wanted._pad)
+		rc = afd__error(-EINVAL, "batch: _pad is %u, must be 0", wanted._pad);
 	rc = rc ? rc : afd__batch_plan(&attn->batch, &wanted);
 	if (rc)
 		return rc;
@@ -71,6 +73,7 @@ int afd_attn_begin(afd_attn *attn, const struct afd_batch *batch)
 		.start_ns = afd__now_ns(),
 		.logits = wanted.logits,
 		.greedy_ids = wanted.greedy_ids,
+		.sampled_ids = wanted.sampled_ids,
 	};
 	step->moved_ns = step->start_ns;
 	memcpy(step->trace_id, wanted.trace_id, sizeof(step->trace_id));
@@ -140,9 +143,7 @@ static int succeed(struct afd_attn *attn)
 		return rc;
 	if (attn->batch.n_rows)
 		report(attn, "step", attn->step.start_ns, afd__now_ns(), -1, false);
-	if (attn->step.greedy_ids && attn->batch.n_outputs)
-		memcpy(attn->step.greedy_ids, attn->greedy,
-			attn->batch.n_outputs * sizeof(*attn->greedy));
+	afd__attn_give_ids(attn);
 	afd__batch_commit(&attn->batch);
 	afd__attn_count_step(attn);
 	attn->step.state = AFD__STEP_NONE;

@@ -88,14 +88,15 @@ static struct afd__attn_shape shape_of(const struct afd_attn *attn)
 	const struct afd__batch *batch = &attn->batch;
 
 	return (struct afd__attn_shape){
-		batch->n_rows, batch->n_entries, batch->n_outputs, batch->table_stride
+		batch->n_rows, batch->n_entries, batch->n_outputs, batch->table_stride, batch->ids
 	};
 }
 
 static bool is_alike(const struct afd__attn_shape *a, const struct afd__attn_shape *b)
 {
 	return a->n_rows == b->n_rows && a->n_entries == b->n_entries &&
-	       a->n_outputs == b->n_outputs && a->table_stride == b->table_stride;
+	       a->n_outputs == b->n_outputs && a->table_stride == b->table_stride &&
+	       a->ids == b->ids;
 }
 
 static struct afd__attn_graph *find(struct afd__attn_graphs *g, const struct afd__attn_shape *shape)

@@ -294,13 +294,11 @@ struct afd__sample_row {
 };
 
 /* ids[i] = what afd_sample draws from row i; -1 - index of the first number that is not finite when
- * there is one. A device may take weights in float32, and then draws another id where the draw falls
- * that close to the edge between two. */
+ * there is one. The same numbers give the same id on every device (kernels/draw.h). */
 struct afd__sample_args {
 	const float *logits;                /* dev [n_rows][width] */
 	const struct afd__sample_row *rows; /* dev [n_rows], aligned to 8 bytes */
 	int32_t *ids;                       /* dev [n_rows] */
-	void *scratch;                      /* dev, 8 * width bytes for each row */
 	uint32_t n_rows, width;
 };
 

@@ -254,8 +254,7 @@ static void run_sample(const struct afd__job *job, uint32_t from, uint32_t to)
 			at++;
 		a->ids[i] = (uint32_t)at < a->width
 				    ? -1 - at
-				    : afd_sample(x, a->width, row->position, &params,
-					      (char *)a->scratch + (size_t)i * 8 * a->width);
+				    : afd_sample(x, a->width, row->position, &params, NULL);
 	}
 }
 

@@ -191,7 +191,6 @@ static void check_sample(struct check *c, const struct afd__sample_args *a)
 	need(c, "logits", a->logits);
 	need_aligned(c, "rows", a->rows, 8);
 	need(c, "ids", a->ids);
-	need(c, "scratch", a->scratch);
 	within(c, "width", a->width, 1, INT32_MAX);
 	countable(c, a->n_rows, a->width);
 }

@@ -46,8 +46,8 @@ HOLDS(afd_ffn_rows, 80, on_device, 76);
 HOLDS(afd_ffn_stats, 72, stored_bytes, 64);
 
 HOLDS(afd_attn_params, 128, deterministic, 124);
-HOLDS(afd_entry, 32, user_id, 24);
-HOLDS(afd_batch, 64, trace_id, 48);
+HOLDS(afd_entry, 40, sample, 32);
+HOLDS(afd_batch, 80, _pad, 76);
 HOLDS(afd_kv_layout, 96, v_scale, 92);
 HOLDS(afd_kv_layer, 32, v_scale, 28);
 HOLDS(afd_sample_params, 32, seed, 24);

@@ -76,7 +76,6 @@ static void add_routed_args(struct all_args *args, float *m, const struct afd__m
 	args->sample = (struct afd__sample_args){ .logits = m,
 		.rows = (struct afd__sample_row *)(m + 256),
 		.ids = ids + 64,
-		.scratch = m + 128,
 		.n_rows = 1,
 		.width = 4 };
 }

@@ -185,6 +185,7 @@ def plant(scratch, build, places, old, new):
                 raise AssertionError(f"{place}: what is to be replaced stands there {text.count(old)} times, not once")
             text = text.replace(old, new)
         (tree / path.name).write_text(text)
+    (tree.parent / "draw.h").write_text((KERNELS.parent / "draw.h").read_text())
     (scratch / "lib/device").mkdir(parents=True)
     (scratch / "lib/device/args.h").write_text((ROOT / "lib/device/args.h").read_text())
     words = shlex.split(entry["command"])

@@ -176,6 +176,13 @@ class Sampling(Case):
         for args in (["--ffn", listen], ["--ffn", listen, "--lanes", 3], ["--prefill-chunk", 2, "--threads", 2]):
             self.assertEqual(self.sample("--batch", batch, "--top-k", 50, "--top-p", "0.9", *args), want)
 
+    def test_the_deferred_device_draws_what_the_cpu_draws(self):
+        args = ["--ids", "1 2 3", "--top-k", 50, "--top-p", "0.9"]
+        self.assertEqual(self.sample(*args, "--device", "deferred"), self.sample(*args, "--device", "cpu"))
+
+    def test_a_top_k_beyond_the_vocabulary_is_none(self):
+        self.assertEqual(self.sample("--ids", "1 2", "--top-k", 4294967295), self.sample("--ids", "1 2"))
+
     def test_top_k_of_one_is_greedy(self):
         greedy = run("afd-generate", "--model", WIDE, "--max-tokens", 20, "--ids", "1 2")
         self.assertEqual(self.sample("--ids", "1 2", "--top-k", 1), ids_of(greedy))
