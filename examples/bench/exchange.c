@@ -23,7 +23,7 @@ enum { SLICE_BYTES = 16 << 20, WARM_ROUNDS = 8, N_SIZES = 4 };
 struct exchange_options {
 	struct bench_options common;
 	const char *a, *b;
-	uint32_t rows, row_bytes, lanes, max_rows, rounds;
+	uint32_t rows, row_bytes, lanes, max_rows, rounds, spin_us;
 	int cpus[2];
 };
 
@@ -170,10 +170,11 @@ static int report(struct exchange *e, const char *medium, uint32_t n_rows)
 		return TOOL_DONE;
 	}
 	snprintf(shape, sizeof shape, "%s, %u x %u B", medium, n_rows, e->link.row_bytes);
-	what = json_pack("{s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:s, s:f, s:f, s:f}", "op",
+	what = json_pack("{s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:s, s:f, s:f, s:f}", "op",
 		"exchange", "shape", shape, "medium", medium, "rows", (json_int_t)n_rows,
 		"row_bytes", (json_int_t)e->link.row_bytes, "bytes", (json_int_t)n_bytes, "lanes",
-		(json_int_t)e->link.lanes, "max_rows", (json_int_t)e->link.max_rows, "dtype", "f32",
+		(json_int_t)e->link.lanes, "max_rows", (json_int_t)e->link.max_rows, "spin_us",
+		(json_int_t)e->link.spin_us, "dtype", "f32",
 		"us_p99", bench_samples_at(&e->us, 0.99), "us_max", bench_samples_at(&e->us, 1),
 		"gb_per_s",
 		2e-3 * (double)n_bytes * e->link.lanes / bench_samples_at(&e->us, 0.5));
@@ -321,7 +322,8 @@ static int run(const struct exchange_options *o)
 		.lanes = o->lanes,
 		.n_rows = n_rows,
 		.max_rows = o->max_rows ? o->max_rows : n_rows,
-		.cpu = o->cpus[1] };
+		.cpu = o->cpus[1],
+		.spin_us = o->spin_us };
 	if (o->b && !o->a)
 		return exchange_serve(&e.link, o->b);
 	/* With one thread, so that the other ends can still be forked. */
@@ -336,6 +338,7 @@ int bench_exchange(int argc, char **argv)
 	struct exchange_options o = { .common = { .stage = { .device = "cpu", .threads = 1 } },
 		.row_bytes = 8192,
 		.lanes = 1,
+		.spin_us = 50,
 		.cpus = { -1, -1 } };
 	const struct tool_option options[] = {
 		{ "a", "ADDR", NULL,
@@ -355,6 +358,9 @@ int bench_exchange(int argc, char **argv)
 			&o.max_rows, 1, 65536 },
 		{ "rounds", "N", "1 GiB each way", "rounds of a size, 16 to 4096", tool_set_u32,
 			&o.rounds, 16, BENCH_SAMPLES },
+		{ "spin-us", "N", "50 us",
+			"how long either end's wait spins before it sleeps, 1 to 10000000 us",
+			tool_set_u32, &o.spin_us, 1, 10000000 },
 		{ "cpus", "A,B", NULL, "binds the attention end and the FFN end to a CPU each",
 			set_cpus, o.cpus, 0, 0 },
 		{ "connect-timeout-ms", "N", "10000 ms",

@@ -43,6 +43,7 @@ static int open_ffn(struct ffn_end *end, const struct exchange_link *link, const
 		.listen = &listen,
 		.n_listen = 1,
 		.max_rows = link->max_rows,
+		.spin_us = link->spin_us,
 		.key_file = link->stage.key,
 		.tls = (uint32_t)link->stage.tls };
 	struct afd_ffn_params stage = { .size = sizeof stage,
@@ -166,6 +167,7 @@ int exchange_connect(afd_transport **out, afd_context *ctx, const struct exchang
 		.n_connect = 1,
 		.lanes = link->lanes,
 		.max_rows = link->max_rows,
+		.spin_us = link->spin_us,
 		.connect_timeout_ms = link->stage.connect_timeout_ms,
 		.key_file = link->stage.key,
 		.tls = (uint32_t)link->stage.tls };

@@ -17,6 +17,7 @@ struct exchange_link {
 	uint32_t n_rows;   /* the most of a frame */
 	uint32_t max_rows; /* of one part */
 	int cpu;           /* of the end that is made; -1: any */
+	uint32_t spin_us;  /* of both ends' waits; 0: the library's default */
 };
 
 enum { EXCHANGE_ADDRESS = 128, EXCHANGE_LAYERS = 64 };

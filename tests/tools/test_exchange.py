@@ -54,6 +54,14 @@ class Exchange(Case):
             self.assertGreaterEqual(result["floor"]["runs"], 16)
             self.assertAlmostEqual(result["ratio"] * result["us"], result["limit_us"], delta=1e-3 * result["limit_us"])
 
+    def test_the_time_that_a_wait_spins_is_told(self):
+        where = address()
+        result, = self.exchange(*FEW, "--a", where, "--b", where, "--rows", 1, "--spin-us", 2000)
+        self.assertEqual(result["spin_us"], 2000)
+        result, = self.exchange(*FEW, "--a", where, "--b", where, "--rows", 1)
+        self.assertEqual(result["spin_us"], 50)
+        self.assertIn("limit 1 to 10000000", self.refuse(2, "--spin-us", 0))
+
     def test_lanes_and_parts_are_told(self):
         where = address()
         result, = self.exchange(*FEW, "--a", where, "--b", where, "--rows", 5, "--row-bytes", 512, "--lanes", 3, "--max-rows", 2)
