@@ -15,7 +15,7 @@
 #
 #   --threads N     of each process (default: cores divided by processes, at least 1)
 #   --max-peers, --gather-us, --metrics and the flags that both tools have go to the FFN processes
-#   --via shm       the transport: shm, or where the build has them tcp[:HOST] and verbs[:HOST] (default HOST: 127.0.0.1)
+#   --via shm       the transport: shm, tcp[:HOST], where there is one verbs[:HOST], or auto[:HOST] (default HOST: 127.0.0.1)
 #   --tools DIR     where afd-generate and afd-serve-ffn are (default: the build beside this script, or PATH)
 #   {} in the FILE of --logits and --trace stands for the number of the attention group, in --metrics for that of the
 #   FFN process; where there are several of them it must be there. --logits takes one sequence of each group.
@@ -86,7 +86,7 @@ take() {
 	case $name in
 	ffn | ffn-tp | ffn-ep | listen | attention-tp | attention-group) refuse "--$name: the layout says it" ;;
 	via)
-		[[ $value =~ ^(shm|(tcp|verbs)(:.+)?)$ ]] || refuse "--via: value '$value', limit shm, tcp[:HOST] or verbs[:HOST]"
+		[[ $value =~ ^(shm|(tcp|verbs|auto)(:.+)?)$ ]] || refuse "--via: value '$value', limit shm, tcp[:HOST], verbs[:HOST] or auto[:HOST]"
 		VIA=$value
 		;;
 	tools) [ -n "$value" ] || refuse "--tools: the value is empty" ;;

@@ -11,10 +11,11 @@
  * Addresses: "loop:NAME" inside one context, "shm:NAME" between processes of one user on one host
  * (and in one network namespace), "tcp:HOST:PORT" between hosts. NAME is 1 to 80 of
  * [A-Za-z0-9._-]; "verbs:HOST:PORT?dev=NAME&..." between hosts with RDMA, docs/transports.md has its
- * parameters; HOST is a name, an IPv4 address, or an IPv6 address in brackets; PORT 0 listens
- * at a free one, see afd_transport_address. An address is free again the moment its listener is
- * gone, however it went. A HOST that the system's resolver has to ask for may hold up _create
- * (listen) or _poll (connect) for as long as that takes; numbers and /etc/hosts do not.
+ * parameters; "auto:HOST:PORT" the best of these that was proved. HOST is a name, an IPv4 address,
+ * or an IPv6 address in brackets; PORT 0 listens at a free one, see afd_transport_address. An
+ * address is free again the moment its listener is gone, however it went. A HOST that the system's
+ * resolver has to ask for may hold up _create (listen) or _poll (connect) for as long as that takes;
+ * numbers and /etc/hosts do not.
  *
  * Deadlines count silence, not work: a peer that computes sends beats. A peer that died is noticed
  * within one second. Rows that an FFN peer has not answered when it is lost go to another one that
@@ -227,6 +228,61 @@ AFD_API int afd_transport_peer(const afd_transport *net, uint32_t index,
  * does not fit. */
 AFD_API int afd_transport_address(const afd_transport *net, uint32_t index, char *buffer,
 	size_t capacity);
+
+/* ---- trying ---- */
+
+#define AFD_MAX_BACKENDS 16 /* that this or a later version knows */
+
+struct afd_probe_params {
+	size_t size;
+	uint32_t timeout_ms; /* for all of it; 0 means 10000 */
+	uint32_t tls;        /* as in the transport params, and so is the key */
+	const char *key_file;
+	const void *key; /* [key_bytes] */
+	size_t key_bytes;
+};
+
+/* One backend. Errors are codes of context.h. */
+struct afd_probe_backend {
+	char scheme[16];   /* "shm" */
+	char address[128]; /* at which it was tried; "" when it was not */
+	int32_t machine;   /* 0: this build and this machine can carry it; else why not */
+	int32_t error;     /* 0: proved there, by bytes that came back as they went; else why not */
+	char text[256];    /* of the error; "" when it was proved */
+	/* When it was proved, medians: 64 bytes there and back, waited for as a transport waits; and
+	 * 256 KiB there and back, both ways counted, or less where the listener takes less. */
+	double round_trip_us;
+	double bytes_per_second;
+};
+
+struct afd_probe {
+	size_t size;
+	/* [n_backends], backend_bytes apart; the caller's memory, which is filled. */
+	struct afd_probe_backend *backends;
+	uint32_t backend_bytes; /* sizeof(struct afd_probe_backend) */
+	uint32_t max_backends;  /* there is room for so many; AFD_MAX_BACKENDS is enough */
+	uint32_t n_backends;    /* filled in */
+	int32_t chosen;         /* index of the one that auto: would take; -1: none was proved */
+};
+
+/*
+ * Tries what can carry rows to an address: "shm:NAME", "tcp:HOST:PORT" or "verbs:HOST:PORT" that one;
+ * "auto:HOST:PORT" all that who listens there has. Each that is tried has a connection of its own,
+ * over which slots of bytes go there and back: who listens answers them beside its work, needs no
+ * model, and counts no peer. The table says of every backend whether this build and machine can carry
+ * it, and it is filled in also when nobody listens.
+ *
+ * Blocks for at most timeout_ms; needs nothing but the context, and leaves nothing. 0 when one was
+ * proved; else chosen is -1 and the result is why the address's own was not:
+ *
+ *   -ECONNREFUSED nobody listens there · -ETIMEDOUT no answer · -EACCES the key · -EPROTO the listener
+ *   refuses, or does not know probes · -ECONNRESET it went away · -EBADMSG bytes changed on their way
+ *   -ENOSYS, -ENODEV, -ENOTSUP what the address says cannot be carried here
+ * or, and then nothing has changed:
+ *   -EINVAL a bad address, or no context or result · -ENOSPC max_backends is too small · -E2BIG
+ */
+AFD_API int afd_transport_probe(afd_context *ctx, const char *address,
+	const struct afd_probe_params *params, struct afd_probe *out);
 
 #ifdef __cplusplus
 }

@@ -11,10 +11,10 @@
 enum { NAME_MAX_BYTES = 80 };
 
 static const struct afd__transport_ops *const backends[] = { &afd__transport_loop,
-	&afd__transport_shm, &afd__transport_tcp, &afd__transport_verbs };
+	&afd__transport_shm, &afd__transport_tcp, &afd__transport_verbs, &afd__transport_auto };
 
 /* Of this library, but not of this build. */
-static const char *const other_schemes[] = { "nccl", "ipc", "auto" };
+static const char *const other_schemes[] = { "nccl", "ipc" };
 
 static int check_name(const char *text, const char *name)
 {
@@ -46,7 +46,7 @@ static const struct afd__transport_ops *find_backend(
 	return NULL;
 }
 
-int afd__address_parse(
+int afd__address_read(
 	struct afd__address *address, struct afd_context *ctx, const char *text, bool to_listen)
 {
 	const char *colon = text ? strchr(text, ':') : NULL;
@@ -64,13 +64,13 @@ int afd__address_parse(
 		if (strlen(other_schemes[i]) == bytes && !strncmp(other_schemes[i], text, bytes))
 			return afd__error(-ENOSYS,
 				"address \"%.100s\": %s: is not part of this build, which has "
-				"loop:, shm:, tcp: and verbs:",
+				"loop:, shm:, tcp:, verbs: and auto:",
 				text, other_schemes[i]);
 	}
 	if (!address->ops)
 		return afd__error(-EINVAL,
 			"address \"%.100s\": unknown scheme; this build has loop:, shm:, "
-			"tcp: and verbs:", text);
+			"tcp:, verbs: and auto:", text);
 	if (strlen(text) >= sizeof(address->text))
 		return afd__error(-EINVAL, "address \"%.100s\": has %zu characters, limit %zu",
 			text, strlen(text), sizeof(address->text) - 1);
@@ -79,5 +79,13 @@ int afd__address_parse(
 		return -EINVAL;
 	snprintf(address->text, sizeof(address->text), "%s", text);
 	address->name = address->text + bytes + 1;
-	return address->ops->probe(ctx);
+	return 0;
+}
+
+int afd__address_parse(
+	struct afd__address *address, struct afd_context *ctx, const char *text, bool to_listen)
+{
+	int rc = afd__address_read(address, ctx, text, to_listen);
+
+	return rc ? rc : address->ops->probe(ctx);
 }

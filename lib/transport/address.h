@@ -17,5 +17,8 @@ struct afd__address {
 /* -EINVAL malformed, -ENOSYS a scheme that is not part of this build. */
 int afd__address_parse(struct afd__address *address, struct afd_context *ctx, const char *text,
 	bool to_listen);
+/* The same, but does not ask whether this machine can carry it. */
+int afd__address_read(struct afd__address *address, struct afd_context *ctx, const char *text,
+	bool to_listen);
 
 #endif

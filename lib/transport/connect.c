@@ -15,6 +15,8 @@ static int say_hello(struct afd__link *link)
 	struct afd__hello hello;
 	int rc;
 
+	if (afd__survey_runs(link))
+		return afd__survey_ask(link);
 	afd__hello_state_ours(link, &hello, AFD__HELLO);
 	rc = afd__shake_say(link, &hello, AFD__LINK_HELLO);
 	return rc ? rc : 1;
@@ -28,7 +30,7 @@ static int connect_link(struct afd__link *link, uint64_t now)
 		return 0;
 	if (link->phase == AFD__LINK_IDLE)
 		link->since_ns = now;
-	rc = link->wire.ops->connect(&link->wire, link->address->name);
+	rc = link->wire.ops->connect(&link->wire, link->via->name);
 	link->open = rc >= 0;
 	if (rc == 0)
 		link->phase = AFD__LINK_CONNECTING;
@@ -106,7 +108,7 @@ static int advance_connecting(struct afd__link *link, uint64_t now)
 			link->phase = AFD__LINK_WELCOME;
 		return rc;
 	case AFD__LINK_WELCOME:
-		return take_welcome(link);
+		return afd__survey_runs(link) ? afd__survey_take_offer(link) : take_welcome(link);
 	case AFD__LINK_BINDING:
 		rc = afd__shake_bind_slots(link, 0);
 		if (rc == 1 && afd__shake_say(link, &ready, AFD__LINK_READY))
@@ -114,9 +116,13 @@ static int advance_connecting(struct afd__link *link, uint64_t now)
 		return rc;
 	case AFD__LINK_READY:
 		rc = afd__shake_send_message(link);
-		if (rc == 1)
+		if (rc == 1 && afd__survey_runs(link))
+			afd__echo_begin(link);
+		else if (rc == 1)
 			afd__link_joined(link, now);
 		return rc;
+	case AFD__LINK_ECHOING:
+		return afd__survey_exchange(link);
 	default:
 		return 0;
 	}
@@ -133,6 +139,7 @@ static void retry(struct afd__link *link, uint64_t now)
 {
 	afd__error_save(link->error_text, sizeof(link->error_text));
 	afd__link_close_wire(link);
+	afd__survey_forget(link);
 	link->placed = false;
 	link->wire.error = 0;
 	link->phase = AFD__LINK_IDLE;
@@ -152,6 +159,7 @@ static bool revive(struct afd__link *link, uint64_t now)
 	if (!afd__connect_returns(link) || now < link->retry_ns || !afd__frames_untouched(link))
 		return false;
 	afd__link_close_wire(link);
+	afd__survey_forget(link);
 	link->placed = link->leaving = link->goodbye_said = false;
 	link->open_due = link->close_due = false;
 	link->wire.error = link->error = 0;
@@ -180,19 +188,46 @@ static int look_at_time(struct afd__link *link, uint64_t now)
 	return 0;
 }
 
+/* Of a probe: it has seen what it was to see. */
+static bool is_done(const struct afd__link *link)
+{
+	return link->survey && link->survey->done;
+}
+
+/* An auto: link begins with one each time; a probe does once. */
+static void begin_survey(struct afd__link *link, uint64_t now)
+{
+	if (link->survey && link->phase == AFD__LINK_IDLE && now >= link->retry_ns &&
+		link->via == link->address)
+		afd__survey_begin(link);
+}
+
+/* 1 when it moved; a trial that fails leads to the next. */
+static int advance(struct afd__link *link, uint64_t now)
+{
+	int rc = advance_connecting(link, now);
+
+	if (!afd__survey_runs(link))
+		return rc;
+	if (!rc && now > link->survey->until_ns)
+		rc = afd__error(-ETIMEDOUT, "%s: it was not proved in time", link->via->text);
+	return rc < 0 && afd__survey_end_trial(link, rc) ? 1 : rc;
+}
+
 int afd__connect_move(struct afd__link *link, uint64_t now)
 {
 	int rc, moved = 0;
 
-	if (!link->address || link->phase == AFD__LINK_JOINED)
+	if (!link->address || link->phase == AFD__LINK_JOINED || is_done(link))
 		return 0;
 	if (link->phase > AFD__LINK_JOINED && !revive(link, now))
 		return 0;
+	begin_survey(link, now);
 	do {
-		rc = advance_connecting(link, now);
+		rc = advance(link, now);
 		moved |= rc == 1;
-	} while (rc == 1 && link->phase != AFD__LINK_JOINED);
-	if (link->phase == AFD__LINK_JOINED)
+	} while (rc == 1 && link->phase != AFD__LINK_JOINED && !is_done(link));
+	if (link->phase == AFD__LINK_JOINED || is_done(link))
 		return 1;
 	if (!is_tried_again(rc) && !rc)
 		rc = look_at_time(link, now);

@@ -120,7 +120,10 @@ int afd__shake_bind_slots(struct afd__link *link, int accepting)
 	struct afd__wire_slots geometry;
 	int rc;
 
-	afd__link_geometry(link, link->net->contract.hidden_size, &geometry);
+	if (link->probing)
+		afd__echo_geometry(link, &geometry);
+	else
+		afd__link_geometry(link, link->net->contract.hidden_size, &geometry);
 	link->wire.proof = afd__prove_wire(link);
 	rc = link->wire.ops->bind(&link->wire, &geometry, accepting);
 	link->bound = rc == 1;
@@ -142,7 +145,7 @@ static void drop_pending(struct afd__link *link)
 	net->n_pending--;
 }
 
-static void end_pending(struct afd__link *link)
+void afd__shake_end_pending(struct afd__link *link)
 {
 	drop_pending(link);
 	if (link->index != UINT32_MAX)
@@ -150,7 +153,7 @@ static void end_pending(struct afd__link *link)
 	afd__link_destroy(link);
 }
 
-static void refuse(struct afd__link *link, const struct afd__hello *refusal)
+void afd__shake_refuse(struct afd__link *link, const struct afd__hello *refusal)
 {
 	warn(link->net, "peer %s%s%s refused: %s is %s there, %s here%s%s", link->name,
 		link->wire.peer[0] ? " from " : "", link->wire.peer, refusal->field,
@@ -167,7 +170,7 @@ static int refuse_key(struct afd__link *link, const char *theirs)
 
 	link->sealed = false;
 	afd__hello_refuse(&refusal, "key", "required", "%s", theirs);
-	refuse(link, &refusal);
+	afd__shake_refuse(link, &refusal);
 	return 1;
 }
 
@@ -180,7 +183,7 @@ static int answer_nonce(struct afd__link *link)
 		return rc;
 	if (link->said->wire_version != AFD__WIRE_VERSION) {
 		afd__hello_judge(link, link->said, &refusal);
-		refuse(link, &refusal);
+		afd__shake_refuse(link, &refusal);
 		return 1;
 	}
 	if (link->said->kind != AFD__NONCE)
@@ -229,7 +232,7 @@ static void refuse_place(struct afd__link *link, struct afd__hello *reply)
 		snprintf(reply->refuser_value, sizeof(reply->refuser_value),
 			net->draining ? "draining" : "%u", net->max_links);
 	}
-	refuse(link, reply);
+	afd__shake_refuse(link, reply);
 }
 
 static int answer_hello(struct afd__link *link)
@@ -242,8 +245,10 @@ static int answer_hello(struct afd__link *link)
 		return refuse_key(link, "another");
 	if (rc != 1)
 		return rc;
+	if (link->said->kind == AFD__PROBE && link->said->wire_version == AFD__WIRE_VERSION)
+		return afd__echo_answer(link);
 	if (afd__hello_judge(link, link->said, &reply)) {
-		refuse(link, &reply);
+		afd__shake_refuse(link, &reply);
 		return 1;
 	}
 	if (net->draining || !reserve_index(link)) {
@@ -294,6 +299,10 @@ static int take_ready(struct afd__link *link, uint64_t now)
 	if (link->said->kind != AFD__READY)
 		return afd__error(-EPROTO, "handshake: message kind is %u, must be %d",
 			link->said->kind, AFD__READY);
+	if (link->probing) {
+		afd__echo_begin(link);
+		return 1;
+	}
 	drop_pending(link);
 	afd__link_joined(link, now);
 	return 1;
@@ -335,17 +344,40 @@ static int advance_accepted(struct afd__link *link, uint64_t now)
 	}
 }
 
+static bool is_under_way(const struct afd__link *link)
+{
+	return link->phase != AFD__LINK_JOINED && link->phase != AFD__LINK_ECHOING;
+}
+
+/* One that says nothing costs nothing: no system call until its socket has an event. */
+static int advance_stirred(struct afd__link *link, uint64_t now, int *moved)
+{
+	int rc = 1;
+
+	while (link->stirred && is_under_way(link) && rc == 1) {
+		rc = advance_accepted(link, now);
+		*moved |= rc == 1;
+	}
+	link->stirred = false;
+	if (rc >= 0 && link->phase == AFD__LINK_ECHOING) {
+		rc = afd__echo_round(link, now);
+		*moved |= rc == 1;
+	}
+	return rc;
+}
+
+/* A probe ends when it has seen enough; what was refused has been told. */
+static bool ends_in_order(const struct afd__link *link, int rc)
+{
+	return link->phase == AFD__LINK_REFUSING ||
+	       (link->phase == AFD__LINK_ECHOING && rc == -ECONNRESET);
+}
+
 /* 1 when it moved; the link may be gone then. */
 static int move_pending(struct afd__link *link, uint64_t now)
 {
-	int rc = 1, moved = 0;
+	int moved = 0, rc = advance_stirred(link, now, &moved);
 
-	/* One that says nothing costs nothing: no system call until its socket has an event. */
-	while (link->stirred && link->phase != AFD__LINK_JOINED && rc == 1) {
-		rc = advance_accepted(link, now);
-		moved |= rc == 1;
-	}
-	link->stirred = false;
 	if (link->phase == AFD__LINK_JOINED)
 		return 1;
 	if (rc >= 0 && now - link->since_ns > AFD__HANDSHAKE_MS * MS)
@@ -353,10 +385,10 @@ static int move_pending(struct afd__link *link, uint64_t now)
 			-ETIMEDOUT, "the handshake was not done in %d ms", AFD__HANDSHAKE_MS);
 	if (rc >= 0)
 		return moved;
-	if (link->phase != AFD__LINK_REFUSING)
+	if (!ends_in_order(link, rc))
 		warn(link->net, "peer %s%s%s did not join: %s", link->name,
 			link->wire.peer[0] ? " from " : "", link->wire.peer, afd_last_error());
-	end_pending(link);
+	afd__shake_end_pending(link);
 	return 1;
 }
 
@@ -402,7 +434,7 @@ static void evict(afd_transport *net)
 		"silent of the source that has most",
 		victim->name, victim->wire.peer[0] ? " from " : "", victim->wire.peer,
 		AFD__PENDING_MAX);
-	end_pending(victim);
+	afd__shake_end_pending(victim);
 }
 
 static int accept_one(afd_transport *net, struct afd__listener *ln, uint64_t now)
@@ -550,7 +582,9 @@ static uint64_t timer_of(const afd_transport *net, const struct afd__link *link)
 {
 	uint64_t at = UINT64_MAX;
 
-	if (link && (link->phase == AFD__LINK_IDLE || link->phase > AFD__LINK_JOINED))
+	if (link && afd__survey_runs(link) && link->phase > AFD__LINK_IDLE)
+		at = link->survey->until_ns;
+	else if (link && (link->phase == AFD__LINK_IDLE || link->phase > AFD__LINK_JOINED))
 		at = link->retry_ns;
 	else if (link)
 		at = link->since_ns +
@@ -578,6 +612,8 @@ uint64_t afd__handshake_timer(const afd_transport *net)
 	}
 	if (net->n_unwarned && net->warned_ns + 1001 * MS < next)
 		next = net->warned_ns + 1001 * MS;
+	if (afd__echo_timer(net) < next)
+		next = afd__echo_timer(net);
 	/* The oldest stands first. */
 	if (net->n_pending && net->pending[0]->since_ns + AFD__HANDSHAKE_MS * MS < next)
 		next = net->pending[0]->since_ns + AFD__HANDSHAKE_MS * MS;

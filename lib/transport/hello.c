@@ -20,17 +20,19 @@ enum { PREFIX_BYTES = 12, FIELD_BYTES = 4 };
 enum type { U32, U64, TEXT, BYTES, DTYPE, FINGERPRINT };
 enum { IN_HELLO = 1 << AFD__HELLO, IN_WELCOME = 1 << AFD__WELCOME, IN_REFUSAL = 1 << AFD__REFUSAL };
 enum { IN_BOTH = IN_HELLO | IN_WELCOME };
+enum { IN_PROBE = 1 << AFD__PROBE, IN_OFFER = 1 << AFD__OFFER };
 
 struct field {
 	const char *name;
 	uint16_t tag;
-	uint8_t type, kinds;
+	uint16_t kinds;
+	uint8_t type;
 	uint8_t compared; /* part of the contract */
 	uint16_t offset, bytes;
 };
 
 #define FIELD(tag_, type_, kinds_, compared_, member) \
-	{ #member, tag_, type_, kinds_, compared_, offsetof(struct afd__hello, member), \
+	{ #member, tag_, kinds_, type_, compared_, offsetof(struct afd__hello, member), \
 		sizeof(((struct afd__hello *)0)->member) }
 
 static const struct field fields[] = {
@@ -55,7 +57,7 @@ static const struct field fields[] = {
 	FIELD(24, FINGERPRINT, IN_WELCOME, 0, weights),
 	FIELD(25, U64, IN_WELCOME, 0, weights_epoch),
 	FIELD(26, TEXT, IN_BOTH, 0, device),
-	FIELD(27, TEXT, IN_BOTH, 0, version),
+	FIELD(27, TEXT, IN_BOTH | IN_PROBE | IN_OFFER, 0, version),
 	FIELD(28, U32, IN_BOTH, 0, group_index),
 	FIELD(29, U32, IN_BOTH, 0, group_size),
 	FIELD(32, U32, IN_WELCOME, 0, map_version),
@@ -70,6 +72,10 @@ static const struct field fields[] = {
 	FIELD(50, TEXT, IN_REFUSAL, 0, refuser_value),
 	FIELD(51, TEXT, IN_REFUSAL, 0, refused_value),
 	FIELD(52, TEXT, IN_REFUSAL, 0, text),
+	FIELD(80, U32, IN_PROBE | IN_OFFER, 0, probe_bytes),
+	FIELD(81, U32, IN_OFFER, 0, probe_slots),
+	FIELD(82, TEXT, IN_OFFER, 0, shm_name),
+	FIELD(83, U32, IN_OFFER, 0, verbs_port),
 };
 enum { N_FIELDS = sizeof(fields) / sizeof(fields[0]), N_CONTRACT = 8 };
 _Static_assert(N_FIELDS <= 64, "decode keeps a bit for each");
@@ -270,9 +276,9 @@ int afd__hello_decode_prefix(struct afd__hello *hello, const void *bytes, size_t
 	hello->kind = afd__take16(in + 6);
 	if (hello->wire_version != AFD__WIRE_VERSION)
 		return 0;
-	if (hello->kind < AFD__HELLO || hello->kind > AFD__QUEUE_PAIRS)
+	if (hello->kind < AFD__HELLO || hello->kind > AFD__OFFER)
 		return afd__error(-EPROTO, "handshake: kind is %u, limit %d", hello->kind,
-			AFD__QUEUE_PAIRS);
+			AFD__OFFER);
 	if (afd__take32(in + 8) != n_bytes)
 		return afd__error(-EPROTO, "handshake: %zu bytes came, the message says %u",
 			n_bytes, afd__take32(in + 8));

@@ -21,6 +21,8 @@ enum afd__hello_kind {
 	AFD__REFUSAL = 4, /* either side, instead of its next message; then it closes */
 	AFD__NONCE = 5,   /* either side, first, when it has a key */
 	AFD__QUEUE_PAIRS = 6, /* either side of a verbs: link, before READY: no fields, verbs.c */
+	AFD__PROBE = 7, /* attention side, instead of HELLO: what else have you, and echo (survey.c) */
+	AFD__OFFER = 8, /* FFN side, to a PROBE (echo.c) */
 };
 
 struct afd__hello {
@@ -41,6 +43,10 @@ struct afd__hello {
 	 * version of the map can place experts as it likes. */
 	uint32_t map_version, shard_rank, n_shards, shard_tp, n_tp, expert_begin, expert_end;
 	char device[16], version[16];
+	/* A probe: bytes of the large slot, 0: only asks. An offer: the same, the smaller side's;
+	 * how many slots are echoed; where else the FFN side listens. */
+	uint32_t probe_bytes, probe_slots, verbs_port;
+	char shm_name[81];
 	/* A refusal. */
 	uint32_t status;
 	char field[32];

@@ -34,7 +34,7 @@ struct afd__link *afd__link_create(afd_transport *net, const struct afd__address
 		.tag = &link->tag,
 		.shared = &net->shared,
 		.secret = net->params.tls ? net->secret : NULL };
-	link->address = address;
+	link->address = link->via = address;
 	if (address) {
 		link->wire.ops = address->ops;
 		snprintf(link->name, sizeof(link->name), "%s", address->text);
@@ -46,7 +46,8 @@ void afd__link_slots_added(struct afd__link *link)
 {
 	const struct afd__slot_memory *watch = &link->net->watch;
 	size_t bytes = 0;
-	void *memory = link->bound && watch->added && !link->slots && link->wire.ops->memory
+	bool is_peer = link->bound && !link->probing;
+	void *memory = is_peer && watch->added && !link->slots && link->wire.ops->memory
 			       ? link->wire.ops->memory(&link->wire, &bytes)
 			       : NULL;
 
@@ -69,6 +70,9 @@ void afd__link_close_wire(struct afd__link *link)
 	afd__link_slots_removed(link);
 	if (link->open)
 		link->wire.ops->close(&link->wire);
+	link->net->n_echoing -= afd__link_is_echoing(link);
+	if (afd__link_is_echoing(link))
+		link->phase = AFD__LINK_LEFT;
 	link->open = link->bound = false;
 }
 
@@ -77,7 +81,10 @@ void afd__link_destroy(struct afd__link *link)
 	if (!link)
 		return;
 	afd__link_close_wire(link);
+	if (link->probing && !link->address)
+		link->net->n_probes--;
 	afd__times_destroy(link);
+	afd__free(link->survey);
 	afd__free(link->said);
 	afd__free(link->message);
 	afd__free(link);

@@ -66,14 +66,23 @@ static void reap(afd_transport *net)
 	}
 }
 
+static bool is_polled(const afd_transport *net, const struct afd__link *link)
+{
+	return afd__link_is_joined(link) || (afd__link_is_echoing(link) && !afd__echo_rests(net));
+}
+
 /* 1 when something came meanwhile. */
 static int arm(afd_transport *net)
 {
 	int came = 0;
 
 	for (uint32_t i = 0; i < net->n_used_links; i++) {
-		if (afd__link_is_joined(net->links[i]))
+		if (is_polled(net, net->links[i]))
 			came |= net->links[i]->wire.ops->arm(&net->links[i]->wire);
+	}
+	for (uint32_t i = 0; net->n_echoing && i < net->n_pending; i++) {
+		if (is_polled(net, net->pending[i]))
+			came |= net->pending[i]->wire.ops->arm(&net->pending[i]->wire);
 	}
 	return came;
 }
@@ -94,10 +103,11 @@ static void take_event(afd_transport *net, const struct epoll_event *event)
 		return;
 	}
 	link->stirred = true;
-	if (link->phase != AFD__LINK_JOINED)
+	if (link->phase != AFD__LINK_JOINED && link->phase != AFD__LINK_ECHOING)
 		return;
 	rc = link->wire.ops->event(&link->wire, which, event->events);
-	if (rc >= 0)
+	link->gone |= rc < 0;
+	if (rc >= 0 || link->phase == AFD__LINK_ECHOING)
 		return;
 	/* The peer is gone, but what it said last counts: a goodbye, or the last reply. */
 	afd__link_poll(link, afd__now_ns());
@@ -298,7 +308,13 @@ static bool anything_ready(const afd_transport *net)
 	for (uint32_t i = 0; i < net->n_used_links; i++) {
 		struct afd__link *link = net->links[i];
 
-		if (afd__link_is_joined(link) && link->wire.ops->ready(&link->wire))
+		if (is_polled(net, link) && link->wire.ops->ready(&link->wire))
+			return true;
+	}
+	for (uint32_t i = 0; net->n_echoing && i < net->n_pending; i++) {
+		struct afd__link *link = net->pending[i];
+
+		if (is_polled(net, link) && link->wire.ops->ready(&link->wire))
 			return true;
 	}
 	return false;
@@ -316,7 +332,7 @@ static bool spin(afd_transport *net, int fd, int32_t timeout_ms)
 {
 	uint64_t now = afd__now_ns(), until = now + net->params.spin_us * UINT64_C(1000);
 
-	if (net->params.spin_us == UINT32_MAX || !net->n_joined)
+	if (net->params.spin_us == UINT32_MAX || !(net->n_joined + net->n_echoing))
 		return false;
 	if (timeout_ms >= 0 && until > now + (uint64_t)timeout_ms * MS)
 		until = now + (uint64_t)timeout_ms * MS;

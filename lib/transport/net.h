@@ -18,6 +18,7 @@
 #include "hello.h"
 #include "ops.h"
 #include "secret.h"
+#include "survey.h"
 #include "times.h"
 #include "wire.h"
 
@@ -28,6 +29,9 @@ enum {
 	AFD__N_ROW_SLOTS = AFD__SLOTS_PER_LANE * AFD_MAX_LANES,
 	AFD__NONCE_MESSAGE_BYTES = 48,
 	AFD__PENDING_MAX = 64, /* handshakes under way on the FFN side */
+	AFD__PROBES_MAX = 8,   /* of these, that are probes */
+	AFD__PROBE_BYTES_MAX = 256 << 10, /* of a slot that is echoed */
+	AFD__PROBE_SLOTS = 128,           /* that are echoed on one link */
 	AFD__GROUP_MAX = 64,   /* ranks of an attention group */
 	AFD__BEAT_MS = 50, /* so that a peer hears from us every 100 ms, whatever the timers do */
 	AFD__HANDSHAKE_MS = 5000, /* FFN side: the longest that a stranger may take */
@@ -51,6 +55,7 @@ enum afd__link_phase {
 	AFD__LINK_WELCOME, /* attention: awaited. FFN: goes out */
 	AFD__LINK_BINDING,
 	AFD__LINK_READY,    /* attention: goes out. FFN: awaited */
+	AFD__LINK_ECHOING,  /* a probe: slots cross, and come back as they were */
 	AFD__LINK_REFUSING, /* a refusal goes out, then the end */
 	AFD__LINK_JOINED,
 	AFD__LINK_LEFT, /* orderly */
@@ -120,6 +125,7 @@ struct afd__link {
 	enum afd__link_kind kind;
 	enum afd__link_phase phase;
 	const struct afd__address *address; /* that we connect to; NULL: the peer came to us */
+	const struct afd__address *via; /* by which: the same, or what a survey is at or chose */
 	uint32_t index;  /* among joined links; stable while anything of it is here */
 	uint64_t number; /* in order of arrival, from 1 */
 	char name[128];  /* its address, on the FFN side with #number */
@@ -137,6 +143,12 @@ struct afd__link {
 	bool sealed; /* both nonces are known: messages end in a proof */
 	uint8_t nonce_here[AFD__NONCE_MESSAGE_BYTES], nonce_there[AFD__NONCE_MESSAGE_BYTES];
 	uint8_t chain[AFD__MAC_BYTES];
+
+	/* a probe: no peer, and never joined (survey.c, echo.c) */
+	struct afd__survey *survey; /* that connects; NULL: there is none */
+	bool probing;
+	bool gone; /* its connection has ended; what had come before is still echoed */
+	uint32_t probe_bytes, n_echoed;
 
 	/* what was agreed on */
 	uint32_t lanes, max_rows;
@@ -246,6 +258,9 @@ struct afd_transport {
 	uint32_t n_links_wanted;        /* attention side: FFN peers and other ranks */
 	struct afd__listener *listeners; /* [n_listeners] */
 	uint32_t n_listeners;
+	uint32_t n_own_listeners; /* the first of them: one for each address; the rest is offered */
+	char shm_name[81];        /* offered to who asks at an auto: address; "": none */
+	uint32_t verbs_port;      /* likewise; 0: none */
 	bool listeners_stirred;
 	uint64_t accept_again_ns; /* descriptors had run out, or many had come; 0: no */
 	uint64_t accept_window_ns; /* since when connections are counted, */
@@ -284,6 +299,10 @@ struct afd_transport {
 	struct afd__link *pending[AFD__PENDING_MAX]; /* FFN side: handshakes, oldest first */
 	uint32_t n_pending;
 	uint32_t n_joined;
+	uint32_t n_probes;    /* of those that are pending */
+	uint32_t n_echoing;   /* links where slots are echoed */
+	uint32_t echo_bytes;  /* in this window, */
+	uint64_t echo_window_ns; /* since when */
 	uint64_t n_accepted;            /* for names */
 	struct afd_peer_info *departed; /* [max_links] ring: links that have gone (FFN side) */
 	uint32_t n_departed;
@@ -336,6 +355,49 @@ int afd__shake_receive_message(struct afd__link *link);
 int afd__shake_receive_nonce(struct afd__link *link);
 void afd__shake_keep_said(struct afd__link *link);
 int afd__shake_bind_slots(struct afd__link *link, int accepting);
+
+/* Refuses, with a line in the log. */
+void afd__shake_refuse(struct afd__link *link, const struct afd__hello *refusal);
+/* Of one that is pending: closes and frees it. */
+void afd__shake_end_pending(struct afd__link *link);
+
+/* ---- auto.c ---- */
+/* Besides an auto: address that is listened at: where else whoever asks there can come. */
+void afd__auto_listen_beside(afd_transport *net, const struct afd__address *address);
+/* Opens one more listener; its address becomes the real one. */
+int afd__transport_listen_at(afd_transport *net, const struct afd__address *address);
+
+/* ---- echo.c: the side that listens ---- */
+/* A probe was said instead of a hello: it gets an offer or a refusal. 1, or negative: over. */
+int afd__echo_answer(struct afd__link *link);
+/* Slots of a probe that have come go back. 1 when there were any, negative: over. */
+int afd__echo_round(struct afd__link *link, uint64_t now);
+/* For a while enough was echoed, so that those who are served have the rest of the time. */
+bool afd__echo_rests(const afd_transport *net);
+uint64_t afd__echo_timer(const afd_transport *net); /* UINT64_MAX: none */
+/* The two slots each way of a probe's link. */
+void afd__echo_geometry(const struct afd__link *link, struct afd__wire_slots *geometry);
+/* Both sides: slots cross from now on. */
+void afd__echo_begin(struct afd__link *link);
+
+/* ---- survey.c: the side that connects ---- */
+int afd__survey_create(struct afd__link *link);
+/* Begins anew, with the address that was given. */
+void afd__survey_begin(struct afd__link *link);
+/* In place of the handshake's own steps while the survey runs. */
+int afd__survey_ask(struct afd__link *link);
+int afd__survey_take_offer(struct afd__link *link);
+/* Of the answer that was said: the offer is one that was asked for, and its places are kept. */
+int afd__survey_judge(struct afd__link *link);
+int afd__survey_exchange(struct afd__link *link);
+/* The trial under way has ended with rc. False: nobody is there at all, as far as is known. */
+bool afd__survey_end_trial(struct afd__link *link, int rc);
+/* The next connection begins with a survey again, if there is one. */
+void afd__survey_forget(struct afd__link *link);
+static inline bool afd__survey_runs(const struct afd__link *link)
+{
+	return link->survey && link->survey->runs;
+}
 
 /* ---- connect.c ---- */
 /* 1 when it moved. Errors end the link. */
@@ -417,6 +479,10 @@ static inline uint32_t afd__link_wire_slot(
 	const struct afd__link *link, const struct afd__slot_out *out)
 {
 	return AFD__N_CONTROL + (uint32_t)(out - link->out);
+}
+static inline bool afd__link_is_echoing(const struct afd__link *link)
+{
+	return link && link->phase == AFD__LINK_ECHOING;
 }
 static inline bool afd__link_is_joined(const struct afd__link *link)
 {

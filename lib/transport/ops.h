@@ -169,6 +169,6 @@ int afd__wire_fail(struct afd__wire *wire, int rc);
 int afd__wire_failed(const struct afd__wire *wire);
 
 extern const struct afd__transport_ops afd__transport_loop, afd__transport_shm,
-	afd__transport_tcp, afd__transport_verbs;
+	afd__transport_tcp, afd__transport_verbs, afd__transport_auto;
 
 #endif

@@ -217,9 +217,9 @@ int afd_transport_address(const afd_transport *net, uint32_t index, char *buffer
 
 	if (rc)
 		return rc;
-	if (index >= net->n_listeners)
+	if (index >= net->n_own_listeners)
 		return afd__error(-ENOENT, "transport: no listener has index %u, it has %u", index,
-			net->n_listeners);
+			net->n_own_listeners);
 	if (!buffer || strlen(net->listeners[index].address) >= capacity)
 		return afd__error(-ENOSPC,
 			"transport: the address needs %zu bytes, the buffer has %zu",

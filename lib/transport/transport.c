@@ -14,6 +14,7 @@
 
 enum { MAX_ROWS = 65536, MAX_PEERS = 1024, MAX_HIDDEN = 65536, MAX_ADDRESSES = 64 };
 enum { MAX_EXPERTS = 65536, MAX_TOP_K = 64 };
+enum { MAX_BESIDE = 2 }; /* listeners of auto: besides tcp: */
 enum {
 	DEFAULT_ROWS = 512,
 	DEFAULT_PEERS = 64,
@@ -231,7 +232,7 @@ static int fill_params(afd_transport *net, const struct afd_transport_params *gi
 
 /* ---- life ---- */
 
-static int listen_at(afd_transport *net, const struct afd__address *address)
+int afd__transport_listen_at(afd_transport *net, const struct afd__address *address)
 {
 	struct afd__listener *ln = &net->listeners[net->n_listeners];
 	int rc;
@@ -247,15 +248,21 @@ static int listen_at(afd_transport *net, const struct afd__address *address)
 	return rc;
 }
 
-static int listen_all(afd_transport *net)
+/* At all of them, then at what auto: has besides. */
+static int listen_all(afd_transport *net, const struct afd__address *addresses, uint32_t n)
 {
 	int rc = 0;
 
-	net->listeners = afd__alloc(net->ctx, net->n_addresses, sizeof(*net->listeners));
+	net->listeners = afd__alloc(net->ctx, n + MAX_BESIDE, sizeof(*net->listeners));
 	if (!net->listeners)
 		return -ENOMEM;
-	for (uint32_t i = 0; i < net->n_addresses && !rc; i++)
-		rc = listen_at(net, &net->addresses[i]);
+	for (uint32_t i = 0; i < n && !rc; i++)
+		rc = afd__transport_listen_at(net, &addresses[i]);
+	net->n_own_listeners = net->n_listeners;
+	for (uint32_t i = 0; i < n && !rc; i++) {
+		if (addresses[i].ops == &afd__transport_auto)
+			afd__auto_listen_beside(net, &addresses[i]);
+	}
 	return rc;
 }
 
@@ -269,6 +276,8 @@ static int prepare_link(afd_transport *net, uint32_t index, const struct afd__ad
 	link->number = index + 1;
 	snprintf(link->who, sizeof(link->who), "the FFN peer");
 	net->links[index] = link;
+	if (address->ops == &afd__transport_auto && afd__survey_create(link))
+		return -ENOMEM;
 	return index < net->n_addresses ? afd__times_create(link) : 0;
 }
 
@@ -291,8 +300,7 @@ static int prepare_group(afd_transport *net)
 	}
 	if (rc || own + 1 == net->params.group_size)
 		return rc;
-	net->listeners = afd__alloc(net->ctx, 1, sizeof(*net->listeners));
-	return net->listeners ? listen_at(net, &net->group[own]) : -ENOMEM;
+	return listen_all(net, &net->group[own], 1);
 }
 
 static int prepare_links(afd_transport *net)
@@ -439,7 +447,8 @@ static int open_transport(afd_transport *net, const struct afd_transport_params 
 	rc = afd__peers_create(net);
 	if (rc)
 		return rc;
-	return net->attention ? prepare_links(net) : listen_all(net);
+	return net->attention ? prepare_links(net)
+			      : listen_all(net, net->addresses, net->n_addresses);
 }
 
 int afd_transport_create(afd_transport **out, afd_context *ctx, const struct afd_contract *contract,

@@ -39,6 +39,9 @@ HOLDS(afd_transport_params, 144, reconnect_ms, 140);
 HOLDS(afd_step_params, 48, _pad, 44);
 HOLDS(afd_frame, 80, weights, 72);
 HOLDS(afd_peer_info, 256, weights_epoch, 248);
+HOLDS(afd_probe_params, 40, key_bytes, 32);
+HOLDS(afd_probe_backend, 424, bytes_per_second, 416);
+HOLDS(afd_probe, 32, chosen, 28);
 
 HOLDS(afd_ffn_pass, 64, _pad, 60);
 HOLDS(afd_ffn_params, 120, weights_epoch, 112);

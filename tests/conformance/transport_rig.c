@@ -71,7 +71,7 @@ void rig_wait_logged(const char *text)
 static bool has_one_context(void)
 {
 	return strcmp(backend, "shm") && strcmp(backend, "shm-key") && strncmp(backend, "tcp", 3) &&
-	       strncmp(backend, "verbs", 5);
+	       strncmp(backend, "auto", 4) && strncmp(backend, "verbs", 5);
 }
 
 static afd_context *make_context(void)
@@ -125,12 +125,15 @@ const char *rig_scheme(void)
 		return "tcp";
 	if (!strncmp(backend, "verbs", 5))
 		return "verbs";
+	if (!strncmp(backend, "auto", 4))
+		return "auto";
 	return strncmp(backend, "shm", 3) ? backend : "shm";
 }
 
 const struct afd__transport_ops *rig_ops(void)
 {
-	if (!strcmp(rig_scheme(), "tcp"))
+	/* Strangers come to auto: by what it names. */
+	if (!strcmp(rig_scheme(), "tcp") || !strcmp(rig_scheme(), "auto"))
 		return &afd__transport_tcp;
 	if (!strcmp(rig_scheme(), "verbs"))
 		return &afd__transport_verbs;
@@ -183,6 +186,8 @@ void rig_address(char address[96])
 {
 	if (!strcmp(backend, "tcp6"))
 		snprintf(address, 96, "tcp:[::1]:%u", free_port(AF_INET6));
+	else if (!strncmp(backend, "auto", 4))
+		snprintf(address, 96, "auto:127.0.0.1:%u", free_port(AF_INET));
 	else if (!strncmp(backend, "tcp", 3))
 		snprintf(address, 96, "tcp:127.0.0.1:%u", free_port(AF_INET));
 	else if (!strcmp(backend, "verbs-two"))
@@ -346,7 +351,7 @@ static void *serve(void *user)
 void rig_secret(struct afd_transport_params *p)
 {
 	static const char key[] = "the key of every test";
-	bool tls = !strncmp(backend, "tcp-tls", 7);
+	bool tls = strstr(backend, "-tls");
 
 	p->size = sizeof(*p);
 	if ((!tls && !strstr(backend, "-key")) || p->key || p->key_file)

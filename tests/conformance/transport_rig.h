@@ -3,8 +3,9 @@
  * A server in a thread and clients that are plain hosts, over the backend that the first argument
  * names: "loop", "shm" (each side has a context of its own), "shm-one" (both in one context, so
  * with one mapping), "tcp" (IPv4), "tcp6", "tcp-tiny" (sockets that hold next to nothing), "lossy".
- * "verbs" and "verbs-two" (two devices) need RDMA, see tests/verbs. "verbs-key",
- * "shm-key", "tcp-tls" and "tcp-tls-tiny" are the same with a key, and with TLS.
+ * "auto" takes shm, which is the best between two processes of one host. "verbs" and "verbs-two"
+ * (two devices) need RDMA, see tests/verbs. "verbs-key", "shm-key", "auto-key", "tcp-tls",
+ * "tcp-tls-tiny" and "auto-tls" are the same with a key, and with TLS.
  * The server answers y = x + layer + 1; what it does besides is told in its fields, which may
  * change while it runs.
  */

@@ -74,6 +74,46 @@ static void judge(afd_context *ctx, const struct afd__hello *said, int attention
 	afd_transport_destroy(net);
 }
 
+/* A probe gets an offer within the listener's limits. */
+static void answer_probe(afd_context *ctx, const struct afd__hello *said)
+{
+	afd_transport *net = create(ctx, 0);
+	struct afd__link *link = afd__link_create(net, NULL);
+
+	*link->said = *said;
+	expect(afd__echo_answer(link) == 1 && net->n_probes == 1);
+	expect(link->probe_bytes <= AFD__PROBE_BYTES_MAX && link->probe_bytes % 64 == 0);
+	expect(!said->probe_bytes == !link->probe_bytes);
+	afd__link_destroy(link);
+	expect(!net->n_probes);
+	afd_transport_destroy(net);
+}
+
+/* An offer is refused, or leads to places that are addresses, or have a reason why not. */
+static void take_offer(afd_context *ctx, const struct afd__hello *said)
+{
+	struct afd_contract contract = { .size = sizeof(contract), .hidden_size = 4, .n_layers = 3 };
+	const char *address = "auto:127.0.0.1:9";
+	struct afd_transport_params params = {
+		.size = sizeof(params), .connect = &address, .n_connect = 1
+	};
+	struct afd__survey *survey;
+	afd_transport *net;
+
+	expect(!afd_transport_create(&net, ctx, &contract, &params));
+	survey = net->links[0]->survey;
+	survey->measures = true;
+	afd__survey_begin(net->links[0]);
+	net->links[0]->probe_bytes = AFD__PROBE_BYTES_MAX;
+	*net->links[0]->said = *said;
+	if (!afd__survey_judge(net->links[0]))
+		expect(net->links[0]->probe_bytes && survey->n_trials <= AFD__TRIALS_MAX);
+	for (uint32_t i = 0; i < survey->n_trials; i++)
+		expect(survey->trials[i].error ? survey->trials[i].text[0] != 0
+					       : survey->trials[i].address.name != NULL);
+	afd_transport_destroy(net);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n_bytes)
 {
 	static struct afd__hello said;
@@ -85,6 +125,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n_bytes)
 	expect(!afd_context_create(&ctx, NULL));
 	judge(ctx, &said, 0);
 	judge(ctx, &said, 1);
+	if (said.kind == AFD__PROBE && said.wire_version == AFD__WIRE_VERSION)
+		answer_probe(ctx, &said);
+	take_offer(ctx, &said);
 	afd_context_destroy(ctx);
 	return 0;
 }

@@ -151,7 +151,7 @@ static void malformed_messages_are_refused(void **state)
 	refuse(bytes, "magic is");
 	message[0] ^= 1;
 	message[6] = 9;
-	refuse(bytes, "kind is 9, limit 6");
+	refuse(bytes, "kind is 9, limit 8");
 }
 
 static void a_field_that_stands_twice_is_refused(void **state)
