@@ -17,7 +17,7 @@ static const struct tool_command commands[] = {
 	{ "decode", bench_decode, "whole steps of a checkpoint, in one process and in two" },
 	{ "exchange", bench_exchange,
 		"frames there and back, beside the floor of the same medium" },
-	{ "probe", NULL, "what a transport can do; not in this version" },
+	{ "probe", bench_probe, "what can carry rows to an address, and how fast" },
 	{ "prefill", NULL, "prompt processing; not in this version" },
 	{ 0 },
 };

@@ -66,5 +66,6 @@ int bench_ceilings(int argc, char **argv);
 int bench_ops(int argc, char **argv);
 int bench_decode(int argc, char **argv);
 int bench_exchange(int argc, char **argv);
+int bench_probe(int argc, char **argv);
 
 #endif
