@@ -154,9 +154,7 @@ static struct tile_x take_inputs(
 {
 	struct tile_x x = tile_shape(w);
 
-	x.numbers = take<uint16_t>(memory, bytes, n_rows, x.row_numbers);
-	x.scales = x.n_scales ? take<float>(memory, bytes, n_rows, x.n_scales) : NULL;
-	return x;
+	return tile_x_at(x, take<char>(memory, bytes, n_rows, x.row_bytes));
 }
 
 static size_t lay_out(experts *e, const struct afd__experts_args *a, uint32_t n_rows, char *memory)

@@ -15,12 +15,23 @@ struct expert_task {
 	uint32_t expert, first, n_entries;
 };
 
-/* Rows as tensor cores take them (tile.h). */
+/* Rows as tensor cores take them (tile.h): of each row its numbers, then its scales. */
 struct tile_x {
-	uint16_t *numbers; /* [n_rows][row_numbers] */
-	float *scales;     /* [n_rows][n_scales]; none for bf16 */
+	uint16_t *numbers; /* [row_numbers], of a row */
+	float *scales;     /* [n_scales], of a row; NULL: bf16 has none */
 	uint32_t row_numbers, n_scales;
+	size_t row_bytes; /* from row to row, a multiple of 16 */
 };
+
+GPU_BOTH uint16_t *tile_numbers(const struct tile_x &x, size_t row)
+{
+	return x.numbers + row * (x.row_bytes / 2);
+}
+
+GPU_BOTH float *tile_scales(const struct tile_x &x, size_t row)
+{
+	return x.scales + row * (x.row_bytes / 4);
+}
 
 /* All in scratch, of a chunk of n_rows. */
 struct experts {

@@ -59,6 +59,10 @@ int afd_gpu_mlp(const struct afd_gpu *gpu, const struct afd__mlp_args *a);
 /* *work: the bytes or floating-point operations that it does. */
 int afd_gpu_probe(const struct afd_gpu *gpu, const struct afd__probe_args *a, double *work);
 int afd_gpu_sample(const struct afd_gpu *gpu, const struct afd__sample_args *a);
+/* Bytes of a row as products with w take it (struct afd__inputs); 0: they take float32. Longer rows
+ * would leave no room for parts in a workspace. */
+#define GPU_INPUT_ROW_MAX ((size_t)4 << 20)
+size_t afd_gpu_input_row_bytes(const struct afd__matrix *w);
 size_t afd_gpu_experts_scratch_bytes(const struct afd__experts_args *a, int least);
 
 #ifdef __cplusplus

@@ -10,10 +10,12 @@
 
 static int run_one_by_one(const struct afd_gpu *gpu, const struct afd__mlp_args *a)
 {
-	struct afd__product_args up = { .x = a->x, .w = a->gate_up, .bias = NULL, .y = a->gate_up_rows,
-		.x_stride = a->gate_up.k, .y_stride = a->gate_up.n, .n_rows = a->n_rows };
-	struct afd__product_args down = { .x = a->activated, .w = a->down, .bias = NULL, .y = a->y,
-		.x_stride = a->down.k, .y_stride = a->down.n, .n_rows = a->n_rows };
+	struct afd__product_args up = { .x = a->x, .inputs = a->inputs, .w = a->gate_up, .bias = NULL,
+		.y = a->gate_up_rows, .x_stride = a->gate_up.k, .y_stride = a->gate_up.n,
+		.n_rows = a->n_rows };
+	struct afd__product_args down = { .x = a->activated, .inputs = NULL, .w = a->down,
+		.bias = NULL, .y = a->y, .x_stride = a->down.k, .y_stride = a->down.n,
+		.n_rows = a->n_rows };
 	struct afd__activation_args activation = {
 		.gate_up = a->gate_up_rows, .out = a->activated, .n_rows = a->n_rows, .width = a->down.k
 	};
@@ -51,9 +53,7 @@ static void use_memory(struct tile_work *t, void *inputs, void *parts, uint32_t 
 {
 	t->p.n_rows = n_rows;
 	t->rows = tile_rows(n_rows);
-	t->x.numbers = (uint16_t *)inputs;
-	t->x.scales = t->x.n_scales ? (float *)(t->x.numbers + (size_t)n_rows * t->x.row_numbers)
-				    : NULL;
+	t->x = tile_x_at(t->x, inputs);
 	t->parts = (float *)parts;
 }
 
@@ -61,20 +61,20 @@ static void use_memory(struct tile_work *t, void *inputs, void *parts, uint32_t 
 static int run_pass(const struct afd_gpu *gpu, const struct afd__mlp_args *a, struct tile_work up,
 	struct tile_work down, uint32_t n_rows)
 {
-	char *memory = (char *)gpu->workspace, *activated = memory + tile_x_bytes(&up.x, n_rows),
-	     *parts = activated + tile_x_bytes(&down.x, n_rows);
+	char *memory = (char *)gpu->workspace, *activated = memory + n_rows * up.x.row_bytes,
+	     *parts = activated + n_rows * down.x.row_bytes;
 	tile_source x = { a->x, NULL, a->gate_up.k, n_rows, NULL, 0 };
 	tile_source from = { up.p.y, up.p.y + a->down.k, a->gate_up.n, n_rows, NULL, a->quantize };
 	int rc;
 
-	use_memory(&up, memory, parts, n_rows);
+	use_memory(&up, a->inputs ? (void *)a->inputs : memory, parts, n_rows);
 	use_memory(&down, activated, parts, n_rows);
 	if (up.n_slices == 1 && !a->quantize && a->down.dtype == AFD_DTYPE_BF16) {
 		up.half = a->down.k;
 		up.activated = down.x;
 		up.activated_lead = down.lead;
 	}
-	rc = tile_inputs(gpu, &a->gate_up, &x, &up.x);
+	rc = a->inputs ? 0 : tile_inputs(gpu, &a->gate_up, &x, &up.x);
 	if (!rc)
 		rc = tile_product(gpu, &up);
 	if (!rc && !up.half)
@@ -88,7 +88,7 @@ static uint32_t rows_of_pass(const struct afd_gpu *gpu, const struct tile_work *
 	size_t parts = parts_bytes(up, 1) > parts_bytes(down, 1) ? parts_bytes(up, 1)
 								 : parts_bytes(down, 1);
 	size_t most = gpu->workspace_bytes /
-		      (tile_x_bytes(&up->x, 1) + tile_x_bytes(&down->x, 1) + parts);
+		      (up->x.row_bytes + down->x.row_bytes + parts);
 
 	return most > n_rows ? n_rows : most > 65535 ? 65535 : (uint32_t)most;
 }
@@ -107,7 +107,10 @@ int afd_gpu_mlp(const struct afd_gpu *gpu, const struct afd__mlp_args *a)
 	for (uint32_t left = a->n_rows, n; !rc && left; left -= n) {
 		n = least(left, pass);
 		rc = run_pass(gpu, &part, up, down, n);
-		part.x += (size_t)n * a->gate_up.k;
+		if (part.inputs)
+			part.inputs = (const char *)part.inputs + n * up.x.row_bytes;
+		else
+			part.x += (size_t)n * a->gate_up.k;
 		down.p.y += (size_t)n * a->down.n;
 	}
 	return rc;

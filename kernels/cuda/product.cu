@@ -80,14 +80,16 @@ static int product_plain(const struct afd_gpu *gpu, struct product p)
 static uint32_t rows_of_pass(const struct afd_gpu *gpu, const struct product *p,
 	const struct tile_work *t)
 {
-	size_t row_bytes = tile_x_bytes(&t->x, 1) +
+	size_t row_bytes = t->x.row_bytes +
 			   (t->n_slices > 1 ? t->n_slices * (size_t)p->n * sizeof(float) : 0);
 	size_t most = gpu->workspace_bytes / row_bytes;
 
 	return most > p->n_rows ? p->n_rows : most > 65535 ? 65535 : (uint32_t)most;
 }
 
-static int product_tiles(const struct afd_gpu *gpu, struct product p, const struct afd__matrix *w)
+/* inputs: of all rows, or NULL: they are made here. */
+static int product_tiles(const struct afd_gpu *gpu, struct product p, const struct afd__matrix *w,
+	const char *inputs)
 {
 	struct tile_work t = {};
 	uint32_t left = p.n_rows, pass;
@@ -103,15 +105,16 @@ static int product_tiles(const struct afd_gpu *gpu, struct product p, const stru
 		t.p = p;
 		t.p.n_rows = least(left, pass);
 		t.rows = tile_rows(t.p.n_rows);
-		t.x.numbers = (uint16_t *)gpu->workspace;
-		t.x.scales = t.x.n_scales
-			? (float *)(t.x.numbers + (size_t)t.p.n_rows * t.x.row_numbers) : NULL;
-		t.parts = (float *)((char *)gpu->workspace + tile_x_bytes(&t.x, t.p.n_rows));
+		t.x = tile_x_at(t.x, inputs ? (void *)inputs : gpu->workspace);
+		t.parts = (float *)((char *)gpu->workspace + t.p.n_rows * t.x.row_bytes);
 		tile_source from = { p.x, NULL, p.x_stride, t.p.n_rows, NULL, 0 };
-		rc = tile_inputs(gpu, w, &from, &t.x);
+		rc = inputs ? 0 : tile_inputs(gpu, w, &from, &t.x);
 		if (!rc)
 			rc = tile_product(gpu, &t);
-		p.x += t.p.n_rows * p.x_stride;
+		if (inputs)
+			inputs += t.p.n_rows * t.x.row_bytes;
+		else
+			p.x += t.p.n_rows * p.x_stride;
 		p.y += t.p.n_rows * p.y_stride;
 	}
 	return rc;
@@ -127,5 +130,6 @@ int afd_gpu_product(const struct afd_gpu *gpu, const struct afd__product_args *a
 	p.x_stride = a->x_stride;
 	p.y_stride = a->y_stride;
 	p.n_rows = a->n_rows;
-	return tile_fits(&a->w) ? product_tiles(gpu, p, &a->w) : product_plain(gpu, p);
+	return tile_fits(&a->w) ? product_tiles(gpu, p, &a->w, (const char *)a->inputs)
+				: product_plain(gpu, p);
 }

@@ -86,7 +86,7 @@ GPU_FN void load_stage(const tile_work &t, const tile_place &at, unsigned stage,
 		const uint16_t *x = t.x.numbers;
 
 		if (row < at.n_rows)
-			x += (size_t)x_row_of(t, at, row) * t.x.row_numbers + stage * TILE_K + c * 8;
+			x = tile_numbers(t.x, x_row_of(t, at, row)) + stage * TILE_K + c * 8;
 		copy_async(&memory[sizes::w_vecs + chunk_place<X_CHUNKS>(row, c)], x,
 			row < at.n_rows ? 16 : 0);
 	}
@@ -175,8 +175,7 @@ GPU_FN void add_scaled(const tile_work &t, const tile_place &at, unsigned stage,
 		GPU_UNROLL
 		for (int e = 0; e < 2; e++) {
 			unsigned row = (unsigned)r * 8 + lane_id() % 4 * 2 + (unsigned)e;
-			float x = row < at.n_rows ? t.x.scales[(size_t)x_row_of(t, at, row) *
-									t.x.n_scales + stage]
+			float x = row < at.n_rows ? tile_scales(t.x, x_row_of(t, at, row))[stage]
 						  : 0;
 
 			GPU_UNROLL
@@ -214,18 +213,19 @@ GPU_FN void write_activated(const tile_work &t, const tile_place &at, const floa
 	for (unsigned i = thread_x(); i < at.n_rows * (COLUMNS / 2); i += THREADS) {
 		unsigned column = i % (COLUMNS / 2), row = i / (COLUMNS / 2);
 		size_t y_row = at.first + row;
-		float scale = sizeof(T) == 2 && t.x.scales ? t.x.scales[x_row_of(t, at, row)] : 1;
+		float scale = sizeof(T) == 2 && t.x.scales
+			? *tile_scales(t.x, x_row_of(t, at, row)) : 1;
 		float gate = add_warps<ROWS, COLUMNS>(sums, row, column) * scale;
 		float up = add_warps<ROWS, COLUMNS>(sums, row, column + COLUMNS / 2) * scale;
 		float x = gate / (1 + expf(-gate)) * up;
 
 		if (column >= at.n_columns)
 			continue;
-		out.numbers[y_row * out.row_numbers + t.activated_lead + at.n0 + column] =
+		tile_numbers(out, y_row)[t.activated_lead + at.n0 + column] =
 			from_float<bf16>(x).bits;
 	}
 	for (unsigned row = 0; row < at.n_rows; row++) {
-		uint16_t *numbers = out.numbers + (at.first + row) * (size_t)out.row_numbers;
+		uint16_t *numbers = tile_numbers(out, at.first + row);
 
 		for (unsigned i = thread_x(); i < first; i += THREADS)
 			numbers[i] = 0;
@@ -265,7 +265,7 @@ GPU_FN void write_tile(const tile_work &t, const tile_place &at,
 			continue;
 		float sum = add_warps<ROWS, COLUMNS>(sums, row, column);
 		if (sizeof(T) == 2 && t.x.scales)
-			sum *= t.x.scales[x_row_of(t, at, row)];
+			sum *= *tile_scales(t.x, x_row_of(t, at, row));
 		if (t.n_slices > 1)
 			t.parts[((size_t)block_z() * t.p.n_rows + y_row) * t.p.n + n] = sum;
 		else

@@ -37,9 +37,9 @@ struct tile_work {
 
 /* Whether the kernels can take this matrix: dtype, alignment. */
 int tile_fits(const struct afd__matrix *w);
-/* Numbers of a row, scales of a row. */
+/* Numbers of a row, scales of a row, its bytes; and with the rows in memory, at 16 bytes. */
 struct tile_x tile_shape(const struct afd__matrix *w);
-size_t tile_x_bytes(const struct tile_x *x, uint32_t n_rows); /* with the scales */
+struct tile_x tile_x_at(struct tile_x shape, void *memory);
 
 /* Where rows of x come from: x, or silu(x) * up; and, with quantize, as they are after e4m3. */
 struct tile_source {

@@ -36,6 +36,7 @@ struct afd__attn_memory {
 	float *angles;  /* [n_ropes][max_rows][head_dim] */
 	void *wire;     /* [max_rows][hidden] in a wire dtype; NULL when rows are rounded by the FFN's
 			   slots alone */
+	void *inputs; /* [max_rows][input_row_bytes] x as products take it; NULL: always in float32 */
 	float *zeros;   /* max(hidden, max_rows) numbers of +0.0, which are also indices of 0 */
 	int32_t *words; /* the batch's */
 	float *gate; /* [max_rows][mixed_width]; NULL without output gates */
@@ -154,6 +155,7 @@ struct afd_attn {
 	struct afd_attn_params params; /* with every default filled in; strings and memory of the
 					  host are not kept */
 	uint32_t n_lanes, qkv_width, mixed_width;
+	size_t input_row_bytes; /* of the longest form; 0: there is none */
 	struct afd__attn_weights weights;
 	struct afd__attn_memory memory;
 	struct afd__attn_route route;
@@ -216,11 +218,18 @@ int afd__attn_enqueue_attention(struct afd_attn *attn, const struct afd__lane *l
 /* y is added: x is the FFN's input after it. */
 int afd__attn_enqueue_ffn_input(struct afd_attn *attn, const struct afd__lane *lane);
 
+/* ---- inputs.c: rows as products take them ---- */
+/* Decides which norms leave them so; weights and the FFN are here. */
+void afd__attn_inputs_plan(struct afd_attn *attn);
+/* The form with its rows, from `row` on, of a lane that begins at row0. */
+struct afd__inputs afd__attn_inputs(
+	const struct afd_attn *attn, const struct afd__inputs *form, uint32_t row0, uint32_t row);
+
 /* ---- rows.c: rows [n_rows][hidden], packed; dev or slot ---- */
 /* dst becomes src, or of src the rows that a list (dev [n_rows], NULL: none) counts. */
 int afd__attn_convert_rows(struct afd_attn *attn, const void *src, int32_t src_dtype,
 	const int32_t *list, void *dst, int32_t dst_dtype, uint32_t n_rows);
-/* x of the lane's own rows becomes what FFN peers will see of it. */
+/* x of the lane's own rows becomes what FFN peers will see of it, where the norm did not see to it. */
 int afd__attn_round_rows(struct afd_attn *attn, const struct afd__lane *lane);
 /* rows become +0.0; and src in a dtype is added to them, or to those that a list (dev [n_rows],
  * NULL: none) counts. */
@@ -258,6 +267,9 @@ void afd__attn_give_ids(const struct afd_attn *attn);
 
 /* ---- local.c, remote.c: rows to the FFN and back ---- */
 int afd__attn_local_enqueue(struct afd_attn *attn, const struct afd__lane *lane);
+/* The dtype of the wire that y of the layer's FFN has not crossed yet and crosses where it is added
+ * (afd__norm_args.add_wire); 0: y is complete. */
+int32_t afd__attn_y_wire(const struct afd_attn *attn, uint32_t layer);
 int afd__attn_local_send(struct afd_attn *attn, uint32_t lane);
 int afd__attn_local_done(struct afd_attn *attn, uint32_t lane);
 int afd__attn_remote_send(struct afd_attn *attn, uint32_t lane);

@@ -22,7 +22,10 @@ static int gather(
 
 static int enqueue_logits(struct afd_attn *attn, uint32_t n_rows)
 {
-	const float *after = attn->weights.layers[attn->arch->n_layers - 1].after_ffn_norm;
+	uint32_t last = attn->arch->n_layers - 1;
+	const float *after = attn->weights.layers[last].after_ffn_norm;
+	const struct afd__inputs inputs =
+		afd__attn_inputs(attn, &attn->weights.head_inputs, 0, 0);
 	const struct afd__norm_args norm_after = {
 		.h = attn->memory.head_y,
 		.weight = after,
@@ -35,13 +38,16 @@ static int enqueue_logits(struct afd_attn *attn, uint32_t n_rows)
 		.h = attn->memory.head_h,
 		.add = after ? attn->memory.post : attn->memory.head_y,
 		.weight = attn->weights.final_norm,
-		.out = attn->memory.head_x,
+		.out = inputs.rows ? NULL : attn->memory.head_x,
 		.n_rows = n_rows,
 		.width = attn->arch->hidden_size,
 		.eps = attn->arch->rms_norm_eps,
+		.add_wire = afd__attn_y_wire(attn, last),
+		.inputs = inputs,
 	};
 	const struct afd__product_args product = {
 		.x = attn->memory.head_x,
+		.inputs = inputs.rows,
 		.w = attn->weights.head,
 		.y = attn->memory.logits,
 		.x_stride = attn->arch->hidden_size,

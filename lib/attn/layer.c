@@ -98,20 +98,18 @@ int afd__attn_enqueue_embedding(struct afd_attn *attn)
 
 /* ---- one layer of one lane ---- */
 
-/* h += block, and x = norm(h); block NULL: the first layer, there is nothing to add. */
-static int enqueue_norm(struct afd_attn *attn, const struct afd__lane *lane, const float *weight,
-	const float *block)
+/* h += add, and x = norm(h), in the form that all its products take where there is one. */
+static int enqueue_norm(struct afd_attn *attn, const struct afd__lane *lane,
+	struct afd__norm_args norm, const struct afd__inputs *form)
 {
-	const struct afd__norm_args norm = {
-		.h = afd__attn_rows(attn, attn->memory.h, lane->row0),
-		.add = block,
-		.weight = weight,
-		.out = afd__attn_rows(attn, attn->memory.x, lane->row0),
-		.n_rows = lane->n_rows,
-		.width = attn->arch->hidden_size,
-		.eps = attn->arch->rms_norm_eps,
-	};
-
+	norm.h = afd__attn_rows(attn, attn->memory.h, lane->row0);
+	norm.n_rows = lane->n_rows;
+	norm.width = attn->arch->hidden_size;
+	norm.eps = attn->arch->rms_norm_eps;
+	if (form->row_bytes)
+		norm.inputs = afd__attn_inputs(attn, form, lane->row0, lane->row0);
+	else
+		norm.out = afd__attn_rows(attn, attn->memory.x, lane->row0);
 	return afd__norm(&attn->queue, &norm);
 }
 
@@ -147,6 +145,13 @@ static const float *input_of(
 				  : afd__attn_rows(attn, attn->memory.x, lane->row0);
 }
 
+/* The same in the form of the device, where the norm left it so. */
+static const void *attention_inputs(
+	const struct afd_attn *attn, const struct afd__lane *lane, const struct afd__attn_layer *w)
+{
+	return afd__attn_inputs(attn, &w->attention_inputs, lane->row0, lane->row0).rows;
+}
+
 /* x beside itself in e4m3, where a matrix wants it; others may not. */
 static int enqueue_quantized(
 	struct afd_attn *attn, const struct afd__lane *lane, const struct afd__attn_layer *w)
@@ -165,6 +170,9 @@ static int enqueue_quantized(
 	uint32_t part;
 	int rc;
 
+	if (w->attention_inputs.row_bytes) /* the norm did */
+		return 0;
+
 	for (part = 0; part < w->n_qkv; part++)
 		wanted |= quantizes(attn, &w->qkv[part]);
 	if (!wanted)
@@ -179,6 +187,7 @@ static int enqueue_gate(
 {
 	const struct afd__product_args product = {
 		.x = input_of(attn, lane, &w->gate),
+		.inputs = attention_inputs(attn, lane, w),
 		.w = w->gate,
 		.y = attn->memory.gate,
 		.x_stride = attn->arch->hidden_size,
@@ -209,6 +218,7 @@ static int enqueue_qkv(
 	for (part = 0; !rc && part < w->n_qkv; part++) {
 		const struct afd__product_args product = {
 			.x = input_of(attn, lane, &w->qkv[part]),
+			.inputs = attention_inputs(attn, lane, w),
 			.w = w->qkv[part],
 			.bias = w->qkv_bias ? w->qkv_bias + column : NULL,
 			.y = attn->memory.qkv + column,
@@ -316,13 +326,15 @@ static int enqueue_o(
 int afd__attn_enqueue_attention(struct afd_attn *attn, const struct afd__lane *lane)
 {
 	const struct afd__attn_layer *w = &attn->weights.layers[lane->layer];
-	const float *block = NULL;
+	struct afd__norm_args norm = { .weight = w->input_norm };
 	int rc = 0;
 
 	/* y is the FFN's of the layer before; the first layer has none. */
-	if (lane->layer)
-		rc = enqueue_after(attn, lane, w[-1].after_ffn_norm, &block);
-	rc = rc ? rc : enqueue_norm(attn, lane, w->input_norm, block);
+	if (lane->layer) {
+		norm.add_wire = afd__attn_y_wire(attn, lane->layer - 1);
+		rc = enqueue_after(attn, lane, w[-1].after_ffn_norm, &norm.add);
+	}
+	rc = rc ? rc : enqueue_norm(attn, lane, norm, &w->attention_inputs);
 	rc = rc ? rc : enqueue_quantized(attn, lane, w);
 	rc = rc ? rc : enqueue_qkv(attn, lane, w);
 	rc = rc ? rc : enqueue_rope(attn, lane, w);
@@ -334,8 +346,11 @@ int afd__attn_enqueue_attention(struct afd_attn *attn, const struct afd__lane *l
 int afd__attn_enqueue_ffn_input(struct afd_attn *attn, const struct afd__lane *lane)
 {
 	const struct afd__attn_layer *w = &attn->weights.layers[lane->layer];
-	const float *block;
-	int rc = enqueue_after(attn, lane, w->after_attention_norm, &block);
+	int32_t wire = attn->params.to_ffn_dtype;
+	/* Rounded here, rows need no pass of their own for it; they cross as they are. */
+	struct afd__norm_args norm = { .weight = w->ffn_norm,
+		.out_wire = wire == AFD_DTYPE_FP8 ? 0 : wire };
+	int rc = enqueue_after(attn, lane, w->after_attention_norm, &norm.add);
 
-	return rc ? rc : enqueue_norm(attn, lane, w->ffn_norm, block);
+	return rc ? rc : enqueue_norm(attn, lane, norm, &w->ffn_inputs);
 }

@@ -67,6 +67,11 @@ static void lay_out(const struct afd_attn *attn, struct afd__attn_memory *m, str
 	m->wire = attn->ffn || attn->route.top_k
 			  ? part(plan, rows, wire_width(attn->arch->hidden_size))
 			  : NULL;
+	/* At 64 bytes, and rows of multiples of 16. */
+	m->inputs = attn->input_row_bytes
+			    ? part(plan, rows > head_rows ? rows : head_rows,
+				      attn->input_row_bytes / sizeof(float))
+			    : NULL;
 	m->zeros = part(plan, 1, rows > hidden ? rows : hidden);
 	m->words = part(plan, 1, attn->batch.capacity_words);
 	m->gate = has_gate(attn->arch) ? part(plan, rows, attn->mixed_width) : NULL;
@@ -109,6 +114,7 @@ int afd__attn_memory_create(struct afd_attn *attn)
 	struct plan plan = { 0 };
 	int rc;
 
+	afd__attn_inputs_plan(attn);
 	lay_out(attn, m, &plan);
 	if (plan.overflow)
 		return afd__error(-EINVAL, "attn: the activations of max_rows %u overflow",

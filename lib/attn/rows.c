@@ -35,7 +35,8 @@ int afd__attn_round_rows(struct afd_attn *attn, const struct afd__lane *lane)
 	void *wire = attn->memory.wire;
 	int rc;
 
-	if (dtype == AFD_DTYPE_F32)
+	/* Numbers that are rounded one by one are so by the norm. */
+	if (dtype != AFD_DTYPE_FP8)
 		return 0;
 	rc = afd__attn_convert_rows(attn, x, AFD_DTYPE_F32, NULL, wire, dtype, lane->n_own_rows);
 	return rc ? rc

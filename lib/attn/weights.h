@@ -33,6 +33,8 @@ struct afd__attn_layer {
 	const float *k_norm;     /* dev [head_dim], or NULL */
 	float k_scale, v_scale;  /* of an fp8 KV cache; 1 with another one */
 	int32_t rope;            /* index of its angles, -1: no rotation */
+	/* In which form norms leave rows (inputs.c), without rows; row_bytes 0: in float32. */
+	struct afd__inputs attention_inputs, ffn_inputs;
 	/* of a layer with experts, when this side routes */
 	struct afd__matrix router; /* [n_experts][hidden], always packed */
 	const float *router_bias;  /* dev [n_experts], or NULL */
@@ -53,6 +55,7 @@ struct afd__attn_weights {
 	struct afd__matrix embed; /* [vocab][hidden] */
 	struct afd__matrix head;  /* the same memory when tied */
 	int32_t head_is_embed;
+	struct afd__inputs head_inputs; /* as in a layer */
 	const float *final_norm; /* dev [hidden] */
 	float *vectors;          /* dev [n_numbers] */
 	size_t vector_bytes;

@@ -135,19 +135,38 @@ struct afd__embed_args {
 	float scale;
 };
 
-/* h += add; out = h / rms(h) * weight */
+/*
+ * Rows of x in a form of the device's own, as its products take them (its kernels round x to 16 bits,
+ * with or without scales): made once by what writes the rows, where else each product makes them.
+ * The bits of y are the same. afd__matrix_inputs says what a matrix wants; matrices for which dtype,
+ * column_offset, k and quantize agree take the same rows.
+ */
+struct afd__inputs {
+	void *rows;       /* dev [n_rows][row_bytes], at 16 bytes; NULL: none */
+	size_t row_bytes; /* a multiple of 16; 0: the device has no form for this matrix */
+	int32_t dtype;    /* of the matrix */
+	uint32_t column_offset;
+	int32_t quantize; /* 1, for FP8: of x as it is after quantize with this column_offset */
+};
+
+/* h += add; out = h / rms(h) * weight, and inputs is out as products take it */
 struct afd__norm_args {
 	float *h;            /* dev [n_rows][width]; written when add is given */
 	const float *add;    /* dev [n_rows][width], or NULL */
 	const float *weight; /* dev [width] */
-	float *out;          /* dev [n_rows][width], or NULL: only the addition */
+	float *out;          /* dev [n_rows][width], or NULL; without inputs too: only the addition */
 	uint32_t n_rows, width;
 	float eps;
+	/* What crosses a wire on the way, in AFD_DTYPE_F32, _BF16 or _F16; 0: nothing does. add is then
+	 * rounded to it and added to +0.0 before it is added to h, out and inputs are rounded. */
+	int32_t add_wire, out_wire;
+	struct afd__inputs inputs;
 };
 
 /* y = x * w^T + bias */
 struct afd__product_args {
-	const float *x;            /* dev [n_rows][x_stride >= k] */
+	const float *x;            /* dev [n_rows][x_stride >= k]; NULL with inputs */
+	const void *inputs;        /* dev: of x for w (struct afd__inputs), or NULL */
 	struct afd__matrix w;      /* [n][k], no stack */
 	const float *bias;         /* dev [n], or NULL */
 	float *y;                  /* dev [n_rows][y_stride >= n] */
@@ -275,7 +294,8 @@ struct afd__experts_args {
 
 /* y = down(silu(gate x) * up x): product, activation, quantize when asked, product */
 struct afd__mlp_args {
-	const float *x;             /* dev [n_rows][hidden] */
+	const float *x;             /* dev [n_rows][hidden]; NULL with inputs */
+	const void *inputs;         /* dev: of x for gate_up (struct afd__inputs), or NULL */
 	struct afd__matrix gate_up; /* [2 * width][hidden]: gate, then up; no stack */
 	struct afd__matrix down;    /* [hidden][width] */
 	float *y;                   /* dev [n_rows][hidden] */

@@ -64,6 +64,9 @@ struct afd__device_ops {
 	/* The same for the scales of these rows; blocks->column_offset is m's. */
 	int (*scales_load)(struct afd__device *dev, struct afd__matrix *m,
 		const struct afd__scale_blocks *blocks, uint32_t row0, uint32_t n_rows);
+	/* Bytes of a row of x in the form that products with w take (struct afd__inputs); 0: they take
+	 * float32. NULL: none has a form. */
+	size_t (*input_row_bytes)(struct afd__device *dev, const struct afd__matrix *w);
 	/* What `experts` wants for all n_rows at once, and what it needs at least. */
 	size_t (*experts_scratch_bytes)(
 		struct afd__device *dev, const struct afd__experts_args *a, bool least);
@@ -184,6 +187,9 @@ int afd__matrix_load_scales(struct afd__device *dev, struct afd__matrix *m,
 /* Matrix i of a stack, lent: for loads and products, not to be destroyed. */
 struct afd__matrix afd__matrix_at(const struct afd__matrix *stack, uint32_t i);
 void afd__matrix_destroy(struct afd__device *dev, struct afd__matrix *m); /* of a zeroed one too */
+/* What products with m take, without rows; row_bytes 0: float32. quantize counts for FP8 only. */
+struct afd__inputs afd__matrix_inputs(
+	struct afd__device *dev, const struct afd__matrix *m, bool quantize);
 
 /* Scratch for a call like `a`, of which n_rows (the most there will be), top_k and the shapes of
  * the two stacks count. It stops growing at some number of rows. */

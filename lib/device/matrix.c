@@ -153,6 +153,17 @@ void afd__matrix_destroy(struct afd__device *dev, struct afd__matrix *m)
 	memset(m, 0, sizeof(*m));
 }
 
+struct afd__inputs afd__matrix_inputs(
+	struct afd__device *dev, const struct afd__matrix *m, bool quantize)
+{
+	return (struct afd__inputs){
+		.row_bytes = dev->ops->input_row_bytes ? dev->ops->input_row_bytes(dev, m) : 0,
+		.dtype = m->dtype,
+		.column_offset = m->column_offset,
+		.quantize = quantize && m->dtype == AFD_DTYPE_FP8,
+	};
+}
+
 /* ---- loading ---- */
 
 static int check_rows(

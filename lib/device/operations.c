@@ -17,6 +17,7 @@
 
 struct check {
 	const char *op;
+	struct afd__device *dev;
 	int code;
 };
 
@@ -144,23 +145,69 @@ static void check_embed(struct check *c, const struct afd__embed_args *a)
 	countable(c, a->n_rows, a->table.k);
 }
 
+/* 0, or a dtype of which each number is rounded by itself. */
+static void may_wire(struct check *c, const char *name, int32_t dtype)
+{
+	if (dtype)
+		need_dtype(c, name, dtype);
+}
+
+static void may_inputs(struct check *c, uint32_t n_rows, uint32_t width, const struct afd__inputs *i)
+{
+	const struct afd__matrix w = { .data = i->rows, .k = width, .dtype = i->dtype,
+		.column_offset = i->column_offset, .layout = AFD__LAYOUT_PACKED };
+
+	if (c->code || !i->rows)
+		return;
+	need_aligned(c, "inputs.rows", i->rows, 16);
+	need_dtype_or_fp8(c, "inputs.dtype", i->dtype);
+	within(c, "inputs.column_offset", i->column_offset, 0,
+		i->dtype == AFD_DTYPE_FP8 ? AFD__SCALE_ROWS - 1 : 0);
+	within(c, "inputs.quantize", (uint64_t)i->quantize, 0, i->dtype == AFD_DTYPE_FP8);
+	if (c->code)
+		return;
+	within(c, "inputs.row_bytes", i->row_bytes, 1, SIZE_MAX / 2);
+	within(c, "inputs.row_bytes (as the device has them)", i->row_bytes,
+		afd__matrix_inputs(c->dev, &w, false).row_bytes,
+		afd__matrix_inputs(c->dev, &w, false).row_bytes);
+	countable(c, n_rows, i->row_bytes);
+}
+
 static void check_norm(struct check *c, const struct afd__norm_args *a)
 {
 	need(c, "h", a->h);
 	may(c, "add", a->add);
 	may(c, "out", a->out);
-	if (a->out)
+	if (a->out || a->inputs.rows)
 		need(c, "weight", a->weight);
 	else
 		need(c, "add (out is NULL)", a->add);
+	may_wire(c, "add_wire", a->add_wire);
+	may_wire(c, "out_wire", a->out_wire);
 	countable(c, a->n_rows, a->width);
+	may_inputs(c, a->n_rows, a->width, &a->inputs);
+}
+
+/* x, or what the device makes of it for w. */
+static void need_x(
+	struct check *c, const float *x, const void *inputs, const struct afd__matrix *w)
+{
+	if (!inputs) {
+		need(c, "x", x);
+		return;
+	}
+	need_aligned(c, "inputs", inputs, 16);
+	if (!c->code && !afd__matrix_inputs(c->dev, w, false).row_bytes)
+		c->code = afd__error(-EINVAL,
+			"%s: inputs %p, but device %s takes float32 with this matrix of %s", c->op,
+			inputs, c->dev->name, afd_dtype_name(w->dtype));
 }
 
 static void check_product(struct check *c, const struct afd__product_args *a)
 {
 	need_matrix(c, "w", &a->w);
 	within(c, "matrix n_stack", a->w.n_stack, 0, 0);
-	need(c, "x", a->x);
+	need_x(c, a->x, a->inputs, &a->w);
 	may(c, "bias", a->bias);
 	need(c, "y", a->y);
 	within(c, "x_stride", a->x_stride, a->w.k, UINT32_MAX);
@@ -177,7 +224,7 @@ static void check_mlp(struct check *c, const struct afd__mlp_args *a)
 	within(c, "gate_up.n (twice the width)", a->gate_up.n, 2 * (uint64_t)a->down.k,
 		2 * (uint64_t)a->down.k);
 	within(c, "gate_up.k (hidden)", a->gate_up.k, a->down.n, a->down.n);
-	need(c, "x", a->x);
+	need_x(c, a->x, a->inputs, &a->gate_up);
 	need(c, "y", a->y);
 	need(c, "gate_up_rows", a->gate_up_rows);
 	need(c, "activated", a->activated);
@@ -379,7 +426,7 @@ int afd__experts(struct afd__queue *q, const struct afd__experts_args *a)
 #define OPERATION(name, count) \
 	int afd__##name(struct afd__queue *q, const struct afd__##name##_args *a) \
 	{ \
-		struct check c = { .op = #name }; \
+		struct check c = { .op = #name, .dev = q->dev }; \
 \
 		if (q->error) \
 			return afd__queue_error(q); \

@@ -33,26 +33,27 @@ static int enqueue_quantized(
 
 /* x as the product with gate wants it, and up where that is another matrix. */
 static int enqueue_input(struct afd_ffn *ffn, struct afd__queue *q, const struct afd__ffn_mlp *mlp,
-	uint32_t n_rows, const float *x)
+	const struct afd__ffn_call *call)
 {
-	if (input_of(ffn, &mlp->gate, x) == x &&
-		(!mlp->up.data || input_of(ffn, &mlp->up, x) == x))
+	if (call->inputs || (input_of(ffn, &mlp->gate, call->x) == call->x &&
+				    (!mlp->up.data || input_of(ffn, &mlp->up, call->x) == call->x)))
 		return 0;
-	return enqueue_quantized(ffn, q, n_rows, x);
+	return enqueue_quantized(ffn, q, call->n_rows, call->x);
 }
 
 /* Gate and up lie in one matrix: one operation. */
 static int enqueue_whole(struct afd_ffn *ffn, struct afd__queue *q, const struct afd__ffn_mlp *mlp,
-	uint32_t n_rows, const float *x, float *y)
+	const struct afd__ffn_call *call)
 {
 	const struct afd__mlp_args args = {
-		.x = input_of(ffn, &mlp->gate, x),
+		.x = input_of(ffn, &mlp->gate, call->x),
+		.inputs = call->inputs,
 		.gate_up = mlp->gate,
 		.down = mlp->down,
-		.y = y,
+		.y = call->y,
 		.gate_up_rows = ffn->gate_up,
 		.activated = ffn->activated,
-		.n_rows = n_rows,
+		.n_rows = call->n_rows,
 		.quantize = ffn->quantizes && mlp->down.dtype == AFD_DTYPE_FP8,
 	};
 
@@ -104,23 +105,23 @@ static int enqueue_activation(
 }
 
 int afd__ffn_mlp(struct afd_ffn *ffn, struct afd__queue *q, const struct afd__ffn_mlp *mlp,
-	uint32_t n_rows, const float *x, float *y)
+	const struct afd__ffn_call *call)
 {
 	struct afd__product_args down = {
 		.x = ffn->activated,
 		.x_stride = mlp->width,
 		.w = mlp->down,
-		.y = y,
+		.y = call->y,
 		.y_stride = ffn->hidden,
-		.n_rows = n_rows,
+		.n_rows = call->n_rows,
 	};
-	int rc = enqueue_input(ffn, q, mlp, n_rows, x);
+	int rc = enqueue_input(ffn, q, mlp, call);
 
 	if (!rc && !mlp->up.data)
-		return enqueue_whole(ffn, q, mlp, n_rows, x, y);
+		return enqueue_whole(ffn, q, mlp, call);
 	if (!rc)
-		rc = enqueue_gate_up(ffn, q, mlp, n_rows, x);
+		rc = enqueue_gate_up(ffn, q, mlp, call->n_rows, call->x);
 	if (!rc)
-		rc = enqueue_activation(ffn, q, mlp, n_rows);
+		rc = enqueue_activation(ffn, q, mlp, call->n_rows);
 	return rc ? rc : afd__product(q, &down);
 }

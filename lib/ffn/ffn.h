@@ -26,10 +26,15 @@ void afd__ffn_info(const afd_ffn *ffn, struct afd__ffn_info *info);
  * when another has it, -EINVAL when it is a shard. NULL gives it back. */
 int afd__ffn_own(afd_ffn *ffn, const void *stage);
 
-/* y = F(layer, x) behind what is on q already; x and y may be the same. n_rows 0 is legal. -EINVAL:
- * the layer is not held. */
+/* The form in which the layer takes x, without rows, where it reads x in this form only; row_bytes 0:
+ * it reads float32. */
+struct afd__inputs afd__ffn_inputs(const afd_ffn *ffn, int32_t layer);
+/* y = F(layer, x) behind what is on q already; x and y may be the same. inputs: x in the form of
+ * afd__ffn_inputs, and then x is not read; or NULL. n_rows 0 is legal. -EINVAL: the layer is not
+ * held. */
 int afd__ffn_enqueue(afd_ffn *ffn, struct afd__queue *q, int32_t layer, uint32_t n_rows,
-	const float *x /* dev [n_rows][hidden_size] */, float *y /* dev [n_rows][hidden_size] */);
+	const float *x /* dev [n_rows][hidden_size] */, const void *inputs,
+	float *y /* dev [n_rows][hidden_size] */);
 /* All layers of n_rows rows ran once more, from a recording of what _enqueue had enqueued. */
 void afd__ffn_count_replayed(afd_ffn *ffn, uint32_t n_rows);
 

@@ -15,12 +15,25 @@ int afd__ffn_layer(struct afd_ffn *ffn, struct afd__queue *q, const struct afd__
 	assert(afd__ffn_holds(ffn, call->layer) && call->n_rows <= ffn->max_rows);
 	if (layer->arch->ffn_kind == AFD_FFN_MOE)
 		return afd__ffn_routed(ffn, q, call);
-	return afd__ffn_mlp(ffn, q, &layer->mlp, call->n_rows, call->x, call->y);
+	return afd__ffn_mlp(ffn, q, &layer->mlp, call);
+}
+
+struct afd__inputs afd__ffn_inputs(const afd_ffn *ffn, int32_t layer)
+{
+	const struct afd__ffn_layer *l;
+
+	if (!afd__ffn_holds(ffn, layer) || !ffn->weights.layers)
+		return (struct afd__inputs){ 0 };
+	l = &ffn->weights.layers[(uint32_t)layer - ffn->first_layer];
+	if (l->arch->ffn_kind == AFD_FFN_MOE || l->mlp.up.data)
+		return (struct afd__inputs){ 0 };
+	return afd__matrix_inputs(ffn->device, &l->mlp.gate, ffn->quantizes);
 }
 
 int afd__ffn_enqueue(afd_ffn *ffn, struct afd__queue *q, int32_t layer, uint32_t n_rows,
-	const float *x, float *y)
+	const float *x, const void *inputs, float *y)
 {
+	size_t input_bytes = inputs ? afd__ffn_inputs(ffn, layer).row_bytes : 0;
 	uint64_t started_ns = afd__now_ns();
 	uint32_t row0;
 	int rc = 0;
@@ -34,6 +47,7 @@ int afd__ffn_enqueue(afd_ffn *ffn, struct afd__queue *q, int32_t layer, uint32_t
 			.layer = (uint32_t)layer,
 			.n_rows = left < ffn->max_rows ? left : ffn->max_rows,
 			.x = x + (size_t)row0 * ffn->hidden,
+			.inputs = inputs ? (const char *)inputs + row0 * input_bytes : NULL,
 			.y = y + (size_t)row0 * ffn->hidden,
 		};
 

@@ -85,6 +85,6 @@ int afd__ffn_routed(struct afd_ffn *ffn, struct afd__queue *q, const struct afd_
 		c.x = ffn->x;
 	}
 	if (!rc && layer->mlp.width)
-		rc = afd__ffn_mlp(ffn, q, &layer->mlp, c.n_rows, c.x, c.y);
+		rc = afd__ffn_mlp(ffn, q, &layer->mlp, &c);
 	return rc ? rc : enqueue_experts(ffn, q, layer, &c);
 }

@@ -68,6 +68,7 @@ struct afd__ffn_call {
 	uint32_t layer;     /* the contract's number */
 	uint32_t n_rows;    /* at most max_rows */
 	const float *x;     /* dev [n_rows][hidden] */
+	const void *inputs; /* dev: x in the form of afd__ffn_inputs, or NULL */
 	float *y;           /* dev [n_rows][hidden]; may be x */
 	const int32_t *ids; /* dev [n_rows][top_k]; NULL: the stage routes, or the layer is dense */
 	const float *weights; /* dev [n_rows][top_k], with ids */
@@ -178,9 +179,9 @@ void afd__ffn_unload(struct afd_ffn *ffn);
 /* layer.c: y = F(layer, x) of the shard, behind what is on q already. */
 int afd__ffn_layer(struct afd_ffn *ffn, struct afd__queue *q, const struct afd__ffn_call *call);
 
-/* dense.c: a layer's mlp. */
+/* dense.c: a layer's mlp of the call's rows. */
 int afd__ffn_mlp(struct afd_ffn *ffn, struct afd__queue *q, const struct afd__ffn_mlp *mlp,
-	uint32_t n_rows, const float *x, float *y);
+	const struct afd__ffn_call *call);
 
 /* routed.c: a layer with experts. */
 int afd__ffn_routed(struct afd_ffn *ffn, struct afd__queue *q, const struct afd__ffn_call *call);

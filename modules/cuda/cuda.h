@@ -135,6 +135,7 @@ void deliver(struct cuda_queue *d, uint64_t ticket);
 AFD__DEVICE_OPERATIONS(DECLARE)
 #undef DECLARE
 int cuda_probe(struct afd__queue *q, const struct afd__probe_args *a, double *work);
+size_t cuda_input_row_bytes(struct afd__device *dev, const struct afd__matrix *w);
 size_t cuda_experts_scratch_bytes(
 	struct afd__device *dev, const struct afd__experts_args *a, bool least);
 

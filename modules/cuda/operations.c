@@ -127,6 +127,11 @@ int cuda_probe(struct afd__queue *q, const struct afd__probe_args *a, double *wo
 	return rc;
 }
 
+size_t cuda_input_row_bytes(struct afd__device *dev, const struct afd__matrix *w)
+{
+	return afd_gpu_input_row_bytes(w);
+}
+
 size_t cuda_experts_scratch_bytes(
 	struct afd__device *dev, const struct afd__experts_args *a, bool least)
 {

@@ -150,6 +150,16 @@ static struct all_args good_args(float *m)
 	X(norm, a.width = 0, "width 0") \
 	X(norm, ODD(a.add), "aligned") \
 	X(norm, (a.out = NULL, a.add = NULL), "add (out is NULL)") \
+	X(norm, a.add_wire = AFD_DTYPE_FP8, "add_wire 4") \
+	X(norm, a.out_wire = 9, "out_wire 9") \
+	X(norm, a.inputs.rows = (char *)a.h + 8, "aligned to 16") \
+	X(norm, (a.inputs.rows = a.h, a.inputs.dtype = 0), "inputs.dtype 0") \
+	X(norm, (a.inputs.rows = a.h, a.inputs.dtype = 2, a.inputs.quantize = 1), \
+		"inputs.quantize 1") \
+	X(norm, (a.inputs.rows = a.h, a.inputs.dtype = 2), "inputs.row_bytes 0") \
+	X(product, (a.inputs = a.x), "takes float32") \
+	X(product, (a.inputs = (const char *)a.x + 4), "aligned to 16") \
+	X(mlp, (a.inputs = a.x), "takes float32") \
 	X(product, a.x_stride = 3, "x_stride 3") \
 	X(product, a.y_stride = 3, "y_stride 3") \
 	X(product, a.w.n = 0, "matrix n 0") \

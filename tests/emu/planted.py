@@ -22,8 +22,22 @@ KERNELS = ROOT / "kernels/cuda"
 PLANTED = {
     "a_sum_without_the_barrier_after_its_warps": (
         "block.h:norm.cu", "\tbarrier();\n", "", "rows", "norm_a*", "plain", "first"),
+    "a_norm_whose_inputs_keep_what_stood_behind_the_row": (
+        "tile_form.h:norm.cu", "at - f.lead < f.k ?", "at - f.lead <= f.k ?", "inputs", "products*", "plain", "first"),
+    "a_norm_whose_inputs_forget_to_quantise": (
+        "tile_form.h:norm.cu", "if (f.quantize)", "if (f.quantize && f.lead)", "inputs", "products*", "plain", "first"),
+    "a_norm_whose_inputs_are_scaled_by_a_part_of_the_row": (
+        "tile_form.h:norm.cu", "GPU_UNROLL\n\tfor (unsigned i = 0; i < N_THREADS / 32; i++)", "GPU_UNROLL\n\tfor (unsigned i = 0; i < 4; i++)",
+        "inputs", "products*", "plain", "first"),
+    "a_norm_whose_inputs_do_not_cross_the_wire": (
+        "norm.cu", "return cross(h[i] * scale * a.weight[i], a.out_wire);", "return h[i] * scale * a.weight[i];", "inputs", "wires*",
+        "plain", "first"),
+    "a_norm_that_adds_what_has_crossed_no_wire": (
+        "norm.cu", "0.0f + cross(more, a.add_wire)", "0.0f + more", "inputs", "wires*", "plain", "first"),
+    "a_norm_that_adds_a_zero_with_its_sign": (
+        "norm.cu", "0.0f + cross(more, a.add_wire)", "cross(more, a.add_wire)", "inputs", "wires*", "plain", "first"),
     "a_norm_that_stops_one_number_early": (
-        "norm.cu", "i < a.width; i += THREADS) {", "i < a.width - 1; i += THREADS) {", "rows", "norm_a*", "plain", "first"),
+        "norm.cu", "i < a.width; i += THREADS) {\n\t\tfloat", "i < a.width - 1; i += THREADS) {\n\t\tfloat", "rows", "norm_a*", "plain", "first"),
     "a_norm_whose_warp_counts_twice": (
         "block.h:norm.cu", "if (lane_id() == 0)\n\t\tsums[warp_id()] = v;", "if (lane_id() == 0)\n\t\tsums[0] = v;", "rows",
         "norm_a*", "plain", "first"),
@@ -85,11 +99,11 @@ PLANTED = {
         "tile.cu", "add_scaled<ROWS, COLUMNS>(t, at, at.stage0 + s,", "add_scaled<ROWS, COLUMNS>(t, at, at.stage0 + (s ? s : 1),",
         "fp8", "fp8_products*", "plain", "first"),
     "inputs_that_leave_numbers_behind_the_row": (
-        "tile_inputs.cu", "at - a.lead < a.k ?", "at - a.lead <= a.k ?", "product", "products*", "plain", "first"),
+        "tile_form.h:tile_inputs.cu", "at - f.lead < f.k ?", "at - f.lead <= f.k ?", "product", "products*", "plain", "first"),
     "inputs_of_fp8_in_plain_order": (
-        "tile_inputs.cu", "return i / 4 * 2 + i % 2 + (i & 2 ? 8 : 0);", "return i;", "fp8", "fp8_products*", "plain", "first"),
+        "tile_form.h:tile_inputs.cu", "return i / 4 * 2 + i % 2 + (i & 2 ? 8 : 0);", "return i;", "fp8", "fp8_products*", "plain", "first"),
     "inputs_that_forget_the_up": (
-        "tile_inputs.cu", "x / (1 + expf(-x)) * a.from.up[at]", "x / (1 + expf(-x))", "experts", "mlps*", "plain", "first"),
+        "tile_inputs.cu", "x / (1 + expf(-x)) * from.up[at]", "x / (1 + expf(-x))", "experts", "mlps*", "plain", "first"),
     "an_mlp_whose_up_is_its_gate": (
         "tile.cu", "t.half + column - COLUMNS / 2", "column - COLUMNS / 2", "experts", "mlps*", "plain", "first"),
     "an_mlp_that_leaves_numbers_behind_the_row": (

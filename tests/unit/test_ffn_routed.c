@@ -180,7 +180,7 @@ static void y_may_be_x_where_there_are_shared_experts(void **state)
 	assert_int_equal(afd__queue_open(&q, info.device), 0);
 	rows = device_floats(info.device, N_ROWS * HIDDEN);
 	assert_int_equal(afd__queue_upload(&q, rows, x, sizeof(x)), 0);
-	assert_int_equal(afd__ffn_enqueue(ffn, &q, 2, N_ROWS, rows, rows), 0);
+	assert_int_equal(afd__ffn_enqueue(ffn, &q, 2, N_ROWS, rows, NULL, rows), 0);
 	assert_int_equal(afd__queue_download(&q, x, rows, sizeof(x)), 0);
 	assert_int_equal(afd__queue_ticket(&q, &ticket), 0);
 	assert_int_equal(afd__queue_wait(&q, ticket, 0, "test"), 0);
