@@ -302,6 +302,27 @@ static void an_error_of_the_server_ends_its_frame_only(void **state)
 	server_stop(&server);
 }
 
+static void a_step_goes_on_after_a_frame_that_failed(void **state)
+{
+	float x[40 * HIDDEN] = { 0 }, y[40 * HIDDEN];
+	struct afd_transport_params params = { .max_rows = 8 };
+	struct afd_frame frame = frame_of(2, 0, 40, x, y);
+	struct server server;
+	afd_transport *net;
+
+	server_start(&server, NULL);
+	net = join(&server, &params);
+	assert_int_equal(begin_step(net, 40), 0);
+	for (int i = 0; i < 20; i++) {
+		server.status = -EDOM;
+		expect_error(afd_transport_exchange(net, &frame), -EDOM, "layer 2: on purpose");
+		server.status = 0;
+		assert_int_equal(afd_transport_exchange(net, &frame), 0);
+	}
+	afd_transport_destroy(net);
+	server_stop(&server);
+}
+
 static void a_cancelled_step_leaves_the_next_one_clean(void **state)
 {
 	float x[40 * HIDDEN] = { 0 }, y[40 * HIDDEN];
@@ -476,6 +497,7 @@ int main(int argc, char **argv)
 		RIG_TEST(lanes_are_out_together_and_collected_in_any_order),
 		RIG_TEST(several_clients_are_served_at_once),
 		RIG_TEST(an_error_of_the_server_ends_its_frame_only),
+		RIG_TEST(a_step_goes_on_after_a_frame_that_failed),
 		RIG_TEST(a_cancelled_step_leaves_the_next_one_clean),
 		RIG_TEST(calls_out_of_order_are_refused_and_change_nothing),
 		RIG_TEST(a_server_sends_no_frames),

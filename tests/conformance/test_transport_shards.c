@@ -481,6 +481,27 @@ static void an_error_of_one_target_ends_the_frame_and_no_link(void **state)
 	stop_shards(2);
 }
 
+/* The other target has answered the parts that it got, and gets no more of them. */
+static void a_step_goes_on_after_an_error_of_one_target(void **state)
+{
+	struct afd_transport_params params = { .max_rows = 1 };
+	struct afd_frame frame = frame_of(0, 0, ROWS, x, y);
+	afd_transport *net;
+
+	start_shards(ep2, 2);
+	net = join_shards(2, &params);
+	choose(8);
+	assert_int_equal(begin_step(net, ROWS), 0);
+	for (int i = 0; i < 20; i++) {
+		servers[i % 2].status = -EDOM;
+		expect_error(afd_transport_exchange(net, &frame), -EDOM, "on purpose");
+		servers[i % 2].status = 0;
+		exchange(net, &frame);
+	}
+	afd_transport_destroy(net);
+	stop_shards(2);
+}
+
 int main(int argc, char **argv)
 {
 	const struct CMUnitTest tests[] = {
@@ -497,6 +518,7 @@ int main(int argc, char **argv)
 		RIG_TEST(parts_are_read_by_target_when_asked_so),
 		RIG_TEST(a_lost_target_ends_the_frame_and_is_named),
 		RIG_TEST(an_error_of_one_target_ends_the_frame_and_no_link),
+		RIG_TEST(a_step_goes_on_after_an_error_of_one_target),
 	};
 	return RIG_RUN(argc, argv, tests);
 }
