@@ -86,10 +86,11 @@ struct afd_attn_params {
 	 * that is enqueued waits. Outlives the stage. NULL: a stream of the stage's own. While the
 	 * host captures it a step fails with -ENOTSUP. */
 	void *stream;
-	/* With params.ffn on a device with graphs ("cuda:N"): a step is enqueued in one piece, lanes
-	 * are not used, and a batch like an earlier one (in sequences, rows, outputs and page table)
-	 * is recorded as a graph, then replayed. How many are kept, 1 .. 1024; 0 means 32;
-	 * UINT32_MAX: none, the step goes layer by layer, as it does with a tracer. */
+	/* On a device with graphs ("cuda:N"): what a batch like an earlier one (in sequences, rows,
+	 * outputs and page table) has enqueued is recorded as graphs, then replayed. With params.ffn
+	 * alone a step is one piece, and lanes are not used, unless there is a tracer; with a
+	 * transport it is recorded between the crossings of each layer and lane. How many such
+	 * batches are kept, 1 .. 1024; 0 means 32; UINT32_MAX: none, and steps go layer by layer. */
 	uint32_t graphs;
 	int32_t deterministic; /* 1: a row's bits depend on that row alone, whatever shares its batch,
 				   also where the device has faster ways; 0: as is fastest. The cpu

@@ -79,6 +79,10 @@ struct afd_ffn_params {
 	                             its own */
 	uint64_t weights_epoch;   /* with net: stated beside the fingerprint, for a host that exchanges
 	                             weights. Replicas of one shard must state the same */
+	uint32_t graphs;          /* with net on a device with graphs ("cuda:N"): of how many row counts
+	                             the passes are kept as graphs, 1 .. 1024; 0 means 32; UINT32_MAX:
+	                             none */
+	uint32_t _pad;            /* 0 */
 };
 
 /*

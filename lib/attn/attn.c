@@ -308,7 +308,7 @@ static void tear_down(struct afd_attn *attn)
 	afd__attn_metrics_destroy(attn);
 	afd__attn_memory_destroy(attn);
 	afd__attn_route_destroy(attn);
-	afd__attn_graphs_destroy(attn);
+	afd__recordings_destroy(&attn->graphs);
 	afd__attn_weights_free(&attn->weights);
 	if (attn->kv_owned)
 		afd__device_free(attn->device, attn->kv_owned, attn->layout.memory_bytes);

@@ -12,7 +12,7 @@
 
 #include <afd/attn.h>
 
-#include "../device/device.h"
+#include "../device/recordings.h"
 #include "../ffn/ffn.h"
 #include "../model/model.h"
 #include "../transport/exchange.h"
@@ -100,25 +100,13 @@ enum afd__step_state {
 	AFD__STEP_HEAD,
 };
 
-/* What a recording was made for: batches that agree in these differ in what is uploaded alone. */
-struct afd__attn_shape {
-	uint32_t n_rows, n_entries, n_outputs, table_stride, ids;
-};
-
-struct afd__attn_graph {
-	struct afd__attn_shape shape;
-	struct afd__graph *graph; /* NULL: it cannot be recorded */
-	uint64_t used;            /* the step that used it last */
-};
-
-enum { AFD__SHAPES_SEEN = 64 };
-
-struct afd__attn_graphs {
-	struct afd__attn_graph *kept; /* [capacity] */
-	uint32_t capacity, n_kept;    /* capacity 0: steps go layer by layer */
-	struct afd__attn_shape seen[AFD__SHAPES_SEEN]; /* a ring of those that came once */
-	uint32_t n_seen;
-	int32_t told; /* it was logged that something cannot be recorded */
+/* What of a step is recorded. */
+enum afd__attn_piece {
+	AFD__PIECE_WHOLE = 1, /* all of it, between upload and outputs */
+	AFD__PIECE_EMBEDDING,
+	AFD__PIECE_ATTENTION, /* of a lane's layer; without a group also what is the next */
+	AFD__PIECE_FFN_SIDE,  /* the FFN's input, and the choice of experts where this side routes */
+	AFD__PIECE_HEAD,
 };
 
 struct afd__step {
@@ -159,7 +147,8 @@ struct afd_attn {
 	struct afd__attn_weights weights;
 	struct afd__attn_memory memory;
 	struct afd__attn_route route;
-	struct afd__attn_graphs graphs;
+	struct afd__recordings graphs;
+	int32_t whole; /* a step is enqueued in one piece */
 
 	struct afd__sequences sequences;
 	struct afd__kv kv;
@@ -244,8 +233,9 @@ bool afd__attn_routes(const struct afd_attn *attn, uint32_t layer);
 int afd__attn_route_check(struct afd_attn *attn, const struct afd__exchange_info *info);
 int afd__attn_route_create(struct afd_attn *attn);
 void afd__attn_route_destroy(struct afd_attn *attn);
-/* The choice for a lane's rows, from its x, down to the host. */
-int afd__attn_enqueue_route(struct afd_attn *attn, const struct afd__lane *lane);
+/* The choice for a lane's rows, from its x; and from the device down to the host. */
+int afd__attn_enqueue_choice(struct afd_attn *attn, const struct afd__lane *lane);
+int afd__attn_enqueue_choice_down(struct afd_attn *attn, const struct afd__lane *lane);
 /* The choice is here: who gets which rows. */
 int afd__attn_route_plan(struct afd_attn *attn, uint32_t lane);
 /* Of the lane's frame, routed or not: how many rows go to a target, and which; dev [n_rows], NULL:
@@ -291,10 +281,16 @@ int afd__attn_group_gather(struct afd_attn *attn, uint32_t lane);
 /* 1: either is complete on the device. */
 int afd__attn_group_done(struct afd_attn *attn, uint32_t lane);
 
-/* ---- whole.c: a step in one piece, recorded and replayed ---- */
-/* Decides whether steps go so; the device is open, params are filled. */
+/* ---- pieces.c: what is recorded and replayed ---- */
+/* Decides whether steps go in one piece; the device is open, params are filled. */
 int afd__attn_graphs_create(struct afd_attn *attn);
-void afd__attn_graphs_destroy(struct afd_attn *attn); /* before the device is closed */
+/* Enqueues a piece (of a lane, or NULL), as a graph where there is one: 1 when it was replayed, 0, or
+ * an error. */
+int afd__attn_run_piece(struct afd_attn *attn, int32_t kind, const struct afd__lane *lane);
+
+/* ---- whole.c: a step in one piece ---- */
+/* What is recorded of it. */
+int afd__attn_whole_enqueue(struct afd_attn *attn);
 int afd__attn_whole_begin(struct afd_attn *attn);
 /* 1: the step is done; 0: not yet, or only its layers are, and the step is at the head. */
 int afd__attn_whole_poll(struct afd_attn *attn);

@@ -102,17 +102,21 @@ static int choose(struct afd_attn *attn, const struct afd__lane *lane)
 	return afd__choose_experts(&attn->queue, &choice);
 }
 
-int afd__attn_enqueue_route(struct afd_attn *attn, const struct afd__lane *lane)
+int afd__attn_enqueue_choice(struct afd_attn *attn, const struct afd__lane *lane)
+{
+	int rc = afd__attn_round_rows(attn, lane);
+
+	return rc ? rc : choose(attn, lane);
+}
+
+int afd__attn_enqueue_choice_down(struct afd_attn *attn, const struct afd__lane *lane)
 {
 	struct afd__attn_route *r = &attn->route;
 	size_t at = (size_t)lane->own_row0 * r->top_k;
 	size_t bytes = (size_t)lane->n_own_rows * r->top_k * sizeof(*r->ids);
-	int rc = afd__attn_round_rows(attn, lane);
+	int rc = afd__queue_download(
+		&attn->queue, r->ids + at, attn->memory.expert_ids, bytes);
 
-	rc = rc ? rc : choose(attn, lane);
-	rc = rc ? rc
-		: afd__queue_download(
-			  &attn->queue, r->ids + at, attn->memory.expert_ids, bytes);
 	return rc ? rc
 		  : afd__queue_download(&attn->queue, r->weights + at, attn->memory.expert_weights,
 			    bytes);

@@ -291,15 +291,13 @@ static int send_lane(struct afd_attn *attn, uint32_t index)
 	return attn->ffn ? afd__attn_local_send(attn, index) : afd__attn_remote_send(attn, index);
 }
 
-/* y of attention is complete. */
+/* y of attention is complete, and the FFN's input is enqueued. */
 static int go_to_ffn(struct afd_attn *attn, uint32_t index)
 {
 	struct afd__lane *lane = &attn->step.lanes[index];
 	bool routes = lane->n_own_rows && afd__attn_routes(attn, lane->layer);
-	int rc = afd__attn_enqueue_ffn_input(attn, lane);
+	int rc = routes ? afd__attn_enqueue_choice_down(attn, lane) : 0;
 
-	if (!rc && routes)
-		rc = afd__attn_enqueue_route(attn, lane);
 	rc = rc ? rc : end_attention(attn, lane, routes ? AFD__LANE_ROUTING : AFD__LANE_AT_FFN);
 	return rc ? rc : send_lane(attn, index);
 }
@@ -326,7 +324,8 @@ static int look_at_lane(struct afd_attn *attn, uint32_t index)
 	switch (lane->state) {
 	case AFD__LANE_REDUCING:
 		begin_attention(attn, lane);
-		return go_to_ffn(attn, index);
+		rc = afd__attn_run_piece(attn, AFD__PIECE_FFN_SIDE, lane);
+		return rc < 0 ? rc : go_to_ffn(attn, index);
 	case AFD__LANE_AT_FFN:
 		return leave_ffn(attn, index);
 	default:
@@ -379,10 +378,10 @@ static int run_lane(struct afd_attn *attn, uint32_t index)
 
 	begin_attention(attn, lane);
 	afd__range_push(&attn->queue, "afd attention");
-	rc = afd__attn_enqueue_attention(attn, lane);
+	rc = afd__attn_run_piece(attn, AFD__PIECE_ATTENTION, lane);
 	afd__range_pop(&attn->queue);
-	if (rc || !afd__attn_in_group(attn))
-		return rc ? rc : go_to_ffn(attn, index);
+	if (rc < 0 || !afd__attn_in_group(attn))
+		return rc < 0 ? rc : go_to_ffn(attn, index);
 	rc = end_attention(attn, lane, AFD__LANE_REDUCING);
 	return rc ? rc : afd__attn_group_reduce(attn, index);
 }
@@ -446,11 +445,12 @@ static int poll_joining(struct afd_attn *attn)
 		attn->step.opened = 1;
 	}
 	attn->step.moved = 1;
-	if (attn->graphs.capacity)
+	if (attn->whole)
 		return afd__attn_whole_begin(attn);
 	attn->step.state = AFD__STEP_LAYERS;
 	rc = afd__attn_enqueue_inputs(attn);
-	return rc ? rc : afd__attn_enqueue_embedding(attn);
+	rc = rc ? rc : afd__attn_run_piece(attn, AFD__PIECE_EMBEDDING, NULL);
+	return rc < 0 ? rc : 0;
 }
 
 static int poll_layers(struct afd_attn *attn)
@@ -473,6 +473,20 @@ static int poll_layers(struct afd_attn *attn)
 	attn->step.state = AFD__STEP_HEAD;
 	attn->step.moved = 1;
 	return 0;
+}
+
+/* A chunk of outputs; the only one is recorded. */
+static int enqueue_head(struct afd_attn *attn)
+{
+	struct afd__step *step = &attn->step;
+	int rc;
+
+	if (step->head_rows == attn->batch.n_outputs)
+		rc = afd__attn_run_piece(attn, AFD__PIECE_HEAD, NULL);
+	else
+		rc = afd__attn_enqueue_head(attn, step->head_row, step->head_rows);
+	rc = rc < 0 ? rc : afd__attn_enqueue_outputs(attn, step->head_row, step->head_rows);
+	return rc ? rc : afd__queue_ticket(&attn->queue, &step->head_ticket);
 }
 
 static int poll_head(struct afd_attn *attn)
@@ -500,9 +514,7 @@ static int poll_head(struct afd_attn *attn)
 								      : AFD__HEAD_ROWS;
 	step->head_ns = afd__now_ns();
 	step->moved = 1;
-	rc = afd__attn_enqueue_head(attn, step->head_row, step->head_rows);
-	rc = rc ? rc : afd__attn_enqueue_outputs(attn, step->head_row, step->head_rows);
-	return rc ? rc : afd__queue_ticket(&attn->queue, &step->head_ticket);
+	return enqueue_head(attn);
 }
 
 static int poll_step(struct afd_attn *attn)

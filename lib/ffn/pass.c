@@ -191,6 +191,28 @@ static int settle(struct afd_ffn *ffn, int error)
 	return afd__error(error, "%s", text);
 }
 
+/* The layer between slots: what it depends on is no address that changes. */
+struct layer {
+	struct afd_ffn *ffn;
+	struct afd__ffn_call call;
+};
+
+static int enqueue_layer(void *user)
+{
+	struct layer *layer = user;
+
+	return afd__ffn_layer(layer->ffn, &layer->ffn->queue, &layer->call);
+}
+
+static int run_layer(struct afd_ffn *ffn, const struct afd__ffn_call *call)
+{
+	struct layer layer = { ffn, *call };
+	const struct afd__recording_key key = { { call->layer, call->n_rows, call->ids != NULL } };
+	int rc = afd__recordings_run(&ffn->graphs, &ffn->queue, &key, enqueue_layer, &layer);
+
+	return rc < 0 ? rc : 0;
+}
+
 static int begin_on_device(struct afd_ffn *ffn)
 {
 	struct afd__ffn_run *run = &ffn->server.run;
@@ -206,7 +228,7 @@ static int begin_on_device(struct afd_ffn *ffn)
 
 	afd__range_push(&ffn->queue, "afd ffn");
 	if (!rc)
-		rc = afd__ffn_layer(ffn, &ffn->queue, &call);
+		rc = run_layer(ffn, &call);
 	afd__range_pop(&ffn->queue);
 	if (!rc)
 		rc = convert_all(ffn, convert_out);

@@ -42,6 +42,8 @@ static int check_params(
 	if (p->max_rows > AFD__FFN_MAX_ROWS)
 		return afd__error(
 			-EINVAL, "ffn: max_rows is %u, limit %d", p->max_rows, AFD__FFN_MAX_ROWS);
+	if (p->_pad)
+		return afd__error(-EINVAL, "ffn: _pad is %u, must be 0", p->_pad);
 	if (p->quantize_activations < 0 || p->quantize_activations > 1)
 		return afd__error(-EINVAL, "ffn: quantize_activations is %d, limit 1",
 			p->quantize_activations);
@@ -304,6 +306,9 @@ static int build(struct afd_ffn *ffn, const afd_model *model, const struct afd_f
 		rc = allocate(ffn);
 	if (!rc)
 		rc = afd__ffn_metrics_create(ffn);
+	if (!rc)
+		rc = afd__recordings_create(&ffn->graphs, ffn->device, "ffn", p->graphs,
+			ffn->net && model ? ffn->n_layers : 0);
 	if (!rc && ffn->net)
 		rc = afd__ffn_server_create(ffn, p->gather_us);
 	if (!rc && ffn->net)
@@ -371,6 +376,7 @@ void afd_ffn_destroy(afd_ffn *ffn)
 		return;
 	/* What is enqueued may still touch slots and activations. */
 	afd__queue_close(&ffn->queue);
+	afd__recordings_destroy(&ffn->graphs);
 	afd__ffn_server_destroy(ffn);
 	if (ffn->net && ffn->device)
 		afd__transport_watch_slots(ffn->net, NULL);

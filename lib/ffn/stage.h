@@ -13,6 +13,7 @@
 #define AFD_LIB_FFN_STAGE_H
 
 #include "../model/shard.h"
+#include "../device/recordings.h"
 #include "ffn.h"
 #include "gather.h"
 
@@ -155,6 +156,7 @@ struct afd_ffn {
 	size_t scratch_bytes;
 	bool quantizes;
 	struct afd__queue_options options;
+	struct afd__recordings graphs; /* of passes; net only */
 
 	struct afd__ffn_server server; /* net only */
 	struct afd__ffn_metrics metrics;

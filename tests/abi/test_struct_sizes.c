@@ -44,7 +44,7 @@ HOLDS(afd_probe_backend, 424, bytes_per_second, 416);
 HOLDS(afd_probe, 32, chosen, 28);
 
 HOLDS(afd_ffn_pass, 64, _pad, 60);
-HOLDS(afd_ffn_params, 120, weights_epoch, 112);
+HOLDS(afd_ffn_params, 128, _pad, 124);
 HOLDS(afd_ffn_rows, 80, on_device, 76);
 HOLDS(afd_ffn_stats, 72, stored_bytes, 64);
 

@@ -45,6 +45,7 @@ static void open_shard(struct ranks *ranks, const struct ranks_params *p,
 	const struct afd_ffn_params ffn = { .size = sizeof(ffn),
 		.device = ranks->device,
 		.shard = net.shard,
+		.graphs = p->attn.graphs,
 		.quantize_activations = p->attn.quantize_activations };
 
 	name_address(name, p->scheme, "ffn", i);

@@ -22,7 +22,7 @@ struct ranks_params {
 	int32_t wire_dtype;     /* both ways; 0: f32 */
 	int32_t gate;           /* enum afd_gate; 0: AFD_GATE_FFN */
 	int32_t weights;        /* enum afd_weights */
-	struct afd_attn_params attn; /* kv_dtype 0: f32; quantize_activations: of the FFN, too */
+	struct afd_attn_params attn; /* kv_dtype 0: f32; quantize_activations and graphs: of the FFN, too */
 	struct afd_tracer tracer;
 };
 

@@ -95,6 +95,7 @@ static void open_ffns(struct rig *rig, const struct rig_params *p, const char *d
 		.compute = p->compute,
 		.compute_user = p->compute_user,
 		.stream = p->stream,
+		.graphs = p->attn.graphs,
 		.quantize_activations = p->quantize_activations };
 	uint32_t i, n_tp = at_least_one(p->n_tp), n_ep = at_least_one(p->n_ep);
 

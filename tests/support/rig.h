@@ -30,7 +30,8 @@ struct rig_params {
 	int32_t weights;    /* enum afd_weights */
 	int32_t quantize_activations; /* of both stages */
 	struct afd_attn_params
-		attn; /* ffn, device and what a transport says are filled in; kv_dtype 0: f32 */
+		attn; /* ffn, device and what a transport says are filled in; kv_dtype 0: f32;
+			 graphs: of both stages */
 	afd_ffn_compute compute; /* instead of the checkpoint's FFN; with an address */
 	void *compute_user;
 	void *stream; /* of both stages */
