@@ -14,6 +14,7 @@ static const struct tool_command commands[] = {
 	{ "ceilings", bench_ceilings,
 		"what the machine can do: reading memory, multiply-adds, copying" },
 	{ "ops", bench_ops, "operations on cold weights against these limits" },
+	{ "load", bench_load, "weights onto a device, beside direct uploads" },
 	{ "decode", bench_decode, "whole steps of a checkpoint, in one process and in two" },
 	{ "exchange", bench_exchange,
 		"frames there and back, beside the floor of the same medium" },

@@ -64,6 +64,7 @@ int bench_measure(struct bench *b, double seconds, json_t *what, const struct be
 /* The commands: argv[0] is the command's name. Exit statuses of the tool. */
 int bench_ceilings(int argc, char **argv);
 int bench_ops(int argc, char **argv);
+int bench_load(int argc, char **argv);
 int bench_decode(int argc, char **argv);
 int bench_exchange(int argc, char **argv);
 int bench_probe(int argc, char **argv);

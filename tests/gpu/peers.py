@@ -68,6 +68,19 @@ def measure(build, emu):
     return machine, cells, failures
 
 
+def load_rate(build, emu):
+    """(the result of `afd-bench load`, or None, and a line on it)."""
+    env = dict(os.environ, AFD_MODULE_DIR=str(build / ("tests/emu" if emu else "modules")))
+    size = ["--mib", "16", "--seconds", "0.2"] if emu else ["--mib", "2048", "--seconds", "4"]
+    done = subprocess.run([build / "examples/afd-bench", "load", "--device", "cuda:0", "--json", *size], capture_output=True, text=True,
+                          env=env)
+    if done.returncode:
+        return None, f"not measured: load: {done.stderr.strip()}"
+    result = json.loads(done.stdout)["results"][0]
+    return result, (f"loading weights from a mapped file: {result['gb_per_s']:.1f} GB/s, {100 * result['ratio']:.0f} % of "
+                    f"{result['host_to_device_gb_per_s']:.1f} GB/s from registered memory")
+
+
 def key_of(cell):
     """The row of peers.csv for a cell."""
     shape = {"product": cell["shape"].split()[-1], "attend": HEADS.get(cell["shape"]), "moe": cell.get("routing")}.get(cell["op"])
@@ -272,10 +285,11 @@ def main():
     parser.add_argument("--out", type=pathlib.Path)
     parser.add_argument("--emu", action="store_true")
     options = parser.parse_args()
+    load, load_line = load_rate(options.build, options.emu)
     machine, cells, failures = measure(options.build, options.emu)
     if options.out:
-        (options.out / "ops.json").write_text(json.dumps({"machine": machine, "results": cells}))
-    notes, torch_side, torch_us = [f"not measured: {failure}" for failure in failures], None, {}
+        (options.out / "ops.json").write_text(json.dumps({"machine": machine, "results": cells, "load": load}))
+    notes, torch_side, torch_us = [load_line, *(f"not measured: {failure}" for failure in failures)], None, {}
     try:
         torch_side = Torch(options.emu)
         machine["torch_tflop_per_s"] = torch_side.ceiling()
@@ -306,7 +320,7 @@ def main():
     print_summary(cells, machine, gpu, notes, options.emu)
     if options.out:
         (options.out / "peers.json").write_text(json.dumps({"gpu": gpu, "machine": machine, "cells": cells, "notes": notes}))
-    return 1 if failures or not cells else 0
+    return 1 if failures or not cells or not load else 0
 
 
 if __name__ == "__main__":

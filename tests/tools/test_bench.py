@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 
-from sentences import BUILD
+from sentences import BUILD, ROOT
 from tools import Case, run
 
 KEYS = {"op", "shape", "us", "us_p10", "us_p90", "limit_us", "ratio", "limit"}
@@ -120,6 +120,29 @@ class Bench(Case):
         machine, results = self.bench("ops", "--shapes", "qwen3-0.6b", "--seconds", 0.5, "--device", "deferred")
         self.assertEqual((machine["device"], len(results)), ("deferred", 4 * 8))
 
+    def check_load(self, results, shapes):
+        self.assertEqual([(r["op"], r["shape"], r["limit"]) for r in results], [("load", shape, "h2d") for shape in shapes])
+        for r in results:
+            self.assertGreaterEqual(r["runs"], 3)
+            self.assertGreater(r["bytes"], 0)
+            self.assertAlmostEqual(r["gb_per_s"], r["bytes"] / r["us"] / 1e3, delta=1e-3 * r["gb_per_s"])
+            self.assertAlmostEqual(r["ratio"], r["gb_per_s"] / r["host_to_device_gb_per_s"], delta=1e-3 * r["ratio"])
+
+    def test_loading_is_held_against_direct_uploads_on_every_device(self):
+        for device in ("cpu", "deferred", "cuda:0"):
+            env = {"AFD_MODULE_DIR": BUILD / "tests/emu"} if device == "cuda:0" else {}
+            if env and not (BUILD / "tests/emu/afd-cuda.so").exists():
+                continue
+            with self.subTest(device):
+                machine, results = self.bench("load", "--device", device, "--mib", 9, "--seconds", 0.1, **env)
+                self.assertEqual(machine["device"], device)
+                self.check_load(results, ["mapped file"])
+                self.assertEqual(results[0]["bytes"], 9 << 20)
+
+    def test_each_stage_of_a_model_is_loaded_by_itself(self):
+        _, results = self.bench("load", "--model", ROOT / "models/tiny-qwen3", "--seconds", 0.2)
+        self.check_load(results, ["ffn", "attention"])
+
     def test_the_table_has_a_line_for_each_result(self):
         done = run("afd-bench", "ops", "--shapes", "qwen3-0.6b", "--seconds", 0.2, timeout=300)
         self.assertEqual((done.returncode, done.stderr), (0, ""))
@@ -135,6 +158,7 @@ class Bench(Case):
         self.assertIn("limit NxK", self.refuse("ops", "--matrices", "64x"))
         self.assertIn("balanced", self.refuse("ops", "--routing", "even"))
         self.assertIn("--seconds", self.refuse("ceilings", "--seconds", "0"))
+        self.assertIn("limit 1 to 65536", self.refuse("load", "--mib", "0"))
 
     def test_commands_of_later_versions_are_refused_by_name(self):
         self.assertIn("prefill: not in this version", self.refuse("prefill"))
