@@ -14,7 +14,8 @@ import results  # noqa: E402
 
 RUNS = [("flow", "verbs"), ("flow", "verbs-key"), ("flow", "verbs-two"), ("join", "verbs"), ("loss", "verbs"), ("loss", "verbs-two"),
         ("steady", "verbs"), ("failover", "verbs"), ("processes", "verbs"), ("shards", "verbs"), ("shards", "verbs-two"),
-        ("group", "verbs"), ("group_ends", "verbs"), ("keys", "verbs")]
+        ("group", "verbs"), ("group_ends", "verbs"), ("keys", "verbs"), ("probe", "verbs"),
+        ("probe", "verbs-key"), ("probe", "auto")]
 
 
 def main():

@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "tools"))
 import test_failover  # noqa: E402
-from tools import BOTH_F32, GOLDEN, Case, tcp_address  # noqa: E402
+from tools import BOTH_F32, ENV, GOLDEN, Case, tcp_address, tool  # noqa: E402
 
 ALL = os.environ.get("AFD_ALL") == "1"
 MODEL, MOE = GOLDEN / "bf16-tied", GOLDEN / "moe-bf16"
@@ -133,6 +134,46 @@ class Bench(Case):
         self.assertIn("WRITE WITH IMMEDIATE", result["floor"]["what"])
         self.assertGreater(result["floor"]["us"], 0)
         print(f"exchange over verbs: {result['us']:.0f} us, floor {result['floor']['us']:.0f} us", file=sys.stderr)
+
+
+    def test_a_probe_proves_verbs_and_all_that_an_auto_server_has(self):
+        for listen, proved in ((verbs_address(), {"verbs"}), (tcp_address().replace("tcp:", "auto:"), {"verbs", "shm", "tcp"})):
+            with self.subTest(listen):
+                server, _ = self.serve(MODEL, listen=listen)
+                results = self.json(self.start("afd-bench", "probe", listen, "--json"), 60)["results"]
+                self.assertEqual({result["backend"] for result in results if result["proved"]}, proved)
+                for result in results:
+                    if result["proved"]:
+                        print(f"{result['backend']}: {result['us']:.0f} us, {result['bytes_per_second'] / 1e6:.0f} MB/s", file=sys.stderr)
+                self.stop(server, 30)
+
+
+class Auto(Case):
+    """Another user's shared memory cannot be reached, as on another host; verbs can."""
+
+    def as_nobody(self, *args):
+        def become():
+            resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+            os.setuid(65534)
+        process = subprocess.Popen([tool("afd-generate"), *map(str, args)], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                   env=ENV, preexec_fn=become)
+        self.processes.append(process)
+        return process
+
+    def test_auto_goes_by_verbs_where_shared_memory_is_not_proved(self):
+        shell("chmod 666 /dev/infiniband/*")
+        server, listen = self.serve(MODEL, "--deadline-ms", 30000, listen=tcp_address().replace("tcp:", "auto:"))
+        os.chmod(self.scratch, 0o777)
+        path, alone = self.scratch / "auto.npy", self.scratch / "alone.npy"
+        flags = ["--model", MODEL, "--threads", 1, "--ids", PROMPT, "--max-tokens", 4, *BOTH_F32]
+        running = self.as_nobody(*flags, "--logits", path, "--ffn", listen, "--log", "info", *PATIENT)
+        _, err = running.communicate(timeout=300)
+        self.assertEqual(running.returncode, 0, err)
+        self.assertRegex(err, r"verbs:127\.0\.0\.1:\d+ is used")
+        self.assertRegex(err, r"shm:auto-\w+ is not used: .*nobody listens")
+        self.result(self.start("afd-generate", *flags, "--logits", alone), 300)
+        self.assertEqual(path.read_bytes(), alone.read_bytes())
+        self.stop(server, 30)
 
 
 class Kills(test_failover.Failover):
