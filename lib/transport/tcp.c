@@ -125,8 +125,8 @@ static int resolve(struct tcp_address *addresses, uint32_t *n_addresses, const c
 		rc = getaddrinfo(place.host, place.port, &hints, &found);
 	}
 	if (rc)
-		return afd__error(rc == EAI_AGAIN ? -EAGAIN : -EINVAL, "tcp:%.80s: host %s: %s",
-			name, place.host, gai_strerror(rc));
+		return afd__error(rc == EAI_AGAIN ? -EAGAIN : rc == EAI_MEMORY ? -ENOMEM : -EINVAL,
+			"tcp:%.80s: host %s: %s", name, place.host, gai_strerror(rc));
 	for (struct addrinfo *at = found; at && n < TCP_ADDRESSES_MAX; at = at->ai_next) {
 		memcpy(&addresses[n].storage, at->ai_addr, at->ai_addrlen);
 		addresses[n++].bytes = at->ai_addrlen;

@@ -20,6 +20,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <afd/afd.h>
 
@@ -221,6 +222,15 @@ static int run_two_stages(struct host *h, const char *address)
 static int run_over_loop(struct host *h) { return run_two_stages(h, "loop:alloc"); }
 static int run_over_shm(struct host *h) { return run_two_stages(h, "shm:alloc-test"); }
 
+/* The same port each time: it is free again when the listener is gone. */
+static int run_over_auto(struct host *h)
+{
+	char address[32];
+
+	snprintf(address, sizeof address, "auto:127.0.0.1:%d", 19000 + (int)getpid() % 900);
+	return run_two_stages(h, address);
+}
+
 static void end(struct host *h)
 {
 	afd_attn_destroy(h->attn);
@@ -284,6 +294,7 @@ static void walk_over(int (*scenario)(struct host *))
 
 static void one_process_survives_the_failure_of_each_allocation(void **state) { walk_over(run_one_process); }
 static void two_stages_over_loop_survive_the_failure_of_each_allocation(void **state) { walk_over(run_over_loop); }
+static void two_stages_over_auto_survive_the_failure_of_each_allocation(void **state) { walk_over(run_over_auto); }
 static void two_stages_over_shm_survive_the_failure_of_each_allocation(void **state) { walk_over(run_over_shm); }
 
 int main(void)
@@ -292,6 +303,7 @@ int main(void)
 		cmocka_unit_test(one_process_survives_the_failure_of_each_allocation),
 		cmocka_unit_test(two_stages_over_loop_survive_the_failure_of_each_allocation),
 		cmocka_unit_test(two_stages_over_shm_survive_the_failure_of_each_allocation),
+		cmocka_unit_test(two_stages_over_auto_survive_the_failure_of_each_allocation),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
