@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The fingerprint of a stage's weights; fingerprint.h defines it. One tensor at a time, bytes in
- * order, nothing kept but a sum. Called by the stages while they load.
+ * The fingerprint of a stage's weights; fingerprint.h defines it. Of a tensor bytes in order, nothing
+ * kept but a sum; tensors in any order, so several at a time. Called by the stages while they load.
  */
 #include "fingerprint.h"
 
@@ -13,10 +13,23 @@
 #define XXH_INLINE_ALL
 #include <xxhash.h>
 
+/* A slice that waits to be hashed, into a sum of its own. */
+struct waiting {
+	struct afd__fingerprint *sum;
+	struct afd__tensor tensor;
+	uint64_t begin[2], end[2];
+	bool release;
+};
+
 struct afd__fingerprint {
+	struct afd_context *ctx;
 	XXH3_state_t *state;
 	uint64_t low, high, n_tensors;
+	struct waiting *waiting; /* [capacity] */
+	uint32_t capacity, n_waiting; /* capacity 0: none waits */
 };
+
+enum { MOST_WAITING = 128, WAITING_PER_THREAD = 2 };
 
 static void put_u64(unsigned char *out, uint64_t value)
 {
@@ -40,12 +53,13 @@ static const char *stored_name(int32_t dtype)
 	}
 }
 
-struct afd__fingerprint *afd__fingerprint_create(struct afd_context *ctx)
+static struct afd__fingerprint *create_sum(struct afd_context *ctx)
 {
 	struct afd__fingerprint *fp = afd__alloc(ctx, 1, sizeof(*fp));
 
 	if (!fp)
 		return NULL;
+	fp->ctx = ctx;
 	fp->state = XXH3_createState();
 	if (!fp->state) {
 		afd__error(-ENOMEM, "fingerprint: no memory");
@@ -55,10 +69,43 @@ struct afd__fingerprint *afd__fingerprint_create(struct afd_context *ctx)
 	return fp;
 }
 
+static int create_waiting(struct afd__fingerprint *fp, uint32_t n_threads)
+{
+	uint32_t n = n_threads < MOST_WAITING / WAITING_PER_THREAD ? n_threads * WAITING_PER_THREAD
+								   : MOST_WAITING;
+
+	fp->waiting = afd__alloc(fp->ctx, n, sizeof(*fp->waiting));
+	if (!fp->waiting)
+		return -ENOMEM;
+	for (; fp->capacity < n; fp->capacity++) {
+		fp->waiting[fp->capacity].sum = create_sum(fp->ctx);
+		if (!fp->waiting[fp->capacity].sum)
+			return -ENOMEM;
+	}
+	return 0;
+}
+
+struct afd__fingerprint *afd__fingerprint_create(struct afd_context *ctx)
+{
+	struct afd__fingerprint *fp = create_sum(ctx);
+
+	if (fp && ctx && ctx->executor.n_threads > 1 &&
+		create_waiting(fp, ctx->executor.n_threads)) {
+		afd__fingerprint_destroy(fp);
+		return NULL;
+	}
+	return fp;
+}
+
 void afd__fingerprint_destroy(struct afd__fingerprint *fp)
 {
+	uint32_t i;
+
 	if (!fp)
 		return;
+	for (i = 0; i < fp->capacity; i++)
+		afd__fingerprint_destroy(fp->waiting[i].sum);
+	afd__free(fp->waiting);
 	XXH3_freeState(fp->state);
 	afd__free(fp);
 }
@@ -86,20 +133,67 @@ void afd__fingerprint_add(struct afd__fingerprint *fp, const void *bytes, size_t
 	XXH3_128bits_update(fp->state, bytes, n_bytes);
 }
 
+static void add_sum(struct afd__fingerprint *fp, uint64_t low, uint64_t high, uint64_t n_tensors)
+{
+	fp->low += low;
+	fp->high += high + (fp->low < low);
+	fp->n_tensors += n_tensors;
+}
+
 void afd__fingerprint_end(struct afd__fingerprint *fp)
 {
 	XXH128_hash_t digest = XXH3_128bits_digest(fp->state);
 
-	fp->low += digest.low64;
-	fp->high += digest.high64 + (fp->low < digest.low64);
-	fp->n_tensors++;
+	add_sum(fp, digest.low64, digest.high64, 1);
 }
 
-void afd__fingerprint_value(const struct afd__fingerprint *fp, uint64_t value[2])
+static void hash_waiting(void *arg, uint32_t index)
+{
+	struct waiting *w = &((struct waiting *)arg)[index];
+
+	w->sum->low = w->sum->high = w->sum->n_tensors = 0;
+	afd__fingerprint_slice(w->sum, &w->tensor, w->begin, w->end);
+	if (w->release)
+		afd__model_release(&w->tensor);
+}
+
+static void hash_all(struct afd__fingerprint *fp)
+{
+	uint32_t i;
+
+	if (fp->n_waiting)
+		afd__parallel(fp->ctx, fp->n_waiting, hash_waiting, fp->waiting);
+	for (i = 0; i < fp->n_waiting; i++) {
+		const struct afd__fingerprint *sum = fp->waiting[i].sum;
+
+		add_sum(fp, sum->low, sum->high, sum->n_tensors);
+	}
+	fp->n_waiting = 0;
+}
+
+bool afd__fingerprint_later(struct afd__fingerprint *fp, const struct afd__tensor *t,
+			    const uint64_t begin[2], const uint64_t end[2], bool release)
+{
+	struct waiting *w;
+
+	if (!fp->capacity)
+		return false;
+	if (fp->n_waiting == fp->capacity)
+		hash_all(fp);
+	w = &fp->waiting[fp->n_waiting++];
+	w->tensor = *t;
+	memcpy(w->begin, begin, sizeof(w->begin));
+	memcpy(w->end, end, sizeof(w->end));
+	w->release = release;
+	return true;
+}
+
+void afd__fingerprint_value(struct afd__fingerprint *fp, uint64_t value[2])
 {
 	unsigned char bytes[24];
 	XXH128_hash_t digest;
 
+	hash_all(fp);
 	put_u64(bytes, fp->low);
 	put_u64(bytes + 8, fp->high);
 	put_u64(bytes + 16, fp->n_tensors);
@@ -137,7 +231,13 @@ void afd__fingerprint_end(struct afd__fingerprint *fp)
 {
 }
 
-void afd__fingerprint_value(const struct afd__fingerprint *fp, uint64_t value[2])
+bool afd__fingerprint_later(struct afd__fingerprint *fp, const struct afd__tensor *t,
+			    const uint64_t begin[2], const uint64_t end[2], bool release)
+{
+	return false;
+}
+
+void afd__fingerprint_value(struct afd__fingerprint *fp, uint64_t value[2])
 {
 	value[0] = value[1] = 0;
 }

@@ -24,7 +24,8 @@
  *   and as a pair of u64 the low half comes first. 0, 0 means unknown.
  *
  * A stage creates one, and for every tensor calls _begin, _add for the bytes in order (in the pass
- * that packs them), _end, and _scales with the same slice. Without <xxhash.h> at build time every
+ * that packs them), _end, and _scales with the same slice. A hash goes through its bytes one by one,
+ * so with several compute threads slices wait instead (_later), and are hashed side by side. Without <xxhash.h> at build time every
  * call is accepted and the value is 0, 0: unknown, and never equal to anything.
  */
 #ifndef AFD_LIB_FINGERPRINT_H
@@ -53,9 +54,15 @@ void afd__fingerprint_scales(struct afd__fingerprint *fp, const struct afd__tens
 void afd__fingerprint_slice(struct afd__fingerprint *fp, const struct afd__tensor *tensor,
 			    const uint64_t begin[2], const uint64_t end[2]);
 
+/* The same by the compute threads, together with others that wait: by the time of _value. Until then
+ * tensor->data stays where it is. `release`: its pages are given back then. False: there is one
+ * thread, and nothing was done. */
+bool afd__fingerprint_later(struct afd__fingerprint *fp, const struct afd__tensor *tensor,
+			    const uint64_t begin[2], const uint64_t end[2], bool release);
+
 /* A whole tensor at once, with its scales. */
 void afd__fingerprint_tensor(struct afd__fingerprint *fp, const struct afd__tensor *tensor);
 
-void afd__fingerprint_value(const struct afd__fingerprint *fp, uint64_t value[2]);
+void afd__fingerprint_value(struct afd__fingerprint *fp, uint64_t value[2]);
 
 #endif

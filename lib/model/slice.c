@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Brings a slice of a tensor to where it is used: packed onto the device, or left where it lies.
- * Numbers and scales are read once, and the fingerprint is taken in the same pass, block by block,
- * while the block is in the cache. Called by the loaders of
- * both stages at creation.
+ * The fingerprint is taken in the same pass with one compute thread, block by block, while the block
+ * is in the cache; with more, of several slices side by side, since one hash cannot keep up with a
+ * device. Called by the loaders of both stages at creation.
  */
 #include "slice.h"
 
@@ -126,8 +126,9 @@ static const void *block_at(struct afd__loader *ld, const struct afd__slice *sli
 	return ld->columns;
 }
 
+/* fp: takes the numbers in the same pass; NULL: nobody does. */
 static int load_numbers(struct afd__loader *ld, const struct afd__slice *slice,
-	struct afd__matrix *matrix, uint32_t row0)
+	struct afd__matrix *matrix, uint32_t row0, struct afd__fingerprint *fp)
 {
 	bool packed = matrix->layout == AFD__LAYOUT_PACKED;
 	uint32_t n_rows = afd__range_size(slice->rows), first, n;
@@ -143,10 +144,10 @@ static int load_numbers(struct afd__loader *ld, const struct afd__slice *slice,
 		const void *rows = NULL;
 
 		n = n_rows - first < block_rows ? n_rows - first : block_rows;
-		if (packed || ld->fingerprint)
+		if (packed || fp)
 			rows = block_at(ld, slice, first, n, row_bytes);
-		if (ld->fingerprint)
-			afd__fingerprint_add(ld->fingerprint, rows, n * row_bytes);
+		if (fp)
+			afd__fingerprint_add(fp, rows, n * row_bytes);
 		if (packed)
 			rc = afd__matrix_load(ld->device, matrix, rows, row0 + first, n);
 		afd__loader_report(ld, n * row_bytes);
@@ -159,14 +160,18 @@ int afd__slice_load(struct afd__loader *ld, const struct afd__slice *slice,
 {
 	const uint64_t begin[2] = { slice->rows.begin, slice->columns.begin };
 	const uint64_t end[2] = { slice->rows.end, slice->columns.end };
+	bool packed = matrix->layout == AFD__LAYOUT_PACKED;
+	bool later = ld->fingerprint && afd__fingerprint_later(ld->fingerprint, &slice->tensor,
+						begin, end, packed);
+	struct afd__fingerprint *fp = later ? NULL : ld->fingerprint;
 	int rc;
 
-	if (ld->fingerprint)
-		afd__fingerprint_begin(ld->fingerprint, &slice->tensor, begin, end);
-	rc = load_numbers(ld, slice, matrix, row0);
-	if (ld->fingerprint) {
-		afd__fingerprint_end(ld->fingerprint);
-		afd__fingerprint_scales(ld->fingerprint, &slice->tensor, begin, end);
+	if (fp)
+		afd__fingerprint_begin(fp, &slice->tensor, begin, end);
+	rc = load_numbers(ld, slice, matrix, row0, fp);
+	if (fp) {
+		afd__fingerprint_end(fp);
+		afd__fingerprint_scales(fp, &slice->tensor, begin, end);
 	}
 	if (!rc)
 		rc = load_scales(ld, slice, matrix, row0);
@@ -174,7 +179,7 @@ int afd__slice_load(struct afd__loader *ld, const struct afd__slice *slice,
 		return afd__error_prefix(rc, "%s", slice->tensor.name);
 	if (slice->tensor.scales.rows)
 		afd__loader_report(ld, scale_bytes(slice));
-	if (matrix->layout == AFD__LAYOUT_PACKED)
+	if (packed && !later)
 		afd__model_release(&slice->tensor);
 	return 0;
 }

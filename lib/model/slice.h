@@ -4,7 +4,8 @@
  * device. The loaders of both stages decide which part of what; how it is brought there, its
  * scales, the fingerprint and the host's progress are here, once.
  *
- * Every byte of a slice is read once, and scales keep the block offsets of the whole tensor.
+ * Every byte of a slice is read once from its file, and scales keep the block offsets of the whole
+ * tensor.
  */
 #ifndef AFD_LIB_SLICE_H
 #define AFD_LIB_SLICE_H
@@ -49,8 +50,8 @@ void afd__loader_end(struct afd__loader *ld);
 const void *afd__slice_rows(const struct afd__slice *slice);
 /* True when rows from `row0` of a matrix on may mix scales in a panel, as up's do behind gate. */
 bool afd__slice_mixes(const struct afd__slice *slice, uint32_t row0);
-/* Reads the slice once: into rows row0 .. of the matrix, which takes the numbers only when it is
- * packed, and into the fingerprint. */
+/* Into rows row0 .. of the matrix, which takes the numbers only when it is packed, and into the
+ * fingerprint: the slice's data stays until its value was taken. */
 int afd__slice_load(struct afd__loader *ld, const struct afd__slice *slice,
 		    struct afd__matrix *matrix, uint32_t row0);
 /* Makes a matrix of one slice and loads it. */

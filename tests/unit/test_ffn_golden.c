@@ -180,6 +180,51 @@ static void check_in_place(const struct golden *g, const char *dir, const struct
 	afd_model_close(model);
 }
 
+/* ---- the fingerprint ---- */
+
+/* Taken by the version that hashed in one thread. */
+static const struct recorded {
+	const char *name;
+	uint64_t weights[2];
+} recorded[] = {
+	{ "fp8-moe-ragged", { 0x691ef9b84c1c264e, 0xeb65a0ee756ce975 } },
+	{ "moe-fused", { 0x64159b944e0f7b90, 0x301efe89ffa6d682 } },
+	{ "afmoe-two-shared", { 0xd9b27563479e0e23, 0xb948a69cf7ac2d00 } },
+};
+
+static void take_fingerprint(const char *dir, uint32_t n_threads, uint64_t weights[2])
+{
+	const struct afd_context_params params = { .size = sizeof(params), .n_threads = n_threads };
+	struct afd_ffn_stats stats = { .size = sizeof(stats) };
+	afd_context *own = NULL;
+	afd_model *model = NULL;
+	afd_ffn *ffn;
+
+	assert_int_equal(afd_context_create(&own, &params), 0);
+	assert_int_equal(afd_model_open(&model, own, dir, NULL), 0);
+	ffn = routed_stage(model, &(struct afd_shard){ 1, 2, 0, 1 }, 3);
+	assert_int_equal(afd_ffn_stats(ffn, &stats), 0);
+	memcpy(weights, stats.weights, sizeof(stats.weights));
+	afd_ffn_destroy(ffn);
+	afd_model_close(model);
+	afd_context_destroy(own);
+}
+
+static void check_fingerprint(const char *dir)
+{
+	uint64_t one[2], three[2];
+
+	take_fingerprint(dir, 1, one);
+	take_fingerprint(dir, 3, three);
+	assert_memory_equal(one, three, sizeof(one));
+	for (size_t i = 0; i < sizeof(recorded) / sizeof(recorded[0]); i++) {
+		if (!strcmp(strrchr(dir, '/') + 1, recorded[i].name) &&
+			memcmp(one, recorded[i].weights, sizeof(one)))
+			fail_msg("%s: fingerprint { 0x%016llx, 0x%016llx }", dir,
+				(unsigned long long)one[0], (unsigned long long)one[1]);
+	}
+}
+
 /* ---- one checkpoint ---- */
 
 static void check_checkpoint(void **state)
@@ -201,6 +246,7 @@ static void check_checkpoint(void **state)
 		if (shardings[i].n_ep == 1 || has_experts(&g))
 			check_sharding(&g, &shardings[i]);
 	}
+	check_fingerprint(*state);
 	check_in_place(&g, *state, NULL);
 	check_in_place(&g, *state, &(struct afd_shard){ 1, 2, 0, 1 });
 	teardown_golden(&g);

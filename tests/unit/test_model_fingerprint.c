@@ -150,7 +150,45 @@ static void a_scale_that_a_slice_does_not_touch_does_not_count(void **state)
 	assert_true(value[0] == 0x6b5e407df22b1c52 && value[1] == 0x211d858fb1e9ce95);
 }
 
+/* Some slices of the e4m3 matrix, ever others; `threads` 0: at once. */
+static void value_of_slices(uint32_t threads, int n, uint64_t value[2])
+{
+	const struct afd_context_params params = { .size = sizeof(params), .n_threads = threads };
+	const struct afd__tensor t = fp8_matrix();
+	struct afd__fingerprint *fp;
+	afd_context *ctx = NULL;
+
+	assert_int_equal(afd_context_create(&ctx, threads ? &params : NULL), 0);
+	fp = afd__fingerprint_create(threads ? ctx : NULL);
+	assert_non_null(fp);
+	for (int i = 0; i < n; i++) {
+		const uint64_t begin[2] = { 150 - (uint64_t)i, 128 }, end[2] = { 300, 130 };
+		bool waits = afd__fingerprint_later(fp, &t, begin, end, false);
+
+		assert_int_equal(waits, threads > 1);
+		if (!waits)
+			afd__fingerprint_slice(fp, &t, begin, end);
+	}
+	afd__fingerprint_value(fp, value);
+	afd__fingerprint_destroy(fp);
+	afd_context_destroy(ctx);
+}
+
+static void slices_that_wait_for_threads_give_the_value_of_the_definition(void **state)
+{
+	uint64_t value[2], wanted[2];
+
+	value_of_slices(3, 1, value);
+	assert_true(value[0] == 0x6b5e407df22b1c52 && value[1] == 0x211d858fb1e9ce95);
+	value_of_slices(0, 100, wanted);
+	for (uint32_t threads = 1; threads <= 4; threads++) {
+		value_of_slices(threads, 100, value);
+		assert_memory_equal(value, wanted, sizeof(value));
+	}
+}
+
 static const struct CMUnitTest tests[] = {
+	cmocka_unit_test(slices_that_wait_for_threads_give_the_value_of_the_definition),
 	cmocka_unit_test(scales_are_a_tensor_of_their_own),
 	cmocka_unit_test(a_slice_brings_the_scales_of_the_blocks_that_it_touches),
 	cmocka_unit_test(a_scale_that_a_slice_does_not_touch_does_not_count),
