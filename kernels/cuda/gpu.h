@@ -412,6 +412,24 @@ GPU_FN void add_shared(uint64_t *p, uint64_t v)
 GPU_FN void add_shared(uint64_t *p, uint64_t v) { __atomic_fetch_add(p, v, __ATOMIC_RELAXED); }
 #endif
 
+/* ---- a word of device memory to which blocks add; returns what stood there. What a thread (and, before
+ * a barrier, its block) wrote is there for whoever adds later, and its barrier's block ---- */
+#ifdef __CUDACC__
+GPU_FN uint32_t add_ordered(uint32_t *p, uint32_t v)
+{
+	uint32_t before;
+
+	asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], %2;"
+		     : "=r"(before) : "l"(p), "r"(v) : "memory");
+	return before;
+}
+#else
+GPU_FN uint32_t add_ordered(uint32_t *p, uint32_t v)
+{
+	return __atomic_fetch_add(p, v, __ATOMIC_ACQ_REL);
+}
+#endif
+
 /* ---- a stream of 16 bytes that is read once ---- */
 #ifdef __CUDACC__
 GPU_FN vec16 load_once(const void *p)

@@ -18,11 +18,14 @@
 extern "C" {
 #endif
 
+enum { AFD_GPU_COUNTERS = 4096 };
+
 /* Where kernels run, and what they may use meanwhile. One stream uses a workspace. */
 struct afd_gpu {
 	void *stream;
 	void *workspace; /* dev */
 	size_t workspace_bytes;
+	uint32_t *counters; /* dev [AFD_GPU_COUNTERS], 0 before and after each operation */
 	uint32_t n_sms;
 	/* 1: what a row becomes may depend on that row alone: fixed tiles, splits and orders of
 	 * addition whatever n_rows is, no atomics in sums */

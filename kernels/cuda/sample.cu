@@ -58,19 +58,16 @@ GPU_FN uint64_t sum_through(uint64_t v)
 /* Sum over the threads before this one; *all: over all of them. The memory is free again. */
 GPU_FN uint64_t sum_before(sample_memory *m, uint64_t v, uint64_t *all)
 {
-	uint64_t through = sum_through(v), before = 0, sum = 0;
+	uint64_t through = sum_through(v), warps, before;
 
 	if (lane_id() == 31)
 		m->sums[warp_id()] = through;
 	barrier();
-	for (unsigned i = 0; i < WARPS; i++) {
-		if (i == warp_id())
-			before = sum;
-		sum += m->sums[i];
-	}
+	warps = sum_through(m->sums[lane_id()]); /* a lane for each warp */
 	barrier();
-	*all = sum;
-	return before + through - v;
+	*all = shuffle(warps, WARPS - 1);
+	before = shuffle(warps, warp_id() - 1);
+	return (warp_id() ? before : 0) + through - v;
 }
 
 GPU_FN void join_warp(float *value, int *id, int *broken)
@@ -212,7 +209,7 @@ GPU_KERNEL(THREADS, 1) sample_kernel(struct afd__sample_args a)
 {
 	GPU_SHARED(sample_memory, m, 1);
 	size_t row = block_x();
-	const struct afd__sample_row p = a.rows[row];
+	const struct afd__sample_row &p = a.rows[row]; /* read when wanted: registers are few */
 	sample_row r = { a.logits + row * a.width, a.width, 0xffffffff, NONE, {} };
 	int32_t id, broken;
 	uint64_t rest, sum, at;

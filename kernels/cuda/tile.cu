@@ -234,6 +234,38 @@ GPU_FN void write_activated(const tile_work &t, const tile_place &at, const floa
 	}
 }
 
+/* Of a number of y: the sum of the slices, ascending, + bias. */
+GPU_FN void add_slices(const tile_work &t, size_t row, unsigned n)
+{
+	size_t slice = (size_t)t.p.n_rows * t.p.n;
+	float sum = 0;
+
+	for (unsigned i = 0; i < t.n_slices; i++)
+		sum += t.parts[i * slice + row * t.p.n + n];
+	t.p.y[row * t.p.y_stride + n] = t.p.bias ? sum + t.p.bias[n] : sum;
+}
+
+/* The last block of a tile to come finds all its slices there, and adds them. */
+template <int COLUMNS>
+GPU_FN void finish_tile(const tile_work &t, const tile_place &at, uint32_t *is_last)
+{
+	uint32_t *counter = &t.counters[block_y() * grid_x() + block_x()];
+
+	barrier(); /* the block's part is written, and the sums are read */
+	if (thread_x() == 0) {
+		*is_last = add_ordered(counter, 1) == t.n_slices - 1;
+		if (*is_last)
+			*counter = 0; /* for the next launch */
+	}
+	barrier();
+	if (!*is_last)
+		return;
+	for (unsigned i = thread_x(); i < at.n_rows * COLUMNS; i += THREADS) {
+		if (i % COLUMNS < at.n_columns)
+			add_slices(t, at.first + i / COLUMNS, at.n0 + i % COLUMNS);
+	}
+}
+
 /* Adds the warps' sums, ascending, and writes the tile. */
 template <class T, int ROWS, int COLUMNS>
 GPU_FN void write_tile(const tile_work &t, const tile_place &at,
@@ -271,6 +303,8 @@ GPU_FN void write_tile(const tile_work &t, const tile_place &at,
 		else
 			t.p.y[y_row * t.p.y_stride + n] = t.p.bias ? sum + t.p.bias[n] : sum;
 	}
+	if (t.counters)
+		finish_tile<COLUMNS>(t, at, (uint32_t *)sums);
 }
 
 /* False when this block has nothing to do. */
@@ -339,18 +373,12 @@ GPU_KERNEL(THREADS, ROWS <= 16 ? 5 : ROWS == 32 ? 2 : 1) tile_kernel(tile_work t
 	write_tile<T, ROWS, COLUMNS>(t, at, acc, (float *)memory);
 }
 
-/* y = the sum of the slices, ascending, + bias */
 GPU_KERNEL(256) slices_kernel(tile_work t)
 {
 	unsigned n = block_x() * 256 + thread_x();
-	size_t row = block_y(), slice = (size_t)t.p.n_rows * t.p.n;
-	float sum = 0;
 
-	if (n >= t.p.n)
-		return;
-	for (unsigned i = 0; i < t.n_slices; i++)
-		sum += t.parts[i * slice + row * t.p.n + n];
-	t.p.y[row * t.p.y_stride + n] = t.p.bias ? sum + t.p.bias[n] : sum;
+	if (n < t.p.n)
+		add_slices(t, block_y(), n);
 }
 
 template <class T, int ROWS, int COLUMNS>
@@ -391,14 +419,20 @@ uint32_t tile_slices(const struct afd_gpu *gpu, const struct product *p, uint32_
 	return most < 1 ? 1 : least(least(wanted, most), 16);
 }
 
-int tile_product(const struct afd_gpu *gpu, const struct tile_work *t)
+int tile_product(const struct afd_gpu *gpu, const struct tile_work *work)
 {
-	int rc = t->p.dtype == AFD_DTYPE_BF16  ? launch_rows<bf16>(gpu, t)
-		 : t->p.dtype == AFD_DTYPE_F16 ? launch_rows<f16>(gpu, t)
-					       : launch_rows<fp8>(gpu, t);
+	struct tile_work t = *work;
+	/* At most: some tiles have more columns. */
+	size_t tiles = divide_up(t.p.n, 32) * divide_up(t.p.n_rows, t.rows);
+	bool finishes = t.n_slices > 1 && tiles <= AFD_GPU_COUNTERS;
+	int rc;
 
-	if (!rc && t->n_slices > 1)
+	t.counters = finishes ? gpu->counters : NULL;
+	rc = t.p.dtype == AFD_DTYPE_BF16  ? launch_rows<bf16>(gpu, &t)
+	     : t.p.dtype == AFD_DTYPE_F16 ? launch_rows<f16>(gpu, &t)
+					  : launch_rows<fp8>(gpu, &t);
+	if (!rc && t.n_slices > 1 && !finishes)
 		rc = gpu_launch(gpu, "slices", slices_kernel,
-			{ (unsigned)divide_up(t->p.n, 256), t->p.n_rows, 1 }, 256, 0, *t);
+			{ (unsigned)divide_up(t.p.n, 256), t.p.n_rows, 1 }, 256, 0, t);
 	return rc;
 }

@@ -23,6 +23,7 @@ struct tile_work {
 	struct tile_x x;
 	uint32_t lead, n_slices, rows;
 	float *parts; /* [n_slices][n_rows][n] when there are several */
+	uint32_t *counters; /* tile_product's: of each tile, or NULL: a second kernel adds the parts */
 	/* Of a stack: */
 	const expert_task *tasks; /* or NULL: one matrix, rows as they are */
 	const uint32_t *n_tasks, *x_rows; /* x_rows: or NULL, entry by entry */

@@ -17,6 +17,7 @@
 #define WORKSPACE_BYTES ((size_t)64 << 20)
 #define UPLOAD_BYTES    ((size_t)1 << 20) /* of a segment */
 #define DOWNLOAD_BYTES  ((size_t)4 << 20)
+#define COUNTER_BYTES   (AFD_GPU_COUNTERS * sizeof(uint32_t))
 #define SILENCE_NS      30000000000ull /* how long a caller that needs room waits */
 #define BEAT_NS         10000000ull
 #define LOOK_LEAST_NS   20000ull
@@ -32,6 +33,7 @@ static void free_queue(struct cuda_queue *d)
 		if (d->gpu.stream && d->owns_stream)
 			cudaStreamDestroy(d->gpu.stream);
 		cudaFree(d->gpu.workspace);
+		cudaFree(d->gpu.counters);
 		cudaFree(d->counter);
 		cudaFreeHost(d->word);
 	}
@@ -96,9 +98,13 @@ static int make_queue(struct cuda_queue *d)
 	if (!rc)
 		rc = cudaMalloc((void **)&d->counter, sizeof(*d->counter));
 	if (!rc)
+		rc = cudaMalloc((void **)&d->gpu.counters, COUNTER_BYTES);
+	if (!rc)
 		rc = cudaHostAlloc((void **)&d->word, sizeof(*d->word), cudaHostAllocMapped);
 	if (!rc)
 		rc = cudaMemsetAsync(d->counter, 0, sizeof(*d->counter), d->gpu.stream);
+	if (!rc)
+		rc = cudaMemsetAsync(d->gpu.counters, 0, COUNTER_BYTES, d->gpu.stream);
 	if (rc)
 		return cuda_error(dev, rc, "a queue cannot be made");
 	*d->word = 0;

@@ -123,11 +123,46 @@ static void neither_neighbours_nor_threads_nor_loading_show(void **state)
 	}
 }
 
+enum { LONG_K = 2310, LONG_ROWS = 9 };
+
+/* Long enough for a device to cut k, and what it counts with is as it was before. */
+static void a_long_product_has_the_same_bits_when_it_runs_again(void **state)
+{
+	static float x[LONG_ROWS * LONG_K], y[LONG_ROWS * N], again[LONG_ROWS * N];
+	static _Alignas(4) char w[N * LONG_K * 2];
+	struct rig *r = *state;
+	struct afd__product_args a = { .x_stride = LONG_K, .y_stride = N, .n_rows = LONG_ROWS };
+
+	for (size_t i = 0; i < LONG_ROWS * LONG_K; i++)
+		x[i] = (float)rig_below(r, 9) - 4;
+	for (size_t i = 0; i < N * LONG_K; i++)
+		rig_encode(w, i, AFD_DTYPE_BF16, (double)rig_below(r, 5) - 2);
+	RIG_OK(afd__matrix_create(r->dev, &a.w, N, LONG_K, AFD_DTYPE_BF16, NULL));
+	RIG_OK(afd__matrix_load(r->dev, &a.w, w, 0, N));
+	a.x = rig_input(r, x, sizeof(x));
+	for (int run = 0; run < 3; run++) {
+		a.y = rig_output(r, sizeof(y));
+		RIG_OK(afd__product(&r->q, &a));
+		rig_fetch(r, run ? again : y, a.y, sizeof(y));
+		assert_true(!run || !memcmp(again, y, sizeof(y)));
+	}
+	for (size_t i = 0; i < LONG_ROWS * N; i++) {
+		double want = 0; /* of whole numbers: exact */
+
+		for (size_t k = 0; k < LONG_K; k++)
+			want += x[i / N * LONG_K + k] *
+				rig_decode(w, i % N * LONG_K + k, AFD_DTYPE_BF16);
+		assert_true(y[i] == (float)want);
+	}
+	afd__matrix_destroy(r->dev, &a.w);
+}
+
 int main(int argc, char **argv)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(products_agree_with_double_in_every_dtype_layout_and_kind),
 		cmocka_unit_test(neither_neighbours_nor_threads_nor_loading_show),
+		RIG_TEST(a_long_product_has_the_same_bits_when_it_runs_again),
 	};
 
 	return RIG_RUN(tests);

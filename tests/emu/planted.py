@@ -98,6 +98,13 @@ PLANTED = {
     "a_tile_with_the_scale_of_the_next_block": (
         "tile.cu", "add_scaled<ROWS, COLUMNS>(t, at, at.stage0 + s,", "add_scaled<ROWS, COLUMNS>(t, at, at.stage0 + (s ? s : 1),",
         "fp8", "fp8_products*", "plain", "first"),
+    "a_tile_that_adds_slices_that_have_not_come": (
+        "tile.cu", "== t.n_slices - 1;\n\t\tif (*is_last)", "== 0;\n\t\tif (!*is_last)", "product", "a_long*", "plain", "first"),
+    "a_tile_that_leaves_its_counter_behind": (
+        "tile.cu", "*counter = 0; /* for the next launch */", ";", "product", "a_long*", "plain", "first"),
+    "a_tile_that_counts_before_all_threads_have_written": (
+        "tile.cu", "\tbarrier(); /* the block's part is written, and the sums are read */\n", "", "product", "a_long*", "tsan",
+        "random:3"),
     "inputs_that_leave_numbers_behind_the_row": (
         "tile_form.h:tile_inputs.cu", "at - f.lead < f.k ?", "at - f.lead <= f.k ?", "product", "products*", "plain", "first"),
     "inputs_of_fp8_in_plain_order": (
@@ -116,6 +123,8 @@ PLANTED = {
     "a_sample_that_counts_before_the_histogram_is_empty": (
         "sample.cu", "m->histogram[thread_x() + THREADS] = 0;\n\tbarrier();", "m->histogram[thread_x() + THREADS] = 0;", "sample",
         "draws*", "plain", "random:3"),
+    "a_sample_whose_warps_forget_those_before": (
+        "sample.cu", "(warp_id() ? before : 0) + through", "through", "sample", "draws*", "plain", "first"),
     "a_sample_whose_top_k_is_one_too_many": (
         "sample.cu", "find_place(m, r, false, p.top_k - 1,", "find_place(m, r, false, p.top_k,", "sample", "draws*", "plain", "first"),
     "a_split_that_sees_one_position_too_many": (

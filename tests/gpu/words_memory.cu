@@ -86,6 +86,15 @@ GPU_KERNEL(THREADS) add_shared_kernel(const uint32_t *in, uint32_t *out)
 	((uint64_t *)out)[block_x() * THREADS + t] = sums[(t + 1) % 3];
 }
 
+/* Each thread in a word of its own: what stood there, and what stands there. */
+GPU_KERNEL(32) add_ordered_kernel(const uint32_t *in, uint32_t *out)
+{
+	uint32_t *place = out + (block_x() * 32 + thread_x()) * 2, v = in[block_x() * 32 + thread_x()];
+
+	place[0] = v;
+	place[1] = add_ordered(&place[0], v ^ 0x5a5a5a5a);
+}
+
 extern "C" const struct word words_memory[] = {
 	{ "a_load_brings_16_bytes", "load_once", WORDS_BITS, WORDS_RAW, 4 * VECTORS, 4 * VECTORS, 0,
 		launch_blocks<load_once_kernel, THREADS, 0> },
@@ -99,6 +108,8 @@ extern "C" const struct word words_memory[] = {
 		16 * THREADS, 16 * THREADS, 0, launch_blocks<dynamic_kernel, THREADS, 96 << 10> },
 	{ "sums_of_several_threads_are_the_same_in_any_order", "add_shared", WORDS_BITS, WORDS_RAW,
 		THREADS, 2 * THREADS, 0, launch_blocks<add_shared_kernel, THREADS, 0> },
+	{ "a_word_that_is_added_to_tells_what_stood_there", "add_ordered", WORDS_BITS, WORDS_RAW, 32,
+		64, 0, launch_blocks<add_ordered_kernel, 32, 0> },
 	{ "a_word_for_the_host_is_written_whole", "store_release_system", WORDS_BITS, WORDS_RAW, 32,
 		64, 0, launch_blocks<store_kernel, 32, 0> },
 	{ "the_clock_moves_on", "now_ns", WORDS_BITS, WORDS_RAW, 32, 32, 0,

@@ -18,7 +18,7 @@ MODULE = BUILD / "modules/afd-cuda.so"
 # shared memory (what is asked for at a launch is checked under emulation).
 HOT = {"tile_kernel": 0, "slices_kernel": 0, "inputs_bf16_kernel": 0, "inputs_fp8_kernel": 0, "attend_split_kernel": 0,
        "attend_chunk_kernel": 0, "join_splits_kernel": 0, "norm_kernel": 128, "rope_kernel": 0, "activation_kernel": 0,
-       "convert_kernel": 0, "route_kernel": 0, "activate_kernel": 0, "combine_kernel": 0}
+       "convert_kernel": 0, "route_kernel": 0, "activate_kernel": 0, "combine_kernel": 0, "sample_kernel": 17 << 10}
 SHARED_BYTES = 48 << 10  # static, of any kernel: what every GPU gives
 
 
