@@ -186,7 +186,10 @@ static void slots_removed(void *user, void *memory, size_t bytes)
 static void watch_slots(struct afd_attn *attn)
 {
 	const struct afd__slot_memory watch = {
-		.added = slots_added, .removed = slots_removed, .user = attn
+		.added = slots_added,
+		.removed = slots_removed,
+		.user = attn,
+		.device = afd__device_can_be_reached(attn->device) ? attn->device : NULL,
 	};
 
 	if (attn->net)

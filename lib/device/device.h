@@ -77,6 +77,15 @@ struct afd__device_ops {
 	int (*host_register)(struct afd__device *dev, void *memory, size_t bytes);
 	void (*host_unregister)(struct afd__device *dev, void *memory);
 
+	/* Both NULL in a device whose memory no adapter on the bus may write and read. dmabuf: a
+	 * descriptor for so many bytes of dev memory, a page's multiple, which begin at *offset of
+	 * it; the caller closes it. peer_address: the address by which the kernel's drivers know
+	 * the memory. -ENOTSUP with text: not by this device, driver or machine. */
+	int (*dmabuf)(struct afd__device *dev, void *memory, size_t bytes, int *fd,
+		uint64_t *offset);
+	int (*peer_address)(
+		struct afd__device *dev, void *memory, size_t bytes, void **address);
+
 	/* Sets q->state; q->fd stays -1 when operations are done on return. With q->stream, which
 	 * only a device with streams is given, the work goes there. */
 	int (*queue_open)(struct afd__queue *q);
@@ -164,6 +173,15 @@ void afd__device_free(struct afd__device *dev, void *memory, size_t bytes);
 int afd__device_register(
 	struct afd__device *dev, void *memory, size_t bytes, const char *what);
 void afd__device_unregister(struct afd__device *dev, void *memory, size_t bytes);
+
+/* Dev memory for an adapter that writes and reads it (reach.c): see the table. _copy moves bytes
+ * between it and host memory by the device's own hand and waits for them; at creation of links. */
+bool afd__device_can_be_reached(const struct afd__device *dev);
+int afd__device_dmabuf(
+	struct afd__device *dev, void *memory, size_t bytes, int *fd, uint64_t *offset);
+int afd__device_peer_address(
+	struct afd__device *dev, void *memory, size_t bytes, void **address);
+int afd__device_copy(struct afd__device *dev, void *memory, void *host, size_t bytes, bool up);
 
 /* Makes an empty packed matrix, or one that borrows rows in place (rows != NULL; host memory,
  * aligned to a number). */

@@ -24,6 +24,11 @@ const struct afd__module_host afd__module_host = {
 	.error_save = afd__error_save,
 	.log = afd__log,
 	.now_ns = afd__now_ns,
+	.device_alloc = afd__device_alloc,
+	.device_free = afd__device_free,
+	.device_dmabuf = afd__device_dmabuf,
+	.device_peer_address = afd__device_peer_address,
+	.device_copy = afd__device_copy,
 };
 
 /* Which package brings a module, for the text of its absence. */

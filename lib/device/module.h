@@ -29,6 +29,17 @@ struct afd__module_host {
 	__attribute__((format(printf, 3, 4))) void (*log)(
 		const struct afd_context *ctx, int level, const char *format, ...);
 	uint64_t (*now_ns)(void);
+
+	/* Of devices, for adapters (device.h). */
+	int (*device_alloc)(
+		struct afd__device *dev, size_t bytes, const char *what, void **out);
+	void (*device_free)(struct afd__device *dev, void *memory, size_t bytes);
+	int (*device_dmabuf)(
+		struct afd__device *dev, void *memory, size_t bytes, int *fd, uint64_t *offset);
+	int (*device_peer_address)(
+		struct afd__device *dev, void *memory, size_t bytes, void **address);
+	int (*device_copy)(
+		struct afd__device *dev, void *memory, void *host, size_t bytes, bool up);
 };
 
 /* What a module is: constant data, so that nothing of it runs before it was accepted. */

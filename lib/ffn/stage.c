@@ -286,7 +286,10 @@ static void slots_removed(void *user, void *memory, size_t bytes)
 static void watch_slots(struct afd_ffn *ffn)
 {
 	const struct afd__slot_memory watch = {
-		.added = slots_added, .removed = slots_removed, .user = ffn
+		.added = slots_added,
+		.removed = slots_removed,
+		.user = ffn,
+		.device = afd__device_can_be_reached(ffn->device) ? ffn->device : NULL,
 	};
 
 	afd__transport_watch_slots(ffn->net, &watch);

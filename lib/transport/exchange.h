@@ -55,6 +55,9 @@ struct afd__slot_memory {
 	void (*added)(void *user, void *memory, size_t bytes);
 	void (*removed)(void *user, void *memory, size_t bytes);
 	void *user;
+	/* Rows of links that are bound from now on may lie in its memory, until nobody is told any
+	 * more; NULL: they do not. */
+	struct afd__device *device;
 };
 /* NULL: nobody is told any more; what was added is removed first. */
 void afd__transport_watch_slots(afd_transport *net, const struct afd__slot_memory *watch);

@@ -362,14 +362,12 @@ static int drain(afd_transport *net, struct afd__link *link, struct afd__slot_ou
 {
 	struct afd__frame_out *frame = &net->frames[out->lane];
 	uint32_t t = link->rank;
-	const uint8_t *memory =
-		link->wire.ops->receive_slot(&link->wire, afd__link_wire_slot(link, out));
 
 	if (shard_has(net, t, out->lane, AFD__SLOT_DRAINING) || waits_for_its_turn(frame, t))
 		return 0;
 	out->state = AFD__SLOT_DRAINING;
 	return out->io.drain(out->io.user, out->lane, t, out->row0, out->n_rows,
-		memory + out->reply.header_bytes);
+		afd__link_receive_rows(link, afd__link_wire_slot(link, out), &out->reply));
 }
 
 static void drained(afd_transport *net, struct afd__link *link, struct afd__slot_out *out)
@@ -432,7 +430,9 @@ static int advance(
 static int fill(afd_transport *net, uint32_t t, struct afd__slot_out *out, struct afd__link *link)
 {
 	uint8_t *memory = link->wire.ops->send_slot(&link->wire, afd__link_wire_slot(link, out));
-	struct afd__slot_rows slot = { .rows = memory + AFD__HEADER_BYTES };
+	struct afd__slot_rows slot = {
+		.rows = afd__link_send_rows(link, afd__link_wire_slot(link, out))
+	};
 	struct afd__wire_part part;
 
 	afd__wire_part(&part, out->n_rows, net->contract.hidden_size, link->to_ffn_dtype,

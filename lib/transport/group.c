@@ -142,7 +142,6 @@ static int fill_next(afd_transport *net, uint32_t lane, struct afd__link *link)
 	struct afd__slot_out *out = &afd__link_out(link, lane)[link->turn[lane]];
 	uint32_t part = op->sent[link->rank], n_parts = afd__rank_parts(net, op, afd__rank_own(net));
 	struct afd__piece piece;
-	uint8_t *memory;
 	int rc;
 
 	if (part == n_parts || out->state != AFD__SLOT_FREE || out->unsent)
@@ -161,9 +160,8 @@ static int fill_next(afd_transport *net, uint32_t lane, struct afd__link *link)
 	link->turn[lane] ^= 1;
 	op->sent[link->rank]++;
 	op->filling = link->rank;
-	memory = link->wire.ops->send_slot(&link->wire, afd__link_wire_slot(link, out));
 	rc = op->io.fill(op->io.user, lane, piece.row0, piece.n_rows,
-		(float *)(memory + AFD__HEADER_BYTES));
+		afd__link_send_rows(link, afd__link_wire_slot(link, out)));
 	if (rc)
 		filled(net, lane, rc);
 	return 1;
@@ -215,7 +213,7 @@ static int drain_rank(afd_transport *net, uint32_t lane, uint32_t rank)
 	struct afd__link *link = afd__rank_link(net, rank);
 	struct afd__slot_in *in = link ? afd__rank_slot(link, lane) : NULL;
 	struct afd__piece piece;
-	const uint8_t *memory = NULL;
+	const void *memory = NULL;
 	int rc = 0;
 
 	if (op->read[rank] == afd__rank_parts(net, op, rank) ||
@@ -228,14 +226,13 @@ static int drain_rank(afd_transport *net, uint32_t lane, uint32_t rank)
 		return 1;
 	}
 	if (link)
-		memory = (const uint8_t *)link->wire.ops->receive_slot(&link->wire, in->slot) +
-			 in->header.header_bytes;
+		memory = afd__link_receive_rows(link, in->slot, &in->header);
 	piece = afd__rank_piece(net, op, rank, op->read[rank]);
 	if (in)
 		in->state = AFD__PART_TAKEN;
 	op->draining = rank;
 	rc = op->io.drain(
-		op->io.user, lane, rank, piece.row0, piece.n_rows, (const float *)memory);
+		op->io.user, lane, rank, piece.row0, piece.n_rows, memory);
 	if (rc)
 		drained(net, lane, rc);
 	return 1;

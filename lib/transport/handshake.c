@@ -125,6 +125,7 @@ int afd__shake_bind_slots(struct afd__link *link, int accepting)
 	else
 		afd__link_geometry(link, link->net->contract.hidden_size, &geometry);
 	link->wire.proof = afd__prove_wire(link);
+	link->wire.device = link->net->watch.device;
 	rc = link->wire.ops->bind(&link->wire, &geometry, accepting);
 	link->bound = rc == 1;
 	afd__link_slots_added(link);

@@ -63,6 +63,45 @@ void afd__link_slots_removed(struct afd__link *link)
 	if (link->slots)
 		link->net->watch.removed(link->net->watch.user, link->slots, link->slots_bytes);
 	link->slots = NULL;
+	if (link->open && link->wire.device && link->wire.ops->leave_device)
+		link->wire.ops->leave_device(&link->wire);
+	link->wire.device = NULL;
+}
+
+/* ---- where rows lie ---- */
+
+void *afd__link_send_rows(struct afd__link *link, uint32_t slot)
+{
+	const struct afd__transport_ops *ops = link->wire.ops;
+
+	return ops->rows ? ops->rows(&link->wire, slot, true)
+			 : (uint8_t *)ops->send_slot(&link->wire, slot) + AFD__HEADER_BYTES;
+}
+
+/* A header may have a tail that we do not know. */
+const void *afd__link_receive_rows(
+	struct afd__link *link, uint32_t slot, const struct afd__header *h)
+{
+	const struct afd__transport_ops *ops = link->wire.ops;
+
+	return ops->rows ? (uint8_t *)ops->rows(&link->wire, slot, false) + h->header_bytes -
+				     AFD__HEADER_BYTES
+			 : (const uint8_t *)ops->receive_slot(&link->wire, slot) + h->header_bytes;
+}
+
+int afd__link_post_slot(
+	struct afd__link *link, uint32_t slot, const struct afd__header *h, size_t bytes)
+{
+	const struct afd__transport_ops *ops = link->wire.ops;
+	size_t rows_bytes = h->kind == AFD__FRAME_CONTROL || h->status
+				    ? 0
+				    : afd__wire_rows_bytes(h->n_rows,
+					      link->net->contract.hidden_size, h->dtype);
+
+	if (!ops->post_rows)
+		return ops->post_send(&link->wire, slot, (uint32_t)(AFD__HEADER_BYTES + bytes));
+	return ops->post_rows(&link->wire, slot, (uint32_t)(AFD__HEADER_BYTES + bytes),
+		(uint32_t)rows_bytes);
 }
 
 void afd__link_close_wire(struct afd__link *link)
@@ -226,7 +265,7 @@ int afd__link_post(struct afd__link *link, uint32_t slot, struct afd__header *h,
 	h->sequence = link->sequence_out + 1;
 	h->stamp_ns = afd__now_ns();
 	afd__wire_encode(ops->send_slot(&link->wire, slot), h);
-	rc = ops->post_send(&link->wire, slot, (uint32_t)(AFD__HEADER_BYTES + bytes));
+	rc = afd__link_post_slot(link, slot, h, bytes);
 	if (rc == -EAGAIN)
 		return 0;
 	if (rc < 0) {

@@ -467,6 +467,14 @@ int afd__link_error(const struct afd__link *link); /* sets the thread's text aga
 /* Sends a slot with so many bytes behind the header, which is completed here: its size, sequence
  * and time. 1 sent, 0 not now, negative: the link has failed. */
 int afd__link_post(struct afd__link *link, uint32_t slot, struct afd__header *h, size_t bytes);
+/* Where a slot's rows lie: behind its header, or in memory of the stage's device, which the host may
+ * not touch. Ids, weights and texts always lie in the slot. */
+void *afd__link_send_rows(struct afd__link *link, uint32_t slot);
+const void *afd__link_receive_rows(
+	struct afd__link *link, uint32_t slot, const struct afd__header *h);
+/* To the backend as it is: `bytes` behind the header, which stands in the slot. */
+int afd__link_post_slot(
+	struct afd__link *link, uint32_t slot, const struct afd__header *h, size_t bytes);
 /* 1 sent, 0 no slot is free, negative: the link has failed. */
 int afd__link_control(struct afd__link *link, uint32_t type, const void *payload, size_t bytes);
 int afd__link_goodbye(struct afd__link *link, uint32_t reason, const char *text);

@@ -46,6 +46,7 @@ struct afd__completion {
 
 struct afd__transport_ops;
 struct afd__secret;
+struct afd__device;
 
 /*
  * What an event on a descriptor is for. The backend adds its descriptors to epoll_fd with the
@@ -88,6 +89,8 @@ struct afd__wire { /* one end of a connection; the backend's part of a link */
 	const struct afd__secret *secret; /* links that leave the host are encrypted with it; NULL:
 					     they are not */
 	struct afd__wire_proof proof;     /* set before bind */
+	struct afd__device *device; /* set before bind: the stage's, whose memory rows may lie in; or
+				       NULL */
 	struct afd__shared **shared;      /* the transport's; NULL in it until a backend makes one */
 	char peer[64]; /* where it came from, for the log; "" when the address says it all */
 	uint64_t source; /* whose connections count together: an IPv4 address, the /64 of an IPv6 one;
@@ -140,8 +143,17 @@ struct afd__transport_ops {
 	 * they lie apart. */
 	void *(*memory)(struct afd__wire *wire, size_t *bytes);
 
+	/* NULL: rows lie in their slot, behind the header. Else where the slot's rows lie: there, or
+	 * in memory of wire->device. Fixed from bind to leave_device, after which nothing of that
+	 * device is touched. */
+	void *(*rows)(struct afd__wire *wire, uint32_t slot, bool to_send);
+	void (*leave_device)(struct afd__wire *wire);
+
 	/* -EAGAIN: the peer has not posted that slot to receive; nothing happened. */
 	int (*post_send)(struct afd__wire *wire, uint32_t slot, uint32_t bytes);
+	/* The same, where there is `rows`: of the bytes so many behind the header are rows. */
+	int (*post_rows)(
+		struct afd__wire *wire, uint32_t slot, uint32_t bytes, uint32_t rows_bytes);
 	int (*post_receive)(
 		struct afd__wire *wire, uint32_t slot); /* all slots are posted after bind */
 	/* Up to max completions, in order; 0: none; negative: the wire failed (the completions

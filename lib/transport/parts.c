@@ -161,7 +161,7 @@ static int send_reply(struct afd__link *link, struct afd__slot_in *in, int statu
 	/* The slot of x goes back first: when the reply is there, so is the credit. */
 	rc = ops->post_receive(&link->wire, in->slot);
 	if (!rc)
-		rc = ops->post_send(&link->wire, in->slot, (uint32_t)(AFD__HEADER_BYTES + bytes));
+		rc = afd__link_post_slot(link, in->slot, &h, bytes);
 	if (rc == -EAGAIN)
 		rc = afd__error(-EPROTO,
 			"the peer asked in slot %u before it had read the last reply there",
@@ -284,7 +284,7 @@ int afd__exchange_take(afd_transport *net, struct afd__part *part)
 	struct afd__wire_part layout;
 	struct afd__slot_in *in;
 	struct afd__link *link;
-	const uint8_t *x;
+	const uint8_t *behind;
 
 	if (!net->arrived)
 		afd__net_move(net);
@@ -297,8 +297,8 @@ int afd__exchange_take(afd_transport *net, struct afd__part *part)
 	link = in->link;
 	in->state = AFD__PART_TAKEN;
 	link->n_taken++;
-	x = (const uint8_t *)link->wire.ops->receive_slot(&link->wire, in->slot) +
-	    in->header.header_bytes;
+	behind = (const uint8_t *)link->wire.ops->receive_slot(&link->wire, in->slot) +
+		 in->header.header_bytes;
 	afd__wire_part(&layout, in->header.n_rows, net->contract.hidden_size, link->to_ffn_dtype,
 		in->header.top_k);
 	*part = (struct afd__part){
@@ -315,15 +315,14 @@ int afd__exchange_take(afd_transport *net, struct afd__part *part)
 		.arrived_ns = in->arrived_ns,
 		.slot = in->slot,
 		.sequence = in->header.sequence,
-		.x = x,
-		.y = (uint8_t *)link->wire.ops->send_slot(&link->wire, in->slot) +
-		     AFD__HEADER_BYTES,
+		.x = afd__link_receive_rows(link, in->slot, &in->header),
+		.y = afd__link_send_rows(link, in->slot),
 		.top_k = in->header.top_k,
 	};
 	memcpy(part->trace_id, link->trace_id, sizeof(part->trace_id));
 	if (part->top_k) {
-		part->ids = (const int32_t *)(x + layout.ids);
-		part->weights = (const float *)(x + layout.weights);
+		part->ids = (const int32_t *)(behind + layout.ids);
+		part->weights = (const float *)(behind + layout.weights);
 	}
 	return 1;
 }

@@ -330,7 +330,7 @@ static int open_end(struct afd__wire *wire, const struct afd__wire_slots *geomet
 	if (rc)
 		return rc;
 	find_address(&v->control, v->place.address);
-	return v->ops->open(&v->end, *wire->shared, &v->place, geometry);
+	return v->ops->open(&v->end, *wire->shared, &v->place, geometry, wire->device);
 }
 
 static int state_ours(struct afd__wire *wire)
@@ -438,11 +438,30 @@ static void *verbs_memory(struct afd__wire *wire, size_t *bytes)
 	return verbs_of(wire)->ops->memory(verbs_of(wire)->end, bytes);
 }
 
-static int verbs_post_send(struct afd__wire *wire, uint32_t slot, uint32_t bytes)
+static void *verbs_rows(struct afd__wire *wire, uint32_t slot, bool to_send)
+{
+	return verbs_of(wire)->ops->rows(verbs_of(wire)->end, slot, to_send);
+}
+
+static void verbs_leave_device(struct afd__wire *wire)
+{
+	struct verbs *v = verbs_of(wire);
+
+	if (v && v->end)
+		v->ops->leave_device(v->end);
+}
+
+static int verbs_post_rows(
+	struct afd__wire *wire, uint32_t slot, uint32_t bytes, uint32_t rows_bytes)
 {
 	if (wire->error)
 		return afd__wire_failed(wire);
-	return verbs_of(wire)->ops->post_send(verbs_of(wire)->end, slot, bytes);
+	return verbs_of(wire)->ops->post_rows(verbs_of(wire)->end, slot, bytes, rows_bytes);
+}
+
+static int verbs_post_send(struct afd__wire *wire, uint32_t slot, uint32_t bytes)
+{
+	return verbs_post_rows(wire, slot, bytes, 0);
 }
 
 static int verbs_post_receive(struct afd__wire *wire, uint32_t slot)
@@ -518,7 +537,10 @@ const struct afd__transport_ops afd__transport_verbs = {
 	.send_slot = verbs_send_slot,
 	.receive_slot = verbs_receive_slot,
 	.memory = verbs_memory,
+	.rows = verbs_rows,
+	.leave_device = verbs_leave_device,
 	.post_send = verbs_post_send,
+	.post_rows = verbs_post_rows,
 	.post_receive = verbs_post_receive,
 	.poll = verbs_poll,
 	.ready = verbs_ready,

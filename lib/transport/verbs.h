@@ -40,8 +40,9 @@ struct afd__verbs_ops {
 	int (*hub_open)(struct afd__shared **out, const struct afd__module_host *host,
 		struct afd_context *ctx, int epoll_fd);
 
+	/* Rows come to lie in memory of `device`, unless that is NULL or was not proved. */
 	int (*open)(void **end, struct afd__shared *hub, const struct afd__verbs_place *place,
-		const struct afd__wire_slots *geometry);
+		const struct afd__wire_slots *geometry, struct afd__device *device);
 	/* What the peer has to know: queue pairs, and where slots lie. */
 	size_t (*describe)(const void *end, uint8_t blob[AFD__VERBS_BLOB_MAX]);
 	int (*connect)(void *end, const uint8_t *blob, size_t bytes);
@@ -50,7 +51,9 @@ struct afd__verbs_ops {
 	void *(*send_slot)(void *end, uint32_t slot);
 	const void *(*receive_slot)(void *end, uint32_t slot);
 	void *(*memory)(void *end, size_t *bytes);
-	int (*post_send)(void *end, uint32_t slot, uint32_t bytes);
+	void *(*rows)(void *end, uint32_t slot, bool to_send);
+	void (*leave_device)(void *end);
+	int (*post_rows)(void *end, uint32_t slot, uint32_t bytes, uint32_t rows_bytes);
 	int (*post_receive)(void *end, uint32_t slot);
 	int (*poll)(void *end, struct afd__completion *out, int max);
 	int (*ready)(void *end);

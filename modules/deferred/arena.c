@@ -132,3 +132,14 @@ void arena_free(struct arena *arena, const struct afd__device *dev, void *seen)
 	pthread_mutex_unlock(&arena->lock);
 	dev->host->free(block);
 }
+
+int arena_descriptor(struct arena *arena, const struct afd__device *dev, const void *seen, int *fd,
+	uint64_t *offset)
+{
+	*fd = fcntl(arena->fd, F_DUPFD_CLOEXEC, 0);
+	if (*fd < 0)
+		return dev->host->error(-EIO, "device %s: no descriptor: %s", dev->name,
+			strerror(errno));
+	*offset = (uint64_t)((const char *)seen - arena->seen);
+	return 0;
+}

@@ -33,6 +33,11 @@ int arena_alloc(struct arena *arena, const struct afd__device *dev, size_t bytes
 	void **seen);
 void arena_free(struct arena *arena, const struct afd__device *dev, void *seen);
 
+/* The memory as a descriptor: of the memfd, where a GPU gives a dma-buf. An adapter refuses it; tests
+ * stand in for one that takes it. */
+int arena_descriptor(struct arena *arena, const struct afd__device *dev, const void *seen, int *fd,
+	uint64_t *offset);
+
 /* Where the device reads what the stage calls `seen`; a pointer outside the arena (slots, weights
  * in place) stays. */
 static inline void *arena_real(const struct arena *arena, const void *seen)

@@ -73,6 +73,24 @@ static void deferred_free(struct afd__device *dev, void *memory, size_t bytes)
 	arena_free(&s->arena, dev, memory);
 }
 
+static int deferred_dmabuf(
+	struct afd__device *dev, void *memory, size_t bytes, int *fd, uint64_t *offset)
+{
+	struct deferred *s = dev->state;
+
+	return arena_descriptor(&s->arena, dev, memory, fd, offset);
+}
+
+/* Where drivers find it: the mapping that has access. */
+static int deferred_peer_address(
+	struct afd__device *dev, void *memory, size_t bytes, void **address)
+{
+	const struct deferred *s = dev->state;
+
+	*address = arena_real(&s->arena, memory);
+	return 0;
+}
+
 static size_t deferred_matrix_bytes(struct afd__device *dev, uint32_t n, uint32_t k, int32_t dtype)
 {
 	struct deferred *s = dev->state;
@@ -293,6 +311,8 @@ static const struct afd__device_ops deferred_ops = { .name = "deferred",
 	.close = deferred_close,
 	.alloc = deferred_alloc,
 	.free = deferred_free,
+	.dmabuf = deferred_dmabuf,
+	.peer_address = deferred_peer_address,
 	.matrix_bytes = deferred_matrix_bytes,
 	.matrix_load = deferred_matrix_load,
 	.scales_load = deferred_scales_load,

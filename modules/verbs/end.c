@@ -17,7 +17,7 @@
 #include "verbs.h"
 
 enum { TIMEOUT = 15, RETRIES = 6, RNR_TIMER = 12, HOPS = 64, LINGER_MS = 100 };
-enum { BLOB_VERSION = 1, HEAD_BYTES = 24, RAIL_BYTES = 40 };
+enum { BLOB_VERSION = 1, HEAD_BYTES = 24, RAIL_BYTES = 40, ROWS_APART = 1 };
 
 /* ---- queue pairs ---- */
 
@@ -148,6 +148,16 @@ static void linger(struct end *end)
 	}
 }
 
+/* What was posted is read from there until it has arrived. */
+void verbs_end_leave_device(void *opaque)
+{
+	struct end *end = opaque;
+
+	if (end->device && end->rails[0].qp && end->connected && !verbs_forked(end->hub))
+		linger(end);
+	verbs_device_leave(end);
+}
+
 void verbs_end_shut(void *opaque)
 {
 	struct end *end = opaque;
@@ -168,6 +178,7 @@ void verbs_end_close(void *opaque)
 	struct hub *hub = end->hub;
 
 	verbs_end_shut(end);
+	verbs_device_leave(end);
 	if (hub->ends[end->index] == end)
 		hub->ends[end->index] = NULL;
 	if (end->area)
@@ -176,7 +187,7 @@ void verbs_end_close(void *opaque)
 }
 
 int verbs_end_open(void **out, struct afd__shared *shared, const struct afd__verbs_place *place,
-	const struct afd__wire_slots *geometry)
+	const struct afd__wire_slots *geometry, struct afd__device *device)
 {
 	struct hub *hub = (struct hub *)shared;
 	struct end *end = hub->host->alloc(hub->ctx, 1, sizeof(*end));
@@ -204,6 +215,8 @@ int verbs_end_open(void **out, struct afd__shared *shared, const struct afd__ver
 		return rc;
 	}
 	end->memory = end->area->chunk->memory + end->area->offset;
+	if (device)
+		verbs_device_take(end, device);
 	for (uint32_t slot = 0; slot < geometry->n_slots; slot++)
 		end->ours[slot] = true;
 	*out = end;
@@ -228,12 +241,12 @@ size_t verbs_end_describe(const void *opaque, uint8_t blob[AFD__VERBS_BLOB_MAX])
 
 		afd__put32(at, rail->qp->qp_num);
 		afd__put32(at + 4, rail->first_psn);
-		afd__put32(at + 8, chunk->payload[nic]->rkey);
+		afd__put32(at + 8, rail->rows ? rail->rows->rkey : chunk->payload[nic]->rkey);
 		afd__put32(at + 12, chunk->header[nic]->rkey);
 		afd__put16(at + 16, rail->port_attr.lid);
 		at[18] = (uint8_t)rail->port_attr.active_mtu;
 		at[19] = rail->port_attr.link_layer;
-		afd__put32(at + 20, 0);
+		afd__put32(at + 20, rail->rows ? ROWS_APART : 0);
 		memcpy(at + 24, rail->gid.raw, 16);
 	}
 	return (size_t)(at - blob);
@@ -300,6 +313,7 @@ static int connect_rail(struct end *end, struct rail *rail, const uint8_t *at)
 			rail->nic->name, rail->port_attr.link_layer);
 	rail->payload_key = afd__take32(at + 8);
 	rail->header_key = afd__take32(at + 12);
+	rail->rows_apart = afd__take32(at + 20) & ROWS_APART;
 	rc = ibv_modify_qp(rail->qp, &receive,
 		IBV_QP_STATE | IBV_QP_AV | IBV_QP_PATH_MTU | IBV_QP_DEST_QPN | IBV_QP_RQ_PSN |
 			IBV_QP_MAX_DEST_RD_ATOMIC | IBV_QP_MIN_RNR_TIMER);

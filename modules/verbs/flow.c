@@ -90,6 +90,14 @@ void *verbs_memory(void *opaque, size_t *bytes)
 	return end->memory;
 }
 
+void *verbs_rows(void *opaque, uint32_t slot, bool to_send)
+{
+	struct end *end = opaque;
+	uint8_t *memory = end->device ? end->device_memory : end->memory;
+
+	return memory + (to_send ? 0 : end->direction_bytes) + offset_of(end, slot) + HEADER_BYTES;
+}
+
 /* ---- the end of it ---- */
 
 void verbs_end_fail(struct end *end, int rc)
@@ -144,25 +152,44 @@ static void fill_record(struct end *end, uint32_t slot, uint32_t bytes)
 	end->urgent = false;
 }
 
-/* Payload, then record and header: two requests, or one when the header is all. */
-static int post_slot(struct end *end, uint32_t index, uint32_t slot, uint32_t bytes)
+/* Of a slot's payload, [bytes] from `at` of the slot on: a WRITE, which `next` follows. The address
+ * is the area's also where rows are registered apart. */
+struct payload {
+	struct ibv_sge part;
+	struct ibv_send_wr request;
+};
+
+static void write_payload(struct payload *payload, const struct end *end,
+	uint32_t index, uint32_t slot, uint32_t at, uint32_t bytes)
+{
+	*payload = (struct payload){
+		.part = { (uintptr_t)send_memory(end, slot) + at, bytes, 0 },
+		.request = { .wr_id = verbs_request_id(end, index, true),
+			.sg_list = &payload->part,
+			.num_sge = 1,
+			.opcode = IBV_WR_RDMA_WRITE,
+			.wr.rdma = { end->peer_memory + offset_of(end, slot) + at, 0 } },
+	};
+}
+
+/* Rows, what is no rows, then record and header: a request each, where there is such a thing. The
+ * first two are one unless rows lie apart here or there. */
+static int post_slot(
+	struct end *end, uint32_t index, uint32_t slot, uint32_t bytes, uint32_t rows_bytes)
 {
 	struct rail *rail = &end->rails[index];
 	const struct chunk *chunk = end->area->chunk;
 	size_t nic = (size_t)(rail->nic - end->hub->nics), offset = offset_of(end, slot);
-	uint32_t head = bytes < HEADER_BYTES ? bytes : HEADER_BYTES;
+	uint32_t head = bytes < HEADER_BYTES ? bytes : HEADER_BYTES, n = 1;
 	uint8_t *memory = send_memory(end, slot);
-	struct ibv_sge parts[2] = {
-		{ (uintptr_t)memory + head, bytes - head, chunk->payload[nic]->lkey },
-		{ (uintptr_t)memory - RECORD_BYTES, RECORD_BYTES + head, chunk->header[nic]->lkey },
-	};
-	struct ibv_send_wr payload = { .wr_id = verbs_request_id(end, index, true),
-		.sg_list = &parts[0],
-		.num_sge = 1,
-		.opcode = IBV_WR_RDMA_WRITE,
-		.wr.rdma = { end->peer_memory + offset + head, rail->payload_key } };
+	bool apart = rail->rows || rail->rows_apart;
+	uint32_t first = apart ? rows_bytes : bytes - head;
+	struct payload rows, rest;
+	struct ibv_send_wr *chain;
+	struct ibv_sge headers = { (uintptr_t)memory - RECORD_BYTES, RECORD_BYTES + head,
+		chunk->header[nic]->lkey };
 	struct ibv_send_wr header = { .wr_id = verbs_request_id(end, index, true),
-		.sg_list = &parts[1],
+		.sg_list = &headers,
 		.num_sge = 1,
 		.opcode = IBV_WR_RDMA_WRITE_WITH_IMM,
 		.send_flags = IBV_SEND_SIGNALED,
@@ -173,8 +200,24 @@ static int post_slot(struct end *end, uint32_t index, uint32_t slot, uint32_t by
 		((struct record *)(memory - RECORD_BYTES))->sequence);
 	if (RECORD_BYTES + head <= rail->max_inline)
 		header.send_flags |= IBV_SEND_INLINE;
-	payload.next = &header;
-	return bytes > head ? post(end, rail, &payload, 2) : post(end, rail, &header, 1);
+	chain = &header;
+	if (bytes - head > first) {
+		write_payload(&rest, end, index, slot, head + first, bytes - head - first);
+		rest.part.lkey = chunk->payload[nic]->lkey;
+		rest.request.wr.rdma.rkey = rail->header_key;
+		rest.request.next = chain;
+		chain = &rest.request;
+		n++;
+	}
+	if (first) {
+		write_payload(&rows, end, index, slot, head, first);
+		rows.part.lkey = rail->rows ? rail->rows->lkey : chunk->payload[nic]->lkey;
+		rows.request.wr.rdma.rkey = rail->payload_key;
+		rows.request.next = chain;
+		chain = &rows.request;
+		n++;
+	}
+	return post(end, rail, chain, n);
 }
 
 /* One slot goes back without waiting for a record. */
@@ -195,8 +238,9 @@ static void flush_slots(struct end *end)
 	while (end->n_queued && !end->error) {
 		uint32_t slot = end->queue[end->queue_head].slot, rail = rail_of(end, slot);
 
-		if (end->rails[rail].room < 2 ||
-			post_slot(end, rail, slot, end->queue[end->queue_head].bytes))
+		if (end->rails[rail].room < 3 ||
+			post_slot(end, rail, slot, end->queue[end->queue_head].bytes,
+				end->queue[end->queue_head].rows_bytes))
 			return;
 		end->queue_head = (end->queue_head + 1) % AFD__SLOTS_MAX;
 		end->n_queued--;
@@ -214,12 +258,13 @@ static void flush_returns(struct end *end)
 	end->urgent = false;
 }
 
-int verbs_post_send(void *opaque, uint32_t slot, uint32_t bytes)
+int verbs_post_rows(void *opaque, uint32_t slot, uint32_t bytes, uint32_t rows_bytes)
 {
 	struct end *end = opaque;
 	uint32_t tail = (end->queue_head + end->n_queued) % AFD__SLOTS_MAX;
 
 	assert(bytes && bytes <= afd__slot_capacity(&end->geometry, slot));
+	assert(!rows_bytes || rows_bytes <= bytes - HEADER_BYTES);
 	if (end->error)
 		return error_of(end);
 	/* Its return may wait behind a request that was polled. */
@@ -230,6 +275,7 @@ int verbs_post_send(void *opaque, uint32_t slot, uint32_t bytes)
 	end->ours[slot] = false;
 	end->queue[tail].slot = (uint16_t)slot;
 	end->queue[tail].bytes = bytes;
+	end->queue[tail].rows_bytes = rows_bytes;
 	end->n_queued++;
 	flush_slots(end);
 	return 0;

@@ -387,6 +387,7 @@ int verbs_hub_open(struct afd__shared **out, const struct afd__module_host *host
 	struct afd_context *ctx, int epoll_fd)
 {
 	struct hub *hub = host->alloc(ctx, 1, sizeof(*hub));
+	int rc;
 
 	if (!hub)
 		return -ENOMEM;
@@ -397,6 +398,11 @@ int verbs_hub_open(struct afd__shared **out, const struct afd__module_host *host
 	hub->ctx = ctx;
 	hub->epoll_fd = epoll_fd;
 	hub->pid = getpid();
+	rc = verbs_read_faults(hub);
+	if (rc) {
+		host->free(hub);
+		return rc;
+	}
 	*out = &hub->shared;
 	return 0;
 }
@@ -410,7 +416,9 @@ static const struct afd__verbs_ops verbs_ops = {
 	.send_slot = verbs_send_slot,
 	.receive_slot = verbs_receive_slot,
 	.memory = verbs_memory,
-	.post_send = verbs_post_send,
+	.rows = verbs_rows,
+	.leave_device = verbs_end_leave_device,
+	.post_rows = verbs_post_rows,
 	.post_receive = verbs_post_receive,
 	.poll = verbs_poll,
 	.ready = verbs_ready,

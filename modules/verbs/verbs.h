@@ -6,6 +6,8 @@
  *
  *   hub.c    devices, completion queues, whose completion it is
  *   arena.c  registered memory
+ *   device.c rows in memory of a device: tried, proved, chosen
+ *   proof.c  what an adapter writes there, and reads
  *   end.c    queue pairs: made, described to the peer, connected, ended
  *   flow.c   slots: who has them, what is posted, what has come
  */
@@ -47,7 +49,12 @@ struct nic {
 	struct ibv_comp_channel *channel;
 	uint32_t cqe_wanted; /* completions that its ends can have at once */
 	bool armed;          /* the next completion makes the channel readable */
+	uint32_t refused_ways; /* to memory of devices, by enum way: not tried again */
+	bool told_way;
 };
+
+/* How an adapter may reach memory of a device, in the order in which it is tried. */
+enum way { BY_DMABUF, BY_PEER_MEMORY, N_WAYS };
 
 /* A piece of the arena: registered once on each nic that needs it. */
 struct chunk {
@@ -73,6 +80,7 @@ struct hub {
 	pid_t pid;
 	struct nic nics[NICS_MAX];
 	uint32_t n_nics;
+	uint32_t faults; /* by enum way: AFD_VERBS_FAULT, its proof fails */
 	struct chunk *chunks;
 	struct end *ends[ENDS_MAX];
 	uint32_t serial; /* of the next end: completions of one that is gone are known by it */
@@ -92,6 +100,8 @@ struct rail {
 	uint16_t chains[4 * AFD__SLOTS_MAX];
 	uint32_t chain_head, n_chains;
 	uint32_t payload_key, header_key; /* the peer's */
+	bool rows_apart;      /* the peer's key for payload leads to rows only */
+	struct ibv_mr *rows;  /* ours in memory of a device; at the addresses of the area */
 };
 
 struct end {
@@ -105,6 +115,11 @@ struct end {
 	uint8_t *memory;
 	size_t direction_bytes;
 	uint64_t peer_memory; /* the peer's receive slots, in its address space */
+	/* Rows in memory of a device, laid out as the area; NULL: they lie in the area. */
+	struct afd__device *device;
+	uint8_t *device_memory;
+	void *device_block; /* that it lies in, [device_bytes] */
+	size_t device_bytes;
 	bool connected;
 	int error;
 	char error_text[160];
@@ -121,7 +136,7 @@ struct end {
 	} arrived[AFD__SLOTS_MAX]; /* by sequence: rails overtake each other */
 	struct {
 		uint16_t slot;
-		uint32_t bytes;
+		uint32_t bytes, rows_bytes;
 	} queue[AFD__SLOTS_MAX]; /* ring: waits for room in a send queue */
 	uint32_t queue_head, n_queued;
 	struct afd__completion done[DONE_MAX]; /* ring */
@@ -159,11 +174,35 @@ void verbs_area_give(struct hub *hub, struct area *area);
 int verbs_area_register(struct hub *hub, struct chunk *chunk, const struct nic *nic);
 void verbs_arena_free(struct hub *hub);
 
+/* ---- device.c ---- */
+/* -EINVAL: AFD_VERBS_FAULT names what is no way. */
+int verbs_read_faults(struct hub *hub);
+/* Rows of the end, whose rails are open, come to lie in memory of the device; or stay in the area,
+ * which is logged. */
+void verbs_device_take(struct end *end, struct afd__device *device);
+void verbs_device_leave(struct end *end);
+
+/* ---- proof.c ---- */
+/* Memory of the device that was registered with the rail's adapter, [bytes] from `memory` on: what
+ * the adapter writes there the device reads, and the other way round. `fault`: it does not write. */
+struct proof_of {
+	struct hub *hub;
+	const struct rail *rail;
+	struct afd__device *device;
+	uint8_t *memory;
+	size_t bytes;
+	const struct ibv_mr *mr;
+	uint64_t address; /* of memory[0] to the adapter */
+	bool fault;
+};
+int verbs_prove(const struct proof_of *what);
+
 /* ---- end.c ---- */
 int verbs_end_open(void **out, struct afd__shared *hub, const struct afd__verbs_place *place,
-	const struct afd__wire_slots *geometry);
+	const struct afd__wire_slots *geometry, struct afd__device *device);
 size_t verbs_end_describe(const void *end, uint8_t blob[AFD__VERBS_BLOB_MAX]);
 int verbs_end_connect(void *end, const uint8_t *blob, size_t bytes);
+void verbs_end_leave_device(void *end);
 void verbs_end_shut(void *end);
 void verbs_end_close(void *end);
 
@@ -179,7 +218,8 @@ bool verbs_is_quiet(const struct end *end); /* nothing of ours is under way */
 void *verbs_send_slot(void *end, uint32_t slot);
 const void *verbs_receive_slot(void *end, uint32_t slot);
 void *verbs_memory(void *end, size_t *bytes);
-int verbs_post_send(void *end, uint32_t slot, uint32_t bytes);
+void *verbs_rows(void *end, uint32_t slot, bool to_send);
+int verbs_post_rows(void *end, uint32_t slot, uint32_t bytes, uint32_t rows_bytes);
 int verbs_post_receive(void *end, uint32_t slot);
 int verbs_poll(void *end, struct afd__completion *out, int max);
 int verbs_ready(void *end);

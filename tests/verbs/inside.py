@@ -15,7 +15,7 @@ import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "tools"))
 import test_failover  # noqa: E402
-from tools import BOTH_F32, ENV, GOLDEN, Case, tcp_address, tool  # noqa: E402
+from tools import BOTH_F32, BUILD, ENV, GOLDEN, Case, tcp_address, tool  # noqa: E402
 
 ALL = os.environ.get("AFD_ALL") == "1"
 MODEL, MOE = GOLDEN / "bf16-tied", GOLDEN / "moe-bf16"
@@ -123,6 +123,93 @@ class Layouts(Case):
                 self.assertEqual((running.returncode, err.count("\n")), (1, 1), err)
                 self.assertIn(word, err)
                 self.stop(server, 30)
+
+
+class DeviceMemory(Case):
+    """Rows in memory of a device whose memory is the host's behind the seam of a GPU, `deferred`. Soft-RoCE takes its address as
+    peer memory, and no dma-buf; tests/verbs/takes_dmabuf.c stands in for an adapter that does."""
+
+    def run_pair(self, fault, dmabuf, model=MODEL, *flags, connect_flags=(), lanes=1, queries=("", "")):
+        """The log of either side, after the logits were found to be those of one process on the CPU."""
+        env = {"AFD_VERBS_FAULT": fault}
+        if dmabuf:
+            env |= {"LD_PRELOAD": str(BUILD / "tests/verbs/takes_dmabuf.so"), "AFD_TEST_DMABUF": dmabuf}
+        at = across()[0].split("?")[0] if queries[0] else verbs_address()
+        path, both = self.scratch / "pair.npy", self.scratch / "alone.npy"
+        listen = at + queries[0]
+        ids = ["--ids", " ".join(str(int(word) % 60) for word in PROMPT.split()), "--max-tokens", 3]
+        self.result(self.generate(model, *ids, "--logits", both, *BOTH_F32, *flags), 300)
+        serve = ["--model", model, "--listen", listen, "--threads", 1, "--device", "deferred", "--log", "info", "--deadline-ms", 30000]
+        server = self.start("afd-serve-ffn", *serve, **env)
+        self.assertEqual(server.stdout.readline(), f"ready {listen}\n")
+        running = self.start("afd-generate", "--model", model, "--threads", 1, "--device", "deferred", *ids, "--logits", path,
+                             "--ffn", at + queries[1], "--lanes", lanes, "--log", "info", *BOTH_F32, *PATIENT, *flags, *connect_flags, **env)
+        _, log = running.communicate(timeout=300)
+        self.assertEqual(running.returncode, 0, log)
+        server.send_signal(signal.SIGTERM)
+        _, there = server.communicate(timeout=30)
+        self.assertEqual(server.returncode, 0, there)
+        self.assertEqual(path.read_bytes(), both.read_bytes())
+        return log, there
+
+    def expect(self, fault, dmabuf, *lines):
+        with self.subTest(fault=fault, dmabuf=dmabuf):
+            before = resources()
+            for log in self.run_pair(fault, dmabuf):
+                said = [line for line in log.splitlines() if "memory of device" in line or "host's memory" in line]
+                self.assertEqual(len(said), len(lines), log)
+                for line, wanted in zip(said, lines):
+                    self.assertRegex(line, wanted)
+            self.assertEqual(resources(), before)
+
+    def test_each_way_to_a_device_is_tried_in_turn_and_proved_before_rows_lie_there(self):
+        no_dmabuf = "not reached by dma-buf: device rxe[01] refuses to register it: "
+        not_written = r": proof: what the adapter wrote did not arrive: byte \d+ of \d+ is \d+, must be \d+"
+        by_dmabuf, by_peer = "reached by dma-buf and proved", "reached by peer memory and proved"
+        bounce = "rows lie in the host's memory, device deferred copies them"
+        self.expect("", None, no_dmabuf, by_peer)
+        self.expect("peer", None, no_dmabuf, "not reached by peer memory" + not_written, bounce)
+        self.expect("", "takes", by_dmabuf)
+        self.expect("dmabuf", "takes", "not reached by dma-buf" + not_written, by_peer)
+        self.expect("dmabuf,peer", "takes", "not reached by dma-buf" + not_written, "not reached by peer memory" + not_written, bounce)
+
+    def test_an_adapter_that_registers_a_dmabuf_and_writes_elsewhere_is_found_out(self):
+        self.expect("", "lies", "not reached by dma-buf: proof: what the adapter wrote did not arrive", "reached by peer memory and proved")
+
+    def test_rows_of_experts_lie_with_the_device_and_their_ids_with_the_host(self):
+        for gate in ("attention", "ffn"):
+            for wire in ("f32:f32", "fp8:bf16"):
+                with self.subTest(gate=gate, wire=wire):
+                    for log in self.run_pair("", None, MOE, "--wire-dtype", wire, connect_flags=("--gate", gate), lanes=3):
+                        self.assertIn("reached by peer memory and proved", log)
+
+    def test_rows_of_a_group_and_of_four_lanes_lie_with_the_device(self):
+        path = self.scratch / "logits.npy"
+        for layout, connect in (("1A:1F", ()), ("2A(tp2):1F", ()), ("1A:1F", ("--lanes", 4))):
+            bits = {}
+            for via in ("shm", "verbs"):
+                with self.subTest(layout=layout, via=via, connect=connect):
+                    running = self.launch(layout, MODEL, "--via", via, "--device", "deferred", "--ids", PROMPT, "--max-tokens", 3,
+                                          "--logits", path, "--log", "info", *BOTH_F32, *PATIENT, *connect)
+                    _, log = running.communicate(timeout=300)
+                    self.assertEqual(running.returncode, 0, log)
+                    self.assertEqual("reached by peer memory and proved" in log, via == "verbs", log)
+                    bits[via] = path.read_bytes()
+            self.assertEqual(bits["shm"], bits["verbs"])
+
+    def test_rows_over_two_adapters_lie_with_the_device_when_both_are_proved(self):
+        for log in self.run_pair("", None, lanes=4, queries=("?dev=rxe1,rxe2", "?dev=rxe2,rxe1")):
+            for name in ("rxe1", "rxe2"):
+                self.assertIn(f"device {name}: rows lie in memory of device deferred, reached by peer memory and proved", log)
+
+    def test_a_fault_that_is_no_way_is_refused_by_name(self):
+        listen = verbs_address()
+        server, _ = self.serve(MODEL, listen=listen)
+        running = self.generate(MODEL, "--ids", "1", "--ffn", listen, "--connect-timeout-ms", 3000, AFD_VERBS_FAULT="dmabuf,bus")
+        _, err = running.communicate(timeout=60)
+        self.assertEqual(running.returncode, 1, err)
+        self.assertIn('AFD_VERBS_FAULT: "dmabuf,bus" names what is not dmabuf or peer', err)
+        self.stop(server, 30)
 
 
 class Bench(Case):
