@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * What the files of the CUDA module share. device.c finds and opens a GPU, memory.c loads weights,
- * queue.c orders work on a stream and tells how far it is, transfer.c moves bytes, operations.c
+ * reach.c
+ * lends memory to adapters, queue.c orders work on a stream and tells how far it is, transfer.c moves bytes, operations.c
  * launches kernels, graph.c records them.
  *
  * Invariant: every entry makes the device's context current and leaves the caller's behind
@@ -56,7 +57,10 @@ int cuda_scales_load(struct afd__device *dev, struct afd__matrix *m,
 void loader_close(struct afd__device *dev);
 int cuda_host_register(struct afd__device *dev, void *memory, size_t bytes);
 void cuda_host_unregister(struct afd__device *dev, void *memory);
-/* Kernels and transfers reach this memory as it is. */
+/* reach.c */
+int cuda_dmabuf(struct afd__device *dev, void *memory, size_t bytes, int *fd, uint64_t *offset);
+int cuda_peer_address(struct afd__device *dev, void *memory, size_t bytes, void **address);
+/* memory.c: kernels and transfers reach this memory as it is. */
 bool cuda_reaches(const struct cuda *c, const void *memory);
 
 /* ---- queue ---- */

@@ -47,6 +47,41 @@ static void machines_that_cannot_are_told_apart(void **state)
 	}
 }
 
+static void memory_for_an_adapter_is_given_by_a_gpu_that_orders_its_writes(void **state)
+{
+	const struct {
+		const char *fault;
+		int dmabuf, peer;
+		const char *word;
+	} cases[] = {
+		{ "none", 0, 0, "" },
+		{ "no_dmabuf", -ENOTSUP, 0, "the driver has no cuMemGetHandleForAddressRange" },
+		{ "no_gpudirect", -ENOTSUP, -ENOTSUP, "has no GPUDirect RDMA" },
+		{ "no_ordering", -ENOTSUP, -ENOTSUP, "ordering is 0, must be 100" },
+	};
+	struct rig *r = *state;
+	void *block, *page, *address;
+	uint64_t offset = 7;
+
+	assert_int_equal(afd__device_alloc(r->dev, 3 * 4096, "a test", &block), 0);
+	page = (void *)(((uintptr_t)block + 4095) & ~(uintptr_t)4095);
+	for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+		int fd = -1;
+
+		setenv("AFD_EMU_FAULT", cases[i].fault, 1);
+		assert_int_equal(afd__device_peer_address(r->dev, page, 8192, &address), cases[i].peer);
+		assert_int_equal(afd__device_dmabuf(r->dev, page, 8192, &fd, &offset), cases[i].dmabuf);
+		unsetenv("AFD_EMU_FAULT");
+		if (cases[i].dmabuf)
+			assert_non_null(strstr(afd_last_error(), cases[i].word));
+		else
+			assert_int_equal(close(fd), 0);
+		assert_ptr_equal(address, page);
+		assert_int_equal(offset, 0);
+	}
+	afd__device_free(r->dev, block, 3 * 4096);
+}
+
 static void a_gpu_without_code_for_it_is_named_at_the_first_launch(void **state)
 {
 	struct rig *r = *state;
@@ -405,6 +440,7 @@ int main(int argc, char **argv)
 {
 	const struct CMUnitTest tests[] = {
 		RIG_TEST(machines_that_cannot_are_told_apart),
+		RIG_TEST(memory_for_an_adapter_is_given_by_a_gpu_that_orders_its_writes),
 		RIG_TEST(a_gpu_without_code_for_it_is_named_at_the_first_launch),
 		RIG_TEST(the_callers_context_stays),
 		RIG_TEST(two_devices_work_side_by_side),

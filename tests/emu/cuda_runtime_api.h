@@ -62,6 +62,13 @@ enum cudaDeviceAttr {
 	cudaDevAttrComputeCapabilityMinor = 76,
 	cudaDevAttrPageableMemoryAccess = 88,
 	cudaDevAttrCanUseHostPointerForRegisteredMem = 91,
+	cudaDevAttrGPUDirectRDMASupported = 116,
+	cudaDevAttrGPUDirectRDMAWritesOrdering = 118,
+};
+
+enum cudaGPUDirectRDMAWritesOrdering {
+	cudaGPUDirectRDMAWritesOrderingNone = 0,
+	cudaGPUDirectRDMAWritesOrderingOwner = 100,
 };
 
 enum cudaMemoryType {

@@ -4,7 +4,8 @@
  * that is the heap's. It lets the module itself run, not a copy of it.
  *
  * AFD_EMU_FAULT makes it a machine with a fault: no_driver, old_driver, no_device, no_image,
- * no_pageable (no GPU reads memory that is not registered), no_register (and none can be), or
+ * no_pageable (no GPU reads memory that is not registered), no_register (and none can be),
+ * no_gpudirect, no_ordering (of an adapter's writes), no_dmabuf, or
  * launch:N, malloc:N, copy:N, capture:N, graph:N (the N-th of its kind fails). A fault of a launch is
  * sticky, as on a GPU.
  *
@@ -18,6 +19,7 @@
 #include <map>
 #include <mutex>
 #include <stdio.h>
+#include <sys/mman.h>
 #include <stdlib.h>
 #include <thread>
 #include <vector>
@@ -327,8 +329,27 @@ cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr attribute, int dev
 	case cudaDevAttrCanUseHostPointerForRegisteredMem:
 		*value = 1;
 		return cudaSuccess;
+	case cudaDevAttrGPUDirectRDMASupported:
+		*value = !machine_is("no_gpudirect");
+		return cudaSuccess;
+	case cudaDevAttrGPUDirectRDMAWritesOrdering:
+		*value = machine_is("no_ordering") ? cudaGPUDirectRDMAWritesOrderingNone
+						   : cudaGPUDirectRDMAWritesOrderingOwner;
+		return cudaSuccess;
 	}
 	return cudaErrorInvalidValue;
+}
+
+/* A descriptor of memory that is not the range's: the heap has none of its own. */
+static int range_handle(void *handle, unsigned long long memory, size_t bytes, int type,
+	unsigned long long flags)
+{
+	const int invalid_value = 1;
+
+	if (type != 1 || flags || memory % 4096 || bytes % 4096)
+		return invalid_value;
+	*(int *)handle = memfd_create("emu", MFD_CLOEXEC);
+	return 0;
 }
 
 cudaError_t cudaGetDriverEntryPointByVersion(const char *symbol, void **function, unsigned version,
@@ -336,7 +357,9 @@ cudaError_t cudaGetDriverEntryPointByVersion(const char *symbol, void **function
 {
 	*function = !strcmp(symbol, "cuCtxGetCurrent")	 ? (void *)context_get
 		    : !strcmp(symbol, "cuCtxSetCurrent") ? (void *)context_set
-							 : NULL;
+		    : !strcmp(symbol, "cuMemGetHandleForAddressRange") && !machine_is("no_dmabuf")
+			    ? (void *)range_handle
+			    : NULL;
 	*status = *function ? cudaDriverEntryPointSuccess : cudaDriverEntryPointSymbolNotFound;
 	return cudaSuccess;
 }
