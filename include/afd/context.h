@@ -181,7 +181,7 @@ AFD_API const char *afd_version(void);
 AFD_API int afd_context_metrics(const afd_context *ctx, char *buffer, size_t capacity);
 
 /* "c", "avx2" or "avx512": the CPU variant in use, chosen by CPUID or by the environment variable
- * AFD_ISA. */
+ * AFD_ISA; "?" without a context. */
 AFD_API const char *afd_context_isa(const afd_context *ctx);
 
 /* Bytes of one number of a dtype; 0 for an unknown one. */

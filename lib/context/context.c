@@ -164,7 +164,7 @@ int afd__context_check(const struct afd_context *ctx, const char *what)
 
 const char *afd_context_isa(const afd_context *ctx)
 {
-	return afd__isa_name(ctx->isa);
+	return ctx ? afd__isa_name(ctx->isa) : "?";
 }
 
 #define STRING(x) #x

@@ -214,6 +214,11 @@ static void afd_isa_forces_the_variant_in_c(void **state)
 	assert_string_equal(afd_context_isa(ctx), "c");
 }
 
+static void no_context_has_no_variant(void **state)
+{
+	assert_string_equal(afd_context_isa(NULL), "?");
+}
+
 static void an_unknown_afd_isa_is_refused_with_the_names(void **state)
 {
 	setenv("AFD_ISA", "sse9", 1);
@@ -381,6 +386,7 @@ int main(void)
 		T(padding_must_be_zero),
 		T(a_context_needs_a_place),
 		T(afd_isa_forces_the_variant_in_c),
+		T(no_context_has_no_variant),
 		T(an_unknown_afd_isa_is_refused_with_the_names),
 		T(large_memory_comes_from_the_hosts_hooks),
 		T(memory_of_another_alignment_is_refused),
