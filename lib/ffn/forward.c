@@ -97,6 +97,10 @@ static int check(const struct afd_ffn *ffn, struct afd_ffn_rows *r)
 	rc = check_side(ffn, 'x', r->x, r->x_dtype, r->x_row_bytes);
 	if (!rc)
 		rc = check_side(ffn, 'y', r->y, r->y_dtype, r->y_row_bytes);
+	if (!rc && r->x == r->y &&
+		(r->x_dtype != r->y_dtype || r->x_row_bytes != r->y_row_bytes))
+		rc = afd__error(-EINVAL,
+			"ffn rows: x and y share memory, but not dtype and row bytes");
 	return rc ? rc : check_experts(ffn, r);
 }
 

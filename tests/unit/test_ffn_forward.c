@@ -300,6 +300,10 @@ static void bad_rows_are_refused_and_y_is_as_before(void **state)
 			"x_dtype is fp8" },
 		{ "x_row_bytes", { .n_rows = 1, .x = x, .y = y, .x_row_bytes = 127 }, -EINVAL,
 			"x_row_bytes is 127, a row has 128" },
+		{ "in place, dtypes", { .n_rows = 1, .x = y, .y = y, .y_dtype = AFD_DTYPE_F16 },
+			-EINVAL, "x and y share memory, but not dtype and row bytes" },
+		{ "in place, strides", { .n_rows = 1, .x = y, .y = y, .y_row_bytes = 132 },
+			-EINVAL, "x and y share memory, but not dtype and row bytes" },
 	};
 	struct stage s;
 
