@@ -395,7 +395,7 @@ static int print_ids(const struct input *input)
 			printf("%s%" PRId32, j > sequence->n_prompt ? " " : "", sequence->ids[j]);
 		printf("\n");
 	}
-	return fflush(stdout) ? tool_fail(TOOL_FAILED, "stdout: cannot be written") : TOOL_DONE;
+	return tool_flush();
 }
 
 static int generate(const struct flags *flags)

@@ -129,6 +129,7 @@ static int print_text(
 	if (!status) {
 		print_info(info);
 		printf("\n%-10s %-14s %8s %16s\n%s", "role", "shard", "tensors", "bytes", rows);
+		status = tool_flush();
 	}
 	free(rows);
 	return status;

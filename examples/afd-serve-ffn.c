@@ -9,11 +9,13 @@
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <time.h>
 #include <unistd.h>
 
 #include <afd/afd.h>
 
+#include "tool/file.h"
 #include "tool/progress.h"
 #include "tool/stage.h"
 
@@ -62,34 +64,28 @@ static char *render_metrics(const afd_context *ctx, int *n_bytes)
 	return NULL;
 }
 
+/* 0, or a negative errno. */
 static int write_metrics(const struct server *server)
 {
-	const char *path = server->flags->metrics;
-	char part[4096], *text;
-	int n_bytes = 0, rc = -1;
-	FILE *file;
+	struct tool_file out = { 0 };
+	int n_bytes = 0, rc;
+	char *text;
 
-	if (!path)
+	if (!server->flags->metrics)
 		return 0;
 	text = render_metrics(server->ctx, &n_bytes);
-	if (!text || snprintf(part, sizeof part, "%s.part", path) >= (int)sizeof part)
-		goto out;
-	file = fopen(part, "w");
-	if (!file)
-		goto out;
-	rc = fwrite(text, 1, n_bytes, file) == (size_t)n_bytes ? 0 : -1;
-	if (fclose(file) || rc || rename(part, path))
-		rc = -1;
-out:
+	rc = text ? tool_file_open(&out, server->flags->metrics) : -ENOMEM;
+	if (!rc)
+		fwrite(text, 1, n_bytes, out.file);
 	free(text);
-	return rc;
+	return rc ? rc : tool_file_close(&out, 1);
 }
 
 static void *keep(void *arg)
 {
 	struct server *server = arg;
 	const struct timespec second = { .tv_sec = 1 };
-	int told = 0;
+	int told = 0, rc;
 
 	for (;;) {
 		int signal = server->flags->metrics ? sigtimedwait(&server->signals, NULL, &second)
@@ -101,9 +97,9 @@ static void *keep(void *arg)
 		}
 		if (signal == SIGUSR1) /* the main thread: the server has ended by itself */
 			return NULL;
-		if (errno == EAGAIN && write_metrics(server) && !told++)
-			tool_fail(
-				0, "warn: --metrics %s: cannot be written", server->flags->metrics);
+		if (errno == EAGAIN && (rc = write_metrics(server)) && !told++)
+			tool_fail(0, "warn: --metrics %s: cannot be written: %s",
+				server->flags->metrics, strerror(-rc));
 	}
 }
 
@@ -181,7 +177,7 @@ static int print_ready(const struct server *server)
 			return tool_fail(TOOL_FAILED, "%s", afd_last_error());
 		printf("ready %s\n", address);
 	}
-	return fflush(stdout) ? tool_fail(TOOL_FAILED, "stdout: cannot be written") : TOOL_DONE;
+	return tool_flush();
 }
 
 static struct flags flags;
@@ -210,7 +206,7 @@ static int serve(void)
 {
 	struct server server = { .flags = &flags };
 	pthread_t keeper;
-	int status;
+	int status, rc;
 
 	/* Before any thread starts, so that all inherit the mask and the keeper alone takes the
 	 * signals. */
@@ -221,8 +217,9 @@ static int serve(void)
 	pthread_sigmask(SIG_BLOCK, &server.signals, NULL);
 
 	status = create(&server);
-	if (!status && write_metrics(&server))
-		status = tool_fail(TOOL_FAILED, "--metrics %s: cannot be written", flags.metrics);
+	if (!status && (rc = write_metrics(&server)))
+		status = tool_fail(TOOL_FAILED, "--metrics %s: cannot be written: %s",
+			flags.metrics, strerror(-rc));
 	if (!status && pthread_create(&keeper, NULL, keep, &server))
 		status = tool_fail(TOOL_FAILED, "the keeper thread cannot be started");
 	else if (!status) {

@@ -165,7 +165,7 @@ static int take_outputs(struct run *run, uint32_t n_entries)
 			tool_npy_append(run->logits_file,
 				run->logits + (size_t)row * run->vocab_size, n_rows))
 			return tool_fail(TOOL_FAILED, "--logits %s: cannot be written",
-				run->logits_file->path);
+				run->logits_file->out.path);
 		row += n_rows;
 		if (sequence->n_fed == sequence->n_ids)
 			append(run, sequence, run->sampled_ids[row - 1]);

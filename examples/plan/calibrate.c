@@ -165,7 +165,7 @@ struct snapshot {
 static int read_snapshot(const char *path, struct snapshot *s)
 {
 	size_t n_bytes = 0;
-	char *text = plan_read_file(path, &n_bytes);
+	char *text = tool_file_read(path, &n_bytes);
 
 	if (!text)
 		return TOOL_FAILED;
@@ -296,18 +296,15 @@ static json_t *result_json(const struct calibrate *c)
 
 static int write_file(const struct calibrate *c, const json_t *result)
 {
-	char part[4096];
-	int n = snprintf(part, sizeof part, "%s.part", c->out);
+	struct tool_file out;
+	int rc = tool_file_open(&out, c->out);
 
-	if (n < 0 || n >= (int)sizeof part)
-		return tool_fail(
-			TOOL_FAILED, "--out: a path of %d bytes, limit %zu", n, sizeof part - 1);
-	if (json_dump_file(result, part, JSON_INDENT(1) | JSON_REAL_PRECISION(9)) ||
-		rename(part, c->out)) {
-		remove(part);
-		return tool_fail(TOOL_FAILED, "%s: cannot be written: %s", c->out, strerror(errno));
+	if (!rc) {
+		json_dumpf(result, out.file, JSON_INDENT(1) | JSON_REAL_PRECISION(9));
+		rc = tool_file_close(&out, 1);
 	}
-	return TOOL_DONE;
+	return rc ? tool_fail(TOOL_FAILED, "%s: cannot be written: %s", c->out, strerror(-rc))
+		  : TOOL_DONE;
 }
 
 static int run(struct calibrate *c)

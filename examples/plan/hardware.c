@@ -97,7 +97,7 @@ int plan_find_model(const char *name, struct afd_plan_model *out, struct plan_pr
 		return afd_plan_find_model(name, out) ? plan_fail() : TOOL_DONE;
 	if (asprintf(&path, "%s/config.json", name) < 0)
 		return tool_fail(TOOL_FAILED, "--model: no memory");
-	text = plan_read_file(path, &n_bytes);
+	text = tool_file_read(path, &n_bytes);
 	status = text ? open_text(path, text, n_bytes, out, precision) : TOOL_FAILED;
 	free(text);
 	free(path);

@@ -12,53 +12,10 @@
 
 #include "plan.h"
 
-enum { MAX_FILE_BYTES = 1 << 30 };
-
 static const char *const NAMES[PLAN_COEFFICIENTS] = { "alpha-a", "beta-a", "alpha-f", "beta-f",
 	"alpha-c", "beta-c" };
 
 /* ---- files ---- */
-
-char *plan_read_file(const char *path, size_t *n_bytes)
-{
-	FILE *file = fopen(path, "rb");
-	size_t room = 1 << 16, n = 0, got = 1;
-	char *text = file ? malloc(room) : NULL, *more;
-
-	if (!file || !text) {
-		tool_fail(TOOL_FAILED, "%s: %s", path, strerror(errno));
-		goto fail;
-	}
-	while (got) {
-		got = fread(text + n, 1, room - n - 1, file);
-		n += got;
-		if (n + 1 < room)
-			continue;
-		if (n > MAX_FILE_BYTES) {
-			tool_fail(TOOL_FAILED, "%s: over %d bytes", path, MAX_FILE_BYTES);
-			goto fail;
-		}
-		more = realloc(text, room *= 2);
-		if (!more) {
-			tool_fail(TOOL_FAILED, "%s: no memory", path);
-			goto fail;
-		}
-		text = more;
-	}
-	if (ferror(file)) {
-		tool_fail(TOOL_FAILED, "%s: cannot be read", path);
-		goto fail;
-	}
-	fclose(file);
-	text[n] = '\0';
-	*n_bytes = n;
-	return text;
-fail:
-	free(text);
-	if (file)
-		fclose(file);
-	return NULL;
-}
 
 static int fail_in(const char *path)
 {
@@ -68,7 +25,7 @@ static int fail_in(const char *path)
 struct afd_plan_time *plan_read_times(const char *path, size_t *n_times)
 {
 	size_t n_bytes = 0;
-	char *text = plan_read_file(path, &n_bytes);
+	char *text = tool_file_read(path, &n_bytes);
 	struct afd_plan_time *times = NULL;
 	int rc = text ? afd_plan_parse_times(text, n_bytes, NULL, 0, n_times) : -1;
 
@@ -128,7 +85,7 @@ static int read_law(const char *flag, const char *text, struct afd_plan_law *law
 static int read_trace(struct plan_system *s)
 {
 	size_t n_bytes = 0, n_rows = 0;
-	char *text = plan_read_file(s->trace, &n_bytes);
+	char *text = tool_file_read(s->trace, &n_bytes);
 	int rc;
 
 	if (!text)
@@ -220,7 +177,7 @@ static int read_calibration(struct plan_system *s)
 {
 	json_error_t error;
 	size_t n_bytes = 0, n_times = 0;
-	char *text = plan_read_file(s->calibration, &n_bytes);
+	char *text = tool_file_read(s->calibration, &n_bytes);
 	struct afd_plan_params *p = &s->params;
 	double batch = p->batch;
 	json_t *root;

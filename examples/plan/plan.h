@@ -10,6 +10,7 @@
 #include <afd/afd.h>
 #include <jansson.h>
 
+#include "../tool/file.h"
 #include "../tool/options.h"
 
 /* ---- output ---- */
@@ -44,9 +45,6 @@ const char *plan_constraint_name(int32_t constraint);
 int plan_fail(void);
 
 /* ---- input ---- */
-
-/* A whole file, NUL-terminated; NULL after a line on stderr. */
-char *plan_read_file(const char *path, size_t *n_bytes);
 
 enum { PLAN_COEFFICIENTS = 6 };
 

@@ -16,7 +16,7 @@ static int print_help(const struct tool_command *commands, const char *more)
 	printf("\n%s COMMAND --help shows the command's flags%s\n", program_invocation_short_name,
 		more);
 	printf("\nexit status: 0 done, 1 failed, 2 wrong usage\n");
-	return TOOL_DONE;
+	return tool_flush();
 }
 
 int tool_command_run(const struct tool_command *commands, const char *more, int argc, char **argv)
@@ -27,7 +27,7 @@ int tool_command_run(const struct tool_command *commands, const char *more, int 
 		return print_help(commands, more);
 	if (!strcmp(argv[1], "--version")) {
 		printf("%s %s\n", program_invocation_short_name, afd_version());
-		return TOOL_DONE;
+		return tool_flush();
 	}
 	for (const struct tool_command *c = commands; c->name; c++) {
 		if (strcmp(argv[1], c->name))

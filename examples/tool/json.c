@@ -7,48 +7,18 @@
 #include <string.h>
 
 #include "../../lib/model/json_feed.h"
+#include "file.h"
 #include "json.h"
 #include "options.h"
 
-/* The rest of the file, which may be a pipe; NULL after a line on stderr. */
-static char *read_all(const char *path, FILE *file, size_t *n_bytes)
-{
-	size_t capacity = 0;
-	char *text = NULL;
-
-	for (*n_bytes = 0; !ferror(file) && !feof(file);) {
-		if (*n_bytes == capacity) {
-			char *more = realloc(text, capacity = 2 * capacity + 4096);
-
-			if (!more) {
-				free(text);
-				tool_fail(TOOL_FAILED, "%s: no memory for %zu bytes", path, capacity);
-				return NULL;
-			}
-			text = more;
-		}
-		*n_bytes += fread(text + *n_bytes, 1, capacity - *n_bytes, file);
-	}
-	if (!ferror(file))
-		return text;
-	tool_fail(TOOL_FAILED, "%s: %s", path, strerror(errno));
-	free(text);
-	return NULL;
-}
-
 json_t *tool_json_read(const char *path)
 {
-	FILE *file = fopen(path, "rb");
 	size_t n_bytes;
-	char *text = file ? read_all(path, file, &n_bytes) : NULL;
+	char *text = tool_file_read(path, &n_bytes);
 	json_t *document = NULL;
 	json_error_t why;
 	int error;
 
-	if (!file)
-		tool_fail(TOOL_FAILED, "%s: %s", path, strerror(errno));
-	else
-		fclose(file);
 	if (!text)
 		return NULL;
 	document = afd__json_load(text, n_bytes, &why, &error);

@@ -23,46 +23,34 @@ static int write_header(struct tool_npy *npy)
 		npy->n_rows, npy->n_columns);
 	header[PREFIX_BYTES + n] = ' ';
 	header[HEADER_BYTES - 1] = '\n';
-	return fwrite(header, HEADER_BYTES, 1, npy->file) == 1 ? 0 : -EIO;
+	return fwrite(header, HEADER_BYTES, 1, npy->out.file) == 1 ? 0 : -EIO;
 }
 
 int tool_npy_open(struct tool_npy *npy, const char *path, uint32_t n_columns)
 {
 	int rc;
 
-	*npy = (struct tool_npy){ .path = path, .n_columns = n_columns };
-	if (asprintf(&npy->part_path, "%s.part", path) < 0)
-		return -ENOMEM;
-	npy->file = fopen(npy->part_path, "wb");
-	if (!npy->file) {
-		rc = -errno;
-		free(npy->part_path);
-		return rc;
+	*npy = (struct tool_npy){ .n_columns = n_columns };
+	rc = tool_file_open(&npy->out, path);
+	if (!rc && write_header(npy)) {
+		tool_file_close(&npy->out, 0);
+		rc = -EIO;
 	}
-	return write_header(npy);
+	return rc;
 }
 
 int tool_npy_append(struct tool_npy *npy, const float *rows, uint64_t n_rows)
 {
 	npy->n_rows += n_rows;
-	return fwrite(rows, npy->n_columns * sizeof *rows, n_rows, npy->file) == n_rows ? 0 : -EIO;
+	return fwrite(rows, npy->n_columns * sizeof *rows, n_rows, npy->out.file) == n_rows ? 0 : -EIO;
 }
 
 int tool_npy_close(struct tool_npy *npy, int keep)
 {
-	int rc = 0;
+	int rc = 0, closed;
 
-	if (!npy->file)
-		return 0;
-	if (keep && (fseek(npy->file, 0, SEEK_SET) || write_header(npy)))
+	if (npy->out.file && keep && (fseek(npy->out.file, 0, SEEK_SET) || write_header(npy)))
 		rc = -EIO;
-	if (fclose(npy->file) && !rc)
-		rc = -EIO;
-	if (keep && !rc && rename(npy->part_path, npy->path))
-		rc = -errno;
-	if (!keep || rc)
-		remove(npy->part_path);
-	free(npy->part_path);
-	npy->file = NULL;
-	return rc;
+	closed = tool_file_close(&npy->out, keep && !rc);
+	return rc ? rc : closed;
 }

@@ -1,19 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Writes float32 [rows][columns] as .npy, row by row, for a number of rows that is known only at
- * the end. The file appears under its name when it is whole, never before: it is written beside it
- * and renamed.
+ * the end. The file appears under its name when it is whole (file.h).
  */
 #ifndef TOOL_NPY_H
 #define TOOL_NPY_H
 
 #include <stdint.h>
-#include <stdio.h>
+
+#include "file.h"
 
 struct tool_npy {
-	FILE *file;
-	const char *path;
-	char *part_path;
+	struct tool_file out;
 	uint64_t n_rows;
 	uint32_t n_columns;
 };

@@ -31,6 +31,13 @@ int tool_fail(int status, const char *format, ...)
 	return status;
 }
 
+int tool_flush(void)
+{
+	if (ferror(stdout) || fflush(stdout))
+		return tool_fail(TOOL_FAILED, "stdout: cannot be written");
+	return TOOL_DONE;
+}
+
 int tool_set_flag(const struct tool_option *option, const char *value)
 {
 	(void)value;
@@ -274,11 +281,11 @@ int tool_options_read(const struct tool_option *options, const char *usage, int 
 	while ((found = getopt_long(argc, argv, "+:", flags, &index)) != -1) {
 		if (found == 'h') {
 			print_help(options, usage);
-			return -1;
+			return tool_flush() ? TOOL_FAILED : -1;
 		}
 		if (found == 'v') {
 			printf("%s %s\n", program_invocation_short_name, afd_version());
-			return -1;
+			return tool_flush() ? TOOL_FAILED : -1;
 		}
 		if (found != 'o')
 			return refuse_word(found, argv);

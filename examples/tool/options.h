@@ -59,6 +59,9 @@ int tool_set_zero(
 	const struct tool_option *option, const char *value); /* takes "0" only, likewise */
 int tool_set_later(const struct tool_option *option, const char *value); /* takes nothing */
 
+/* What was printed is on stdout: TOOL_DONE, or TOOL_FAILED after a line on stderr. */
+int tool_flush(void);
+
 /* One line on stderr, "afd-generate: text"; returns status. */
 __attribute__((format(printf, 2, 3))) int tool_fail(int status, const char *format, ...);
 

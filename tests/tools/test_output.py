@@ -6,7 +6,7 @@ import pathlib
 import pty
 import subprocess
 
-from tools import ENV, GOLDEN, MODEL, Case, address, run, tool
+from tools import ENV, GOLDEN, MODEL, Case, address, read_npy, run, tool
 
 WIDE = GOLDEN / "wide"
 
@@ -30,6 +30,15 @@ class Output(Case):
         parts = out["seconds"]["attention"] + out["seconds"]["ffn"] + out["seconds"]["wait"]
         self.assertLessEqual(parts, out["seconds"]["total"] * 1.05)
         self.assertGreater(parts, out["seconds"]["total"] * 0.1)
+
+    def test_logits_to_a_device_or_a_link_do_not_replace_it(self):
+        target = self.scratch / "target.npy"
+        for name, to in (("null", "/dev/null"), ("link.npy", target)):
+            place = self.scratch / name
+            place.symlink_to(to)
+            self.wide("--ids", "1 2 3", "--max-tokens", 1, "--logits", place)
+            self.assertTrue(place.is_symlink(), name)
+        self.assertEqual(read_npy(target)[0], (3, 256))
 
     def test_json_of_a_split_run_has_its_peer(self):
         _, listen = self.serve(WIDE)
@@ -107,6 +116,18 @@ class Output(Case):
         self.stop(server)
         self.assertRegex(metrics.read_text(), r"(?m)^# TYPE afd_ffn_rows_per_pass histogram$")
         self.assertFalse(pathlib.Path(f"{metrics}.part").exists())
+
+    def test_metrics_to_a_device_do_not_replace_it(self):
+        place = self.scratch / "null"
+        place.symlink_to("/dev/null")
+        server, _ = self.serve(WIDE, "--metrics", place)
+        server.terminate()
+        server.wait(30)
+        self.assertTrue(place.is_symlink())
+
+    def test_a_batch_that_never_ends_is_refused_with_the_limit(self):
+        done = run("afd-generate", "--model", WIDE, "--batch", "/dev/zero")
+        self.assertEqual((done.returncode, done.stderr), (1, "afd-generate: /dev/zero: over 1073741824 bytes\n"))
 
     def test_a_bar_shows_the_loading_on_a_terminal_and_nowhere_else(self):
         try:

@@ -2,8 +2,9 @@
 """What the tools say to wrong usage, to flags of later versions, and about themselves."""
 import json
 import re
+import subprocess
 
-from tools import GOLDEN, Case, run
+from tools import ENV, GOLDEN, MODEL, Case, run, tool
 
 WIDE = GOLDEN / "wide"
 TOOLS = ["afd-inspect", "afd-serve-ffn", "afd-generate", "afd-bench", "afd-plan"]
@@ -42,6 +43,14 @@ class Usage(Case):
         text = run("afd-generate", "--help").stdout
         for line in ("(default 5000 ms)", "(default 10000 ms)", "(default 512 rows)", "(default cores)", "(default 16)"):
             self.assertIn(line, text)
+
+    def test_a_full_stdout_is_an_error_of_every_tool(self):
+        for line in (["afd-inspect", "--model", MODEL], ["afd-generate", "--model", MODEL, "--ids", "1"], ["afd-plan", "--help"],
+                     ["afd-plan", "size", "--help"], ["afd-bench", "--version"], ["afd-serve-ffn", "--version"]):
+            with self.subTest(line), open("/dev/full", "w") as full:
+                done = subprocess.run([tool(line[0]), *map(str, line[1:])], stdout=full, stderr=subprocess.PIPE, text=True,
+                                      env=ENV, timeout=60)
+                self.assertEqual((done.returncode, done.stderr), (1, f"{line[0]}: stdout: cannot be written\n"))
 
     def test_version_is_printed(self):
         for name in TOOLS:
