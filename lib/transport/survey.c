@@ -13,7 +13,8 @@
 
 #include "net.h"
 
-enum { TRIAL_MS = 3000, BUSY_MS = 1000, COMPLETIONS = 4 };
+/* SIZE_MS: about as long as a size is measured. */
+enum { TRIAL_MS = 3000, SIZE_MS = 400, BUSY_MS = 1000, COMPLETIONS = 4 };
 
 static const uint64_t MS = 1000000;
 
@@ -35,8 +36,8 @@ static void start_trial(struct afd__link *link)
 	struct afd__survey *s = link->survey;
 
 	s->until_ns = afd__now_ns() + TRIAL_MS * MS;
-	s->round = s->n_us = 0;
-	s->out = false;
+	s->round = s->n_us = s->n_rounds = 0;
+	s->out = s->large = false;
 	link->via = &s->trials[s->at].address;
 	link->wire.ops = link->via->ops;
 	link->wire.error = 0;
@@ -274,36 +275,22 @@ static int check_pattern(const struct afd__survey *s, const uint32_t *words, uin
 	return wrong ? afd__error(-EBADMSG, "%u bytes did not come back as they went", bytes) : 0;
 }
 
-/* One of each size proves it. To be measured each has a first round, which does not count. */
-static uint32_t n_small(const struct afd__survey *s)
-{
-	return s->measures ? 1 + AFD__SMALL_ROUNDS : 1;
-}
-
-static uint32_t n_rounds(const struct afd__survey *s)
-{
-	return n_small(s) + (s->measures ? 1 + AFD__LARGE_ROUNDS : 1);
-}
-
-static uint32_t slot_of(const struct afd__survey *s)
-{
-	return s->round >= n_small(s);
-}
-
 static uint32_t bytes_of(const struct afd__link *link)
 {
-	return slot_of(link->survey) ? link->probe_bytes : AFD__SMALL_BYTES;
+	return link->survey->large ? link->probe_bytes : AFD__SMALL_BYTES;
 }
 
 static int send_round(struct afd__link *link)
 {
 	const struct afd__transport_ops *ops = link->wire.ops;
 	struct afd__survey *s = link->survey;
-	uint32_t slot = slot_of(s), bytes = bytes_of(link);
+	uint32_t slot = s->large, bytes = bytes_of(link);
 	int rc;
 
 	write_pattern(s, ops->send_slot(&link->wire, slot), bytes);
 	s->sent_ns = afd__now_ns();
+	if (!s->n_rounds)
+		s->began_ns = s->sent_ns;
 	rc = ops->post_send(&link->wire, slot, bytes);
 	if (rc)
 		return rc == -EAGAIN ? 0 : rc;
@@ -324,33 +311,51 @@ static double median(struct afd__survey *s)
 	return s->n_us ? s->us[s->n_us / 2] : 0;
 }
 
-/* The first round of a size is for the caches. */
-static void keep_time(struct afd__link *link, uint64_t now)
+/* The first round of a size is for the caches, unless the line is so slow that it does not matter. */
+static void keep_time(struct afd__survey *s, uint64_t now)
+{
+	if (s->n_us < AFD__SMALL_ROUNDS && (s->n_rounds || now - s->sent_ns > SIZE_MS * MS))
+		s->us[s->n_us++] = (double)(now - s->sent_ns) * 1e-3;
+	s->n_rounds++;
+}
+
+/* One of a size proves it. To be measured there are more, as far as there is time. */
+static bool is_enough(const struct afd__survey *s, uint64_t now)
+{
+	uint32_t most = 1 + (s->large ? AFD__LARGE_ROUNDS : AFD__SMALL_ROUNDS);
+
+	return !s->measures || s->n_rounds == most ||
+	       (s->n_us && now - s->began_ns > SIZE_MS * MS);
+}
+
+/* True when the trial is over. */
+static bool end_size(struct afd__link *link, uint64_t now)
 {
 	struct afd__survey *s = link->survey;
 	struct afd__trial *t = &s->trials[s->at];
 
-	if (s->round && s->round != n_small(s))
-		s->us[s->n_us++] = (double)(now - s->sent_ns) * 1e-3;
-	if (s->round + 1 == n_small(s)) {
+	if (!is_enough(s, now))
+		return false;
+	if (!s->large)
 		t->round_trip_us = median(s);
-		s->n_us = 0;
-	} else if (s->round + 1 == n_rounds(s) && s->n_us) {
+	else if (s->n_us)
 		t->bytes_per_second = 2e6 * link->probe_bytes / median(s);
-	}
+	s->n_us = s->n_rounds = 0;
+	s->large = !s->large;
+	return !s->large;
 }
 
 static int take_round(struct afd__link *link, const struct afd__completion *done)
 {
 	const struct afd__transport_ops *ops = link->wire.ops;
 	struct afd__survey *s = link->survey;
-	uint32_t slot = slot_of(s), bytes = bytes_of(link);
+	uint32_t slot = s->large, bytes = bytes_of(link);
 	int rc;
 
 	if (!s->out || done->slot != slot || done->bytes != bytes)
 		return afd__error(-EPROTO, "%u bytes came back in slot %u, not %u in slot %u",
 			done->bytes, done->slot, bytes, slot);
-	keep_time(link, afd__now_ns());
+	keep_time(s, afd__now_ns());
 	rc = check_pattern(s, ops->receive_slot(&link->wire, slot), bytes);
 	if (!rc)
 		rc = ops->post_receive(&link->wire, slot);
@@ -363,10 +368,12 @@ int afd__survey_exchange(struct afd__link *link)
 {
 	struct afd__completion done[COMPLETIONS];
 	struct afd__survey *s = link->survey;
-	int n, rc = 0;
+	bool was_out = s->out;
+	int n, rc = s->out ? 0 : send_round(link);
 
-	if (!s->out)
-		return send_round(link);
+	if (rc)
+		return rc;
+	/* Also when nothing could be sent: the slot's return may be what comes. */
 	n = link->wire.ops->poll(&link->wire, done, COMPLETIONS);
 	for (int i = 0; i < n && !rc; i++) {
 		if (done[i].kind == AFD__RECEIVED)
@@ -374,7 +381,7 @@ int afd__survey_exchange(struct afd__link *link)
 	}
 	if (!rc && n <= 0)
 		return n < 0 ? n : link->gone ? afd__error(-ECONNRESET, "%s is gone", link->who) : 0;
-	if (!rc && s->round == n_rounds(s))
+	if (!rc && was_out && !s->out && end_size(link, afd__now_ns()))
 		return afd__survey_end_trial(link, 0);
 	return rc ? rc : 1;
 }

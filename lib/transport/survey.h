@@ -34,7 +34,10 @@ struct afd__survey {
 	bool done;      /* with measures: there is no more to be done */
 	uint64_t until_ns; /* the trial's deadline */
 	uint64_t busy_ns;  /* since when the listener has no place for a probe; 0: it has */
-	uint32_t round; /* of slots that go there and back */
+	uint32_t round; /* of slots that go there and back, */
+	uint32_t n_rounds;  /* of this size so far, */
+	uint64_t began_ns;  /* since then */
+	bool large;     /* the second size */
 	bool out;       /* one is under way, */
 	uint64_t sent_ns; /* since then */
 	double us[AFD__SMALL_ROUNDS]; /* of rounds of one size */
