@@ -119,6 +119,11 @@ int afd__socket_receive_fds(
 		return 1;
 	for (int i = 0; i < came && i < n_fds; i++)
 		close(fds[i]);
+	/* The peer did send more: the kernel found no place for them here. */
+	if (came < n_fds && msg.msg_flags & MSG_CTRUNC)
+		return afd__error(-EIO,
+			"%d of %d descriptors of the peer came: too many open files here", came,
+			n_fds);
 	return afd__error(-EPROTO, "a message of %zu bytes with %d descriptors came, must have %d",
 		*bytes, came, n_fds);
 }
