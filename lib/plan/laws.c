@@ -25,7 +25,7 @@ static int read_shape(const struct afd_plan_law *law, const char *what, double l
 	case AFD_PLAN_LOGNORMAL:
 		return afd__plan_real(field, law->shape, 1e-6, 100);
 	case AFD_PLAN_PARETO:
-		return afd__plan_real(field, law->shape, 1.000001, 1000);
+		return afd__plan_real(field, law->shape, 1.00001, 1000);
 	case AFD_PLAN_UNIFORM:
 		return afd__plan_real(field, law->shape, least_mean, law->mean);
 	default:

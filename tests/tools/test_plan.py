@@ -55,6 +55,11 @@ class Plan(Case):
                              set(result["curve"][0]))
         self.assertAlmostEqual(result["curve"][8]["throughput_mean_field"], .75929, places=5)
 
+    def test_a_pareto_index_of_one_is_refused_with_a_limit_above_it(self):
+        done = run("afd-plan", "size", *"--alpha-a 1 --beta-a 1 --alpha-f 1 --beta-f 1 --batch 4".split(), "--prompt", "pareto:1:1",
+                   "--output", "geometric:10")
+        self.assertEqual((done.returncode, done.stderr), (1, "afd-plan: plan: prompt shape is 1, limit 1.00001 .. 1000\n"))
+
     def test_laws_and_a_trace_of_them_give_the_same_theta(self):
         laws = self.plan("size", *PAPER, "--prompt", "constant:30", "--output", "constant:12")
         trace = self.scratch / "trace.csv"
