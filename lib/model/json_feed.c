@@ -91,11 +91,23 @@ static json_t *refuse(json_error_t *why, int *error, int code)
 	return NULL;
 }
 
+/* Jansson would name the bracket that stands behind it. */
+static bool is_blank(const char *text, size_t n_bytes)
+{
+	while (n_bytes && memchr(" \t\r\n", text[n_bytes - 1], 4))
+		n_bytes--;
+	return !n_bytes;
+}
+
 json_t *afd__json_load(const char *text, size_t n_bytes, json_error_t *why, int *error)
 {
 	struct feed feed = { .text = text, .n_bytes = n_bytes };
 	json_t *list, *root;
 
+	if (is_blank(text, n_bytes)) {
+		snprintf(why->text, sizeof(why->text), "not JSON: it is empty");
+		return refuse(why, error, -EBADMSG);
+	}
 	feed.padding = longest_token(text, n_bytes) + 16;
 	if (feed.padding > AFD__JSON_TOKEN_BYTES) {
 		snprintf(why->text, sizeof(why->text), "a token of %zu bytes, limit %d",

@@ -73,6 +73,7 @@ static const struct bad_header bad_headers[] = {
 	{ "a_header_that_is_no_json_is_refused", "{\"a\":", 0, "model.safetensors: not JSON" },
 	{ "a_header_that_is_a_list_is_refused", "[1,2]", 0, "the header must be an object" },
 	{ "an_empty_header_is_refused", "", 0, "not JSON" },
+	{ "a_header_of_spaces_is_refused", " \n ", 0, "it is empty" },
 	{ "text_behind_the_header_is_refused", "{} x", 0, "not JSON" },
 	{ "duplicate_tensors_are_refused", "{\"a\":{" F32("[1]", "[0,4]") "},\"a\":{" F32("[1]",
 		"[0,4]") "}}", 4,

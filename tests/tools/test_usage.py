@@ -52,6 +52,10 @@ class Usage(Case):
                                       env=ENV, timeout=60)
                 self.assertEqual((done.returncode, done.stderr), (1, f"{line[0]}: stdout: cannot be written\n"))
 
+    def test_an_empty_batch_is_said_to_be_empty(self):
+        done = run("afd-generate", "--model", WIDE, "--batch", "/dev/null")
+        self.assertEqual((done.returncode, done.stderr), (1, "afd-generate: /dev/null: not JSON: it is empty\n"))
+
     def test_version_is_printed(self):
         for name in TOOLS:
             with self.subTest(name):
