@@ -22,7 +22,7 @@ static const struct bench_model models[] = {
 #define N_MODELS (sizeof models / sizeof models[0])
 
 static const struct bench_op *const all_ops[] = { &bench_product, &bench_attend, &bench_norm,
-	&bench_rope, &bench_activation, &bench_moe };
+	&bench_rope, &bench_activation, &bench_mlp, &bench_sample, &bench_moe };
 #define N_OPS (sizeof all_ops / sizeof all_ops[0])
 
 struct ops_options {
@@ -346,7 +346,7 @@ int bench_ops(int argc, char **argv)
 		{ "shapes", "NAME,...", "all but qwen3-32b",
 			"qwen3-0.6b, qwen3-4b, qwen3-8b, qwen3-32b; of moe and attend 30b-a3b-moe",
 			tool_set_text, &o.shapes, 0, 0 },
-		{ "ops", "NAME,...", "product", "product, attend, norm, rope, activation, moe",
+		{ "ops", "NAME,...", "product", "product, attend, norm, rope, activation, mlp, sample, moe",
 			tool_set_text, &o.ops, 0, 0 },
 		{ "matrices", "NxK,...", "none", "products with these instead, 16 to 1048576",
 			set_matrices, &o.matrices, 16, 1048576 },

@@ -65,7 +65,7 @@ struct bench_op {
 		const struct bench_model *model); /* TOOL_DONE or TOOL_FAILED */
 };
 extern const struct bench_op bench_product, bench_attend, bench_norm, bench_rope, bench_activation,
-	bench_moe;
+	bench_mlp, bench_sample, bench_moe;
 
 /* The rows of the cells of an operation, ascending or not, and how many at most. */
 struct bench_list bench_rows_of(const struct bench_ops *o, const struct bench_op *op);

@@ -25,6 +25,10 @@ struct dims_op {
 enum { DIMS_OPS_MAX = 16, DIMS_HEAD = 128 };
 extern const struct dims_op dims_ops[]; /* ends with an entry without a name */
 
+/* ---- dims_fused.c ---- */
+void dims_mlp(const struct dims *m);
+void dims_sample(const struct dims *m);
+
 /* ---- dims_pair.c: the two devices ---- */
 
 /* Runs body on the CPU and on the device under test, each with the same random numbers; `numbers`

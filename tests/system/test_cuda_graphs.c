@@ -256,9 +256,43 @@ static void a_cancelled_replay_leaves_no_trace(void **state)
 	close_run(&run);
 }
 
+/* As docs/cuda.md has it. Those of the step itself are angles, embedding; two gathers, norm, product,
+ * argmax; the ticket. */
+static void a_step_launches_what_its_layers_need_and_no_conversions(void **state)
+{
+	static const struct {
+		const char *name;
+		unsigned n_layers, each;
+	} models[] = {
+		{ "bf16-tied", 2, 9 },
+		{ "fp8-bf16", 1, 10 },
+		{ "moe-bf16", 2, 15 },
+	};
+	enum { STEP = 8 };
+
+	for (size_t i = 0; i < sizeof(models) / sizeof(models[0]); i++) {
+		struct emulator e;
+		struct run run;
+		unsigned n_launches;
+
+		open_run(&run, models[i].name, 0);
+		emulator_open(&e);
+		for (uint64_t s = 0; s < N_SEQUENCES; s++)
+			assert_int_equal(afd_attn_add(run.rig.attn, s), 0);
+		n_launches = e.n_launches();
+		step(&run, 0, N_SEQUENCES, 0);
+		n_launches = e.n_launches() - n_launches;
+		if (n_launches != STEP + models[i].n_layers * models[i].each)
+			fail_msg("%s: %u launches", models[i].name, n_launches);
+		free(run.logits);
+		close_run(&run);
+	}
+}
+
 int main(int argc, char **argv)
 {
 	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(a_step_launches_what_its_layers_need_and_no_conversions),
 		cmocka_unit_test(replayed_steps_have_the_bits_of_those_that_go_layer_by_layer),
 		cmocka_unit_test(more_shapes_than_are_kept_take_turns),
 		cmocka_unit_test(many_outputs_of_a_step_follow_its_layers),

@@ -77,8 +77,9 @@ class Bench(Case):
         self.assertTrue(48 < results[1]["active_experts"] < 55, results[1])
 
     def test_every_operation_is_measured_when_it_is_named(self):
-        _, results = self.bench("ops", "--ops", "attend,norm,rope,activation", "--shapes", "qwen3-0.6b", "--seconds", 0.5)
-        self.assertEqual({result["op"] for result in results}, {"attend", "norm", "rope", "activation"})
+        _, results = self.bench("ops", "--ops", "attend,norm,rope,activation,mlp,sample", "--shapes", "qwen3-0.6b", "--seconds",
+                                0.7)
+        self.assertEqual({result["op"] for result in results}, {"attend", "norm", "rope", "activation", "mlp", "sample"})
 
     def test_rows_and_matrices_are_those_that_were_named(self):
         _, results = self.bench("ops", "--matrices", "64x96,128x32", "--rows", "3,1", "--seconds", 0.2)
