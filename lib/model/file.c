@@ -33,8 +33,8 @@ int afd__dir_open(int *fd, const char *dir)
 	if (*fd >= 0)
 		return 0;
 	if (errno == ENOENT || errno == ENOTDIR)
-		return afd__error(-ENOENT, "%s: no such directory", dir);
-	return system_error(dir, "open");
+		return afd__error(-ENOENT, "no such directory");
+	return system_error("the directory", "open");
 }
 
 int afd__file_open(int *fd, uint64_t *file_bytes, int dir_fd, const char *name)

@@ -88,7 +88,8 @@ int afd_model_open(afd_model **out, afd_context *ctx, const char *dir,
 	if (!rc)
 		rc = afd__slots_create(model);
 	if (rc && dir)
-		afd__error_prefix(rc, "model %s", dir);
+		/* A long one must leave room for the cause. */
+		afd__error_prefix(rc, "model %.300s", dir);
 	if (rc)
 		goto fail;
 	afd__log(ctx, AFD_LOG_INFO, "model opened: architecture=%s layers=%u from=%s",

@@ -344,7 +344,18 @@ static void no_directory_is_refused(void **state)
 	afd_model *model = NULL;
 
 	assert_int_equal(afd_model_open(&model, ctx, "/nonexistent/model", NULL), -ENOENT);
-	assert_non_null(strstr(afd_last_error(), "/nonexistent/model: no such directory"));
+	assert_string_equal(afd_last_error(), "model /nonexistent/model: no such directory");
+}
+
+static void a_directory_with_a_long_name_is_refused_with_the_cause(void **state)
+{
+	afd_model *model = NULL;
+	char name[5000];
+
+	memset(name, 'a', sizeof(name) - 1);
+	name[sizeof(name) - 1] = '\0';
+	assert_int_equal(afd_model_open(&model, ctx, name, NULL), -EIO);
+	assert_non_null(strstr(afd_last_error(), "aaa: the directory: open: File name too long"));
 }
 
 static void a_fifo_for_a_file_is_refused_and_does_not_block(void **state)
@@ -420,6 +431,7 @@ static const struct CMUnitTest single[] = {
 	T(an_empty_directory_is_refused),
 	T(a_directory_without_weights_is_refused),
 	T(no_directory_is_refused),
+	T(a_directory_with_a_long_name_is_refused_with_the_cause),
 	T(a_fifo_for_a_file_is_refused_and_does_not_block),
 	T(a_config_of_an_absurd_size_is_refused),
 	T(a_sparse_file_of_a_terabyte_is_refused_for_its_tail),
