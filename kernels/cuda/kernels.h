@@ -59,6 +59,35 @@ int afd_gpu_quantize(const struct afd_gpu *gpu, const struct afd__quantize_args 
 int afd_gpu_route(const struct afd_gpu *gpu, const struct afd__route_args *a);
 int afd_gpu_experts(const struct afd_gpu *gpu, const struct afd__experts_args *a);
 int afd_gpu_mlp(const struct afd_gpu *gpu, const struct afd__mlp_args *a);
+
+/* What a library's product takes instead of float32 (operands.cu): rows of x in the dtype of the
+ * weights, and scales as it has them. */
+struct afd_gpu_operands {
+	const float *x, *up; /* [n_rows][x_stride]; with up, which may be NULL: silu(x) * up */
+	const void *inputs;  /* of x in the form of our own products (struct afd__inputs), or NULL */
+	size_t x_stride;
+	uint32_t n_rows;
+	/* by the matrix, from _shape: */
+	size_t fixed_bytes, row_bytes; /* of memory; 0: rows are taken where they are */
+	size_t inputs_bytes;           /* from row to row of `inputs` */
+	size_t w_numbers, row_numbers; /* from row to row of the weights, and of `numbers` */
+	int32_t ends;                  /* 1: _finish adds the bias, the library shall not */
+	/* from _place: */
+	void *numbers;   /* [n_rows][row_numbers], zeros behind k; in f16 a row's scale behind them */
+	float *x_scales; /* FP8: [groups of 128][n_rows] */
+	float *w_scales; /* FP8: [blocks of n][blocks of k, a multiple of 4] */
+};
+int afd_gpu_operands_fit(const struct afd__matrix *w);
+void afd_gpu_operands_shape(const struct afd__matrix *w, struct afd_gpu_operands *o);
+void afd_gpu_operands_place(const struct afd__matrix *w, struct afd_gpu_operands *o, void *memory);
+int afd_gpu_operands(
+	const struct afd_gpu *gpu, const struct afd__matrix *w, const struct afd_gpu_operands *o);
+/* What the library leaves to do: scales of rows of f16, and the bias where it has none. */
+int afd_gpu_operands_finish(const struct afd_gpu *gpu, const struct afd__matrix *w,
+	const struct afd_gpu_operands *o, const float *bias, float *y, size_t y_stride);
+/* Rows for which our products read the weights once: in float32, on tensor cores. */
+enum { AFD_GPU_PLAIN_ROWS = 4, AFD_GPU_TILE_ROWS = 64 };
+
 /* *work: the bytes or floating-point operations that it does. */
 int afd_gpu_probe(const struct afd_gpu *gpu, const struct afd__probe_args *a, double *work);
 int afd_gpu_sample(const struct afd_gpu *gpu, const struct afd__sample_args *a);

@@ -12,10 +12,10 @@ static int run_one_by_one(const struct afd_gpu *gpu, const struct afd__mlp_args 
 {
 	struct afd__product_args up = { .x = a->x, .inputs = a->inputs, .w = a->gate_up, .bias = NULL,
 		.y = a->gate_up_rows, .x_stride = a->gate_up.k, .y_stride = a->gate_up.n,
-		.n_rows = a->n_rows };
+		.n_rows = a->n_rows, .quantized = a->quantized };
 	struct afd__product_args down = { .x = a->activated, .inputs = NULL, .w = a->down,
 		.bias = NULL, .y = a->y, .x_stride = a->down.k, .y_stride = a->down.n,
-		.n_rows = a->n_rows };
+		.n_rows = a->n_rows, .quantized = a->quantize };
 	struct afd__activation_args activation = {
 		.gate_up = a->gate_up_rows, .out = a->activated, .n_rows = a->n_rows, .width = a->down.k
 	};

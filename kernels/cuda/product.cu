@@ -8,7 +8,7 @@
  */
 #include "tile.h"
 
-enum { WARPS = 4, ROWS = 4 };
+enum { WARPS = 4, ROWS = AFD_GPU_PLAIN_ROWS };
 
 /* sum[r] += x[r][k] w[k] for the lane's k of from .. end-1 */
 template <class T>

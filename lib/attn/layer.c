@@ -193,6 +193,7 @@ static int enqueue_gate(
 		.x_stride = attn->arch->hidden_size,
 		.y_stride = attn->mixed_width,
 		.n_rows = lane->n_rows,
+		.quantized = quantizes(attn, &w->gate),
 	};
 	const struct afd__gate_args gate = {
 		.x = attn->memory.mixed,
@@ -225,6 +226,7 @@ static int enqueue_qkv(
 			.x_stride = attn->arch->hidden_size,
 			.y_stride = attn->qkv_width,
 			.n_rows = lane->n_rows,
+			.quantized = quantizes(attn, &w->qkv[part]),
 		};
 
 		rc = afd__product(&attn->queue, &product);
@@ -311,6 +313,7 @@ static int enqueue_o(
 		.x_stride = attn->mixed_width,
 		.y_stride = attn->arch->hidden_size,
 		.n_rows = lane->n_rows,
+		.quantized = quantizes(attn, &w->o),
 	};
 	const struct afd__quantize_args quantize = {
 		.x = attn->memory.mixed,

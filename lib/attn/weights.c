@@ -63,6 +63,8 @@ static int load_stacked(
 
 	for (i = 0; i < AFD__QKV_PARTS; i++) {
 		shape.mixed_panels |= afd__slice_mixes(&parts[i], shape.n);
+		shape.whole_blocks = (!i || shape.whole_blocks) &&
+				     afd__slice_keeps_blocks(&parts[i], shape.n);
 		shape.n += afd__range_size(parts[i].rows);
 	}
 	rc = afd__matrix_create_stack(ld->to.device, m, &shape, NULL);

@@ -35,7 +35,7 @@ struct afd__matrix {
 	int32_t dtype;  /* AFD_DTYPE_F32, _BF16, _F16 or _FP8: the checkpoint's */
 	int32_t layout; /* enum afd__layout */
 	uint32_t n_stack;
-	int32_t mixed_panels;
+	int32_t mixed_panels, whole_blocks;
 	float *scales; /* dev, owned by the matrix; NULL: not FP8 */
 	size_t scales_bytes;
 	uint32_t column_offset; /* 0 .. 127: of column 0 in its block of scales */
@@ -98,6 +98,9 @@ struct afd__matrix_shape {
 	/* 1: rows 32 i .. 32 i + 31 may have several scales, as they do when a part (all, gate, up)
 	 * begins at a row, here or in its tensor, that is no multiple of 32 */
 	int32_t mixed_panels;
+	/* 1: blocks of scales begin at rows 0, 128, 256 .. of the matrix, so that a device may keep one
+	 * for 128 rows; loads that say otherwise are refused. 0: not known */
+	int32_t whole_blocks;
 };
 
 /* Scales of a tensor, as the checkpoint has them. */
@@ -172,6 +175,7 @@ struct afd__product_args {
 	float *y;                  /* dev [n_rows][y_stride >= n] */
 	size_t x_stride, y_stride; /* in floats */
 	uint32_t n_rows;
+	int32_t quantized; /* 1: x went through quantize with w's column_offset */
 };
 
 /* out[i] = cos | sin of positions[i] * inv_freq, times scale */
@@ -302,7 +306,8 @@ struct afd__mlp_args {
 	float *gate_up_rows;        /* dev [n_rows][2 * width], for the device's use */
 	float *activated;           /* dev [n_rows][width], likewise */
 	uint32_t n_rows;
-	int32_t quantize; /* 1: what enters down, with the column_offset of down */
+	int32_t quantize;  /* 1: what enters down, with the column_offset of down */
+	int32_t quantized; /* 1: x went through quantize with gate_up's column_offset */
 };
 
 /* How one row is sampled: afd_sample_params (afd/attn.h), and the position. The caller has checked

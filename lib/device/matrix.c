@@ -74,6 +74,9 @@ static int check_shape(const struct afd__matrix_shape *shape, const void *rows)
 	if (shape->mixed_panels < 0 || shape->mixed_panels > 1)
 		return afd__error(
 			-EINVAL, "matrix: mixed_panels %d, limit 0 to 1", shape->mixed_panels);
+	if (shape->whole_blocks < 0 || shape->whole_blocks > 1)
+		return afd__error(
+			-EINVAL, "matrix: whole_blocks %d, limit 0 to 1", shape->whole_blocks);
 	if ((uintptr_t)rows % number_bytes)
 		return afd__error(-EINVAL, "matrix: rows in place at %p, not aligned to %zu bytes",
 			rows, number_bytes);
@@ -112,6 +115,7 @@ int afd__matrix_create_stack(struct afd__device *dev, struct afd__matrix *out,
 	m.bytes = times(m.data_stride, stack_of(shape));
 	if (m.dtype == AFD_DTYPE_FP8) {
 		m.mixed_panels = shape->mixed_panels;
+		m.whole_blocks = shape->whole_blocks;
 		m.column_offset = shape->column_offset % AFD__SCALE_ROWS;
 		m.scales_stride = scale_bytes(shape);
 		m.scales_bytes = times(m.scales_stride, stack_of(shape));
@@ -217,6 +221,12 @@ static int check_blocks(const struct afd__matrix *m, const struct afd__scale_blo
 			"scales: rows %u .. %llu at row_offset %llu mix scales in a panel of %d",
 			row0, (unsigned long long)end, (unsigned long long)b->row_offset,
 			AFD_K_PANEL);
+	if (m->whole_blocks && (row0 % AFD__SCALE_ROWS || b->row_offset % AFD__SCALE_ROWS ||
+				       (end % AFD__SCALE_ROWS && end != m->n)))
+		return afd__error(-EINVAL,
+			"scales: rows %u .. %llu at row_offset %llu are no whole blocks of %d", row0,
+			(unsigned long long)end, (unsigned long long)b->row_offset,
+			AFD__SCALE_ROWS);
 	return 0;
 }
 

@@ -212,6 +212,7 @@ static void check_product(struct check *c, const struct afd__product_args *a)
 	need(c, "y", a->y);
 	within(c, "x_stride", a->x_stride, a->w.k, UINT32_MAX);
 	within(c, "y_stride", a->y_stride, a->w.n, UINT32_MAX);
+	within(c, "quantized", (uint64_t)a->quantized, 0, 1);
 	countable(c, a->n_rows, a->x_stride > a->y_stride ? a->x_stride : a->y_stride);
 }
 
@@ -229,6 +230,7 @@ static void check_mlp(struct check *c, const struct afd__mlp_args *a)
 	need(c, "gate_up_rows", a->gate_up_rows);
 	need(c, "activated", a->activated);
 	within(c, "quantize", (uint64_t)a->quantize, 0, 1);
+	within(c, "quantized", (uint64_t)a->quantized, 0, 1);
 	countable(c, a->n_rows, a->gate_up.n);
 	countable(c, a->n_rows, a->gate_up.k);
 }

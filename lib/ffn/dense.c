@@ -8,9 +8,14 @@
 #include "stage.h"
 
 /* What enters a product with w: x, or what it is in e4m3, when the host asked for that and w is. */
+static bool quantizes(const struct afd_ffn *ffn, const struct afd__matrix *w)
+{
+	return ffn->quantizes && w->dtype == AFD_DTYPE_FP8;
+}
+
 static const float *input_of(const struct afd_ffn *ffn, const struct afd__matrix *w, const float *x)
 {
-	return ffn->quantizes && w->dtype == AFD_DTYPE_FP8 ? ffn->quantized : x;
+	return quantizes(ffn, w) ? ffn->quantized : x;
 }
 
 static int enqueue_quantized(
@@ -54,7 +59,8 @@ static int enqueue_whole(struct afd_ffn *ffn, struct afd__queue *q, const struct
 		.gate_up_rows = ffn->gate_up,
 		.activated = ffn->activated,
 		.n_rows = call->n_rows,
-		.quantize = ffn->quantizes && mlp->down.dtype == AFD_DTYPE_FP8,
+		.quantize = quantizes(ffn, &mlp->down),
+		.quantized = quantizes(ffn, &mlp->gate),
 	};
 
 	return afd__mlp(q, &args);
@@ -71,12 +77,14 @@ static int enqueue_gate_up(struct afd_ffn *ffn, struct afd__queue *q,
 		.y = ffn->gate_up,
 		.y_stride = 2 * (size_t)mlp->width,
 		.n_rows = n_rows,
+		.quantized = quantizes(ffn, &mlp->gate),
 	};
 	int rc = afd__product(q, &product);
 
 	if (rc)
 		return rc;
 	product.x = input_of(ffn, &mlp->up, x);
+	product.quantized = quantizes(ffn, &mlp->up);
 	product.w = mlp->up;
 	product.y = ffn->gate_up + mlp->width;
 	return afd__product(q, &product);
@@ -99,7 +107,7 @@ static int enqueue_activation(
 	};
 	int rc = afd__activation(q, &activation);
 
-	if (!rc && ffn->quantizes && mlp->down.dtype == AFD_DTYPE_FP8)
+	if (!rc && quantizes(ffn, &mlp->down))
 		rc = afd__quantize(q, &quantize);
 	return rc;
 }
@@ -114,6 +122,7 @@ int afd__ffn_mlp(struct afd_ffn *ffn, struct afd__queue *q, const struct afd__ff
 		.y = call->y,
 		.y_stride = ffn->hidden,
 		.n_rows = call->n_rows,
+		.quantized = quantizes(ffn, &mlp->down),
 	};
 	int rc = enqueue_input(ffn, q, mlp, call);
 

@@ -35,6 +35,8 @@ static int make_gate_up(struct afd__ffn_loader *ld, struct afd__ffn_mlp *mlp,
 		.k = afd__range_size(gate->columns),
 		.dtype = gate->tensor.dtype,
 		.mixed_panels = afd__slice_mixes(gate, 0) || afd__slice_mixes(up, mlp->width),
+		.whole_blocks = afd__slice_keeps_blocks(gate, 0) &&
+				afd__slice_keeps_blocks(up, mlp->width),
 	};
 	int rc;
 

@@ -78,6 +78,14 @@ bool afd__slice_mixes(const struct afd__slice *slice, uint32_t row0)
 	return slice->tensor.dtype == AFD_DTYPE_FP8 && (row0 % BLOCK_ROWS || row % BLOCK_ROWS);
 }
 
+bool afd__slice_keeps_blocks(const struct afd__slice *slice, uint32_t row0)
+{
+	uint64_t row = (uint64_t)slice->tensor.scales.row_offset + slice->rows.begin;
+
+	return slice->tensor.dtype == AFD_DTYPE_FP8 && row0 % AFD__SCALE_ROWS == 0 &&
+	       row % AFD__SCALE_ROWS == 0;
+}
+
 static int load_scales(struct afd__loader *ld, const struct afd__slice *slice,
 	struct afd__matrix *matrix, uint32_t row0)
 {
@@ -193,6 +201,7 @@ int afd__slice_matrix(struct afd__loader *ld, const struct afd__slice *slice,
 		.dtype = slice->tensor.dtype,
 		.column_offset = slice->columns.begin,
 		.mixed_panels = afd__slice_mixes(slice, 0),
+		.whole_blocks = afd__slice_keeps_blocks(slice, 0),
 	};
 	int rc = afd__matrix_create_stack(
 		ld->device, matrix, &shape, in_place ? afd__slice_rows(slice) : NULL);

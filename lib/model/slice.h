@@ -50,6 +50,8 @@ void afd__loader_end(struct afd__loader *ld);
 const void *afd__slice_rows(const struct afd__slice *slice);
 /* True when rows from `row0` of a matrix on may mix scales in a panel, as up's do behind gate. */
 bool afd__slice_mixes(const struct afd__slice *slice, uint32_t row0);
+/* As rows row0 .. of a matrix the slice's blocks of scales begin at multiples of 128 rows. */
+bool afd__slice_keeps_blocks(const struct afd__slice *slice, uint32_t row0);
 /* Into rows row0 .. of the matrix, which takes the numbers only when it is packed, and into the
  * fingerprint: the slice's data stays until its value was taken. */
 int afd__slice_load(struct afd__loader *ld, const struct afd__slice *slice,

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * What the files of the CUDA module share. device.c finds and opens a GPU, memory.c loads weights,
- * reach.c
- * lends memory to adapters, queue.c orders work on a stream and tells how far it is, transfer.c moves bytes, operations.c
- * launches kernels, graph.c records them.
+ * reach.c lends memory to adapters, queue.c orders work on a stream and tells how far it is, transfer.c
+ * moves bytes, operations.c launches kernels, graph.c records them; products.c and blaslt*.c
+ * (blaslt.h) take large products to cuBLASLt.
  *
  * Invariant: every entry makes the device's context current and leaves the caller's behind
  * (cuda_enter, cuda_leave); no entry but open, close and the loads waits for the device, unless a
@@ -20,6 +20,8 @@
 
 /* ---- device ---- */
 
+enum cuda_products { CUDA_PRODUCTS_AUTO, CUDA_PRODUCTS_OWN, CUDA_PRODUCTS_CUBLASLT };
+
 struct cuda {
 	int ordinal;
 	uint32_t n_sms;
@@ -31,6 +33,8 @@ struct cuda {
 	int (*context_set)(void *context);
 	struct loader *loader; /* made by the first load */
 	bool arriving;         /* weights may be on their way */
+	enum cuda_products products;
+	struct blaslt *blaslt; /* NULL: our own kernels only */
 };
 
 /* Makes the device's context current; *before is for cuda_leave. */
@@ -62,6 +66,11 @@ int cuda_dmabuf(struct afd__device *dev, void *memory, size_t bytes, int *fd, ui
 int cuda_peer_address(struct afd__device *dev, void *memory, size_t bytes, void **address);
 /* memory.c: kernels and transfers reach this memory as it is. */
 bool cuda_reaches(const struct cuda *c, const void *memory);
+bool cuda_on_device(const void *memory);
+
+/* products.c: whose they are, by AFD_CUDA_PRODUCTS; the context is current in _open. */
+int products_open(const struct afd__device *dev, struct cuda *c);
+void products_close(struct afd__device *dev);
 
 /* ---- queue ---- */
 
@@ -87,6 +96,7 @@ struct cuda_queue {
 	struct afd__queue *q;
 	struct afd_gpu gpu;
 	bool owns_stream; /* else the host's */
+	struct blaslt_queue *blaslt; /* NULL: our own kernels only */
 	uint64_t *counter;     /* dev */
 	uint64_t *word;        /* host, written by the device: the last ticket reached */
 	uint64_t issued;       /* the last ticket given */

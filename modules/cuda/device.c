@@ -192,6 +192,8 @@ static int open_context(const struct afd__device *dev, struct cuda *c)
 	if (rc)
 		return cuda_error(dev, rc, "its context cannot be made");
 	rc = ask(dev, c);
+	if (!rc)
+		rc = products_open(dev, c);
 	c->context_set(before);
 	return rc;
 }
@@ -219,6 +221,7 @@ static int cuda_open(struct afd__device *dev, int index)
 static void cuda_close(struct afd__device *dev)
 {
 	loader_close(dev);
+	products_close(dev);
 	dev->host->free(dev->state);
 }
 

@@ -68,6 +68,11 @@ bool cuda_reaches(const struct cuda *c, const void *memory)
 	return c->pageable || type_of(memory) != cudaMemoryTypeUnregistered;
 }
 
+bool cuda_on_device(const void *memory)
+{
+	return type_of(memory) == cudaMemoryTypeDevice;
+}
+
 static int register_memory(struct afd__device *dev, char *memory, size_t bytes)
 {
 	const struct cuda *c = dev->state;

@@ -3,7 +3,7 @@
  * The operations of the seam, each a launch on the queue's stream. Called by the front door, which
  * has checked the arguments.
  */
-#include "cuda.h"
+#include "blaslt.h"
 
 /* Weights in place lie where the caller has them: in memory of the device, or in host memory that it
  * can read. */
@@ -44,10 +44,13 @@ static int check_mlp(const struct afd__queue *q, const struct afd__mlp_args *a)
 
 #define check_nothing(q, a) 0
 
-#define OPERATION(op, check) \
+/* 1: somebody else has enqueued it, 0: our kernels shall. */
+#define ours(d, a) 0
+
+#define OPERATION(op, check, other) \
 	int cuda_##op(struct afd__queue *q, const struct afd__##op##_args *a) \
 	{ \
-		const struct cuda_queue *d = q->state; \
+		struct cuda_queue *d = q->state; \
 		void *before; \
 		int rc = cuda_enter(q->dev, &before); \
 \
@@ -55,25 +58,27 @@ static int check_mlp(const struct afd__queue *q, const struct afd__mlp_args *a)
 			return rc; \
 		rc = check(q, a); \
 		if (!rc) \
+			rc = other(d, a); \
+		if (!rc) \
 			rc = cuda_error(q->dev, afd_gpu_##op(&d->gpu, a), #op); \
 		cuda_leave(q->dev, before); \
-		return rc; \
+		return rc < 0 ? rc : 0; \
 	}
 
-OPERATION(embed, check_embed)
-OPERATION(norm, check_nothing)
-OPERATION(product, check_product)
-OPERATION(angles, check_nothing)
-OPERATION(rope, check_nothing)
-OPERATION(attend, check_nothing)
-OPERATION(activation, check_nothing)
-OPERATION(argmax, check_nothing)
-OPERATION(gate, check_nothing)
-OPERATION(quantize, check_nothing)
-OPERATION(route, check_nothing)
-OPERATION(experts, check_experts)
-OPERATION(mlp, check_mlp)
-OPERATION(sample, check_nothing)
+OPERATION(embed, check_embed, ours)
+OPERATION(norm, check_nothing, ours)
+OPERATION(product, check_product, blaslt_product)
+OPERATION(angles, check_nothing, ours)
+OPERATION(rope, check_nothing, ours)
+OPERATION(attend, check_nothing, ours)
+OPERATION(activation, check_nothing, ours)
+OPERATION(argmax, check_nothing, ours)
+OPERATION(gate, check_nothing, ours)
+OPERATION(quantize, check_nothing, ours)
+OPERATION(route, check_nothing, ours)
+OPERATION(experts, check_experts, ours)
+OPERATION(mlp, check_mlp, blaslt_mlp)
+OPERATION(sample, check_nothing, ours)
 
 static int convert(struct cuda_queue *d, const struct afd__convert_args *a)
 {

@@ -12,7 +12,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "cuda.h"
+#include "blaslt.h"
 
 #define WORKSPACE_BYTES ((size_t)64 << 20)
 #define UPLOAD_BYTES    ((size_t)1 << 20) /* of a segment */
@@ -27,6 +27,7 @@ static void free_queue(struct cuda_queue *d)
 {
 	struct afd__device *dev = d->q->dev;
 
+	blaslt_queue_close(d);
 	ring_close(dev, &d->up);
 	ring_close(dev, &d->down);
 	if (!cuda_forked(dev->state)) {
@@ -94,7 +95,7 @@ static int make_queue(struct cuda_queue *d)
 
 	if (rc)
 		return rc;
-	rc = cudaMalloc(&d->gpu.workspace, WORKSPACE_BYTES);
+	rc = cudaMalloc(&d->gpu.workspace, WORKSPACE_BYTES + blaslt_workspace_bytes(d));
 	if (!rc)
 		rc = cudaMalloc((void **)&d->counter, sizeof(*d->counter));
 	if (!rc)
@@ -114,7 +115,9 @@ static int make_queue(struct cuda_queue *d)
 	d->q->fd = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC);
 	if (d->q->fd < 0)
 		return dev->host->error(-EIO, "device %s: timerfd: %s", dev->name, strerror(errno));
-	rc = ring_open(dev, &d->up, UPLOAD_BYTES);
+	rc = blaslt_queue_open(d);
+	if (!rc)
+		rc = ring_open(dev, &d->up, UPLOAD_BYTES);
 	return rc ? rc : ring_open(dev, &d->down, DOWNLOAD_BYTES);
 }
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bugs planted into the kernels, one at a time; the tests under emulation must catch each.
+"""Bugs planted into the kernels and what calls them, one at a time; the tests under emulation must catch each.
 
-A bug is a piece of source that becomes another. The kernel alone is compiled anew, as the build compiled it, and linked
-with the rest; then one test runs. AFD_SAN_BUILDS holds the builds "asan" and "tsan" when they exist beside AFD_BUILD.
+A bug is a piece of source that becomes another. That file alone is compiled anew, as the build compiled it, and linked
+with the rest; then one test runs. Bugs on the way to cuBLASLt are looked for with the fake of it. AFD_SAN_BUILDS holds the builds "asan" and "tsan" when they exist beside AFD_BUILD.
 """
 import json
 import os
@@ -17,6 +17,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "tools"))
 from sentences import BUILD, ROOT
 
 KERNELS = ROOT / "kernels/cuda"
+MODULE = ROOT / "modules/cuda"
 
 # kernel, what stands there, what stands there instead, test, its cases, build that must catch it, order of threads
 PLANTED = {
@@ -170,6 +171,31 @@ PLANTED = {
     "a_combine_without_its_weights": (
         "experts.cu", "sum = fmaf(e.weights[row * e.top_k + slot],", "sum = fmaf(1,", "experts", "experts_agree*", "plain",
         "first"),
+    "operands_with_the_scales_of_x_row_by_row": (
+        "operands.cu", "a.scales[(size_t)group * a.n_rows + row]", "a.scales[row * (a.row_numbers / GROUP) + group]", "dense",
+        "products_of_all*", "plain", "first"),
+    "operands_whose_block_scales_stand_too_close": (
+        "operands.cu", "SCALES_STEP = 4", "SCALES_STEP = 1", "dense", "products_of_all*", "plain", "first"),
+    "operands_with_the_scales_of_a_panel_for_those_of_a_block": (
+        "operands.cu", "block_x() * GPU_BLOCK, i", "block_x() * GPU_PANEL, i", "dense", "products_of_all*", "plain", "first"),
+    "operands_that_leave_numbers_behind_the_row": (
+        "operands.cu", "\tif (at >= a.k)\n\t\treturn 0;\n", "", "dense", "products_of_all*", "asan", "first"),
+    "operands_of_a_norm_in_plain_order": (
+        "operands.cu", "[at / 16 * 16 + fp8_place(at % 16)]", "[at]", "dense", "products_of_the_rows*", "plain", "first"),
+    "operands_whose_rows_of_f16_keep_their_scale": (
+        "operands.cu", "scaled ? o->numbers : NULL", "NULL", "dense", "products_of_all*", "plain", "first"),
+    "a_product_for_the_library_that_is_not_transposed": (
+        "blaslt.c", "transposed = CUBLAS_OP_T", "transposed = CUBLAS_OP_N", "products", "the_library*", "plain", "first"),
+    "a_product_for_the_library_without_the_stride_of_y": (
+        "blaslt.c", "m->n_rows, (int64_t)m->y_stride", "m->n_rows, (int64_t)m->n", "dense", "products_of_all*", "plain", "first"),
+    "a_library_that_works_where_the_operands_lie": (
+        "blaslt_product.c", "(char *)d->gpu.workspace + d->gpu.workspace_bytes", "d->gpu.workspace", "dense", "products_of_all*",
+        "plain", "first"),
+    "a_pass_that_begins_where_the_first_began": (
+        "blaslt_product.c", "work.x.x += work.x.x ? n * work.x.x_stride : 0;", "", "products", "rows_that*", "plain", "first"),
+    "a_plan_that_forgets_how_many_rows_it_is_for": (
+        "blaslt_product.c", "\t\t.n_rows = m->n_rows,\n\t\t.w_alignment", "\t\t.w_alignment", "products", "a_shape*", "plain",
+        "first"),
 }
 ENVIRONMENT = {"TSAN_OPTIONS": "halt_on_error=1 exitcode=66", "ASAN_OPTIONS": "detect_leaks=0 exitcode=67",
                "UBSAN_OPTIONS": "halt_on_error=1"}
@@ -187,8 +213,11 @@ def commands(build):
     """The compile command of a kernel, by its name, and the link command of the module."""
     compile_of = {}
     for entry in json.loads((build / "compile_commands.json").read_text()):
-        if entry["output"].startswith("tests/emu/afd-cuda.so.p/") and entry["output"].endswith(".emu.cc.o"):
-            compile_of[pathlib.Path(entry["output"]).name.split("_.._")[-1].removesuffix(".emu.cc.o")] = entry
+        name = pathlib.Path(entry["output"]).name
+        if entry["output"].startswith("tests/emu/afd-cuda.so.p/") and name.endswith(".emu.cc.o"):
+            compile_of[name.split("_.._")[-1].removesuffix(".emu.cc.o")] = entry
+        elif entry["output"].startswith("tests/emu/afd-cuda.so.p/") and "modules_cuda_" in name:
+            compile_of[name.split("modules_cuda_")[-1].removesuffix(".o")] = entry
     link = subprocess.run(["ninja", "-C", build, "-t", "commands", "-s", "tests/emu/afd-cuda.so"], capture_output=True, text=True,
                           check=True).stdout.strip().splitlines()[-1]
     return compile_of, link
@@ -199,22 +228,26 @@ def plant(scratch, build, places, old, new):
     place, kernel = (places.split(":") * 2)[:2]
     compile_of, link = commands(build)
     entry = compile_of[kernel.removesuffix(".cu")]
-    tree = scratch / "kernels/cuda"
+    home = MODULE if kernel.endswith(".c") else KERNELS
+    tree = scratch / home.relative_to(ROOT)
     tree.mkdir(parents=True)
-    for path in KERNELS.iterdir():
+    for path in home.iterdir():
         text = path.read_text()
         if path.name == place:
             if text.count(old) != 1:
                 raise AssertionError(f"{place}: what is to be replaced stands there {text.count(old)} times, not once")
             text = text.replace(old, new)
         (tree / path.name).write_text(text)
-    (tree.parent / "draw.h").write_text((KERNELS.parent / "draw.h").read_text())
-    (scratch / "lib/device").mkdir(parents=True)
-    (scratch / "lib/device/args.h").write_text((ROOT / "lib/device/args.h").read_text())
+    (scratch / "lib").symlink_to(ROOT / "lib")
+    if home == MODULE:
+        (scratch / "kernels").symlink_to(ROOT / "kernels")
+    else:
+        (tree.parent / "draw.h").symlink_to(KERNELS.parent / "draw.h")
     words = shlex.split(entry["command"])
     words[words.index("-c") + 1] = str(tree / kernel)
     words[words.index("-o") + 1] = str(scratch / "bug.o")
-    words.insert(words.index("-c"), "-xc++")
+    if home == KERNELS:
+        words.insert(words.index("-c"), "-xc++")
     for flag in ("-MF", "-MQ"):
         words[words.index(flag) + 1] = str(scratch / "bug.d")
     subprocess.run(words, cwd=build, check=True, capture_output=True, text=True)
@@ -236,11 +269,16 @@ def make_test(places, old, new, test, cases, kind, order):
             except subprocess.CalledProcessError as error:
                 self.fail(f"does not build: {error.stderr or error.stdout}"[:500])
             environment = dict(os.environ, AFD_MODULE_DIR=str(scratch), AFD_EMU_ORDER=order, **ENVIRONMENT)
+            libraries = [build / f"tests/emu/libcublasLt-{name}.so" for name in ("emu", "short")]
+            command = [build / f"tests/conformance/conformance_device_{test}", "cuda:0"]
+            if test == "products":
+                command = [build / "tests/conformance/conformance_cuda_products", "cuda:0", *libraries]
+            if test == "dense":
+                environment.update(AFD_CUBLASLT=str(libraries[0]), AFD_CUDA_PRODUCTS="cublaslt")
             codes = []
             for case in cases.split("|"):
                 environment["AFD_TEST_ONLY"] = case
-                done = subprocess.run([build / f"tests/conformance/conformance_device_{test}", "cuda:0"], env=environment,
-                                      capture_output=True, timeout=300)
+                done = subprocess.run(command, env=environment, capture_output=True, timeout=300)
                 codes.append(done.returncode)
             self.assertTrue(any(codes), "not caught")
     return body

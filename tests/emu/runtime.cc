@@ -603,6 +603,15 @@ cudaError_t cudaMemcpyAsync(
 	return cudaMemcpy2DAsync(dst, bytes, src, bytes, bytes, 1, kind, stream);
 }
 
+/* For libraries beside the module, whose work is their own. */
+cudaError_t cudaLaunchHostFunc(cudaStream_t stream, void (*f)(void *), void *arg)
+{
+	return stream->push([=]() -> cudaError_t {
+		f(arg);
+		return cudaSuccess;
+	});
+}
+
 cudaError_t cudaMemsetAsync(void *memory, int value, size_t bytes, cudaStream_t stream)
 {
 	return stream->push([=]() -> cudaError_t {

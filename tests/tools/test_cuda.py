@@ -149,6 +149,22 @@ class Sources(unittest.TestCase):
                 with self.subTest(path.name):
                     self.assertIsNone(re.search(pattern, path.read_text()))
 
+    def test_what_the_fake_cublaslt_calls_by_name_has_the_values_of_the_real_one(self):
+        folders = [folder for folder in (option("nvlibs_dir"), str(nvcc().parents[1])) if folder]
+        if not any(pathlib.Path(folder, "include/cublasLt.h").exists() for folder in folders):
+            self.skipTest("no cublasLt.h: scripts/get-cuda.sh --libs brings it")
+        names = re.findall(r"\b(CUB\w+|CUDA_R_\w+) = \d+", (ROOT / "tests/emu/cublasLt.h").read_text())
+        self.assertGreater(len(names), 25)
+        said = []
+        for flags in (["-I", ROOT / "tests/emu"], [f"-I{folder}/include" for folder in folders]):
+            with tempfile.TemporaryDirectory() as folder:
+                lines = "".join(f'printf("{name} %d\\n", (int){name});\n' for name in names)
+                lines += 'printf("%zu", sizeof(cublasLtMatmulHeuristicResult_t));\n'
+                pathlib.Path(folder, "values.c").write_text(f"#include <cublasLt.h>\n#include <stdio.h>\nint main(void) {{ {lines} }}\n")
+                subprocess.run(["cc", *flags, "values.c", "-o", "values"], cwd=folder, check=True)
+                said.append(subprocess.run([f"{folder}/values"], capture_output=True, text=True, check=True).stdout)
+        self.assertEqual(*said)
+
     def test_the_toolkit_script_pins_every_version_and_refuses_wrong_usage(self):
         script = ROOT / "scripts/get-cuda.sh"
         packages = re.findall(r"nvidia-[\w-]+(==[\d.]+)?", script.read_text().split("compiler=")[1].split("\nwanted=")[0])
