@@ -103,8 +103,8 @@ PLANTED = {
         "tile.cu", "== t.n_slices - 1;\n\t\tif (*is_last)", "== 0;\n\t\tif (!*is_last)", "product", "a_long*", "plain", "first"),
     "a_tile_that_leaves_its_counter_behind": (
         "tile.cu", "*counter = 0; /* for the next launch */", ";", "product", "a_long*", "plain", "first"),
-    "a_tile_that_counts_before_all_threads_have_written": (
-        "tile.cu", "\tbarrier(); /* the block's part is written, and the sums are read */\n", "", "product", "a_long*", "tsan",
+    "a_tile_that_looks_before_the_count_is_told": (
+        "tile.cu", "\tbarrier();\n\tif (!*is_last)", "\tif (!*is_last)", "product", "a_long*", "tsan",
         "random:3"),
     "inputs_that_leave_numbers_behind_the_row": (
         "tile_form.h:tile_inputs.cu", "at - f.lead < f.k ?", "at - f.lead <= f.k ?", "product", "products*", "plain", "first"),
