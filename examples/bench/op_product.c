@@ -78,6 +78,8 @@ static int measure_matrix(
 		.dtype = o->dtype,
 		.layout = AFD__LAYOUT_PACKED,
 		.bytes = o->dev->ops->matrix_bytes(o->dev, n, k, o->dtype) };
+	/* As in a stage that quantises, so that a library may take them. */
+	r.args.quantized = r.args.w.whole_blocks = o->dtype == AFD_DTYPE_FP8;
 	if (o->dtype == AFD_DTYPE_FP8)
 		r.args.w.scales_bytes = afd__matrix_shape_bytes(o->dev, &shape) - r.args.w.bytes;
 	if (r.args.w.bytes + r.args.w.scales_bytes > o->cold_bytes)

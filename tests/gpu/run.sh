@@ -92,6 +92,15 @@ find_arch() {
 	esac
 }
 
+# The folder that has lib/libcublasLt.so.13 and its headers: the toolkit, or the wheels that PyTorch brings.
+find_cublaslt() {
+	local folder
+	CUBLASLT=""
+	for folder in "$NVCC_DIR" $(python3 -c 'import nvidia; print(*(f"{p}/{d}" for p in nvidia.__path__ for d in ("cu13", "cublas")))' 2>/dev/null); do
+		[ -f "$folder/include/cublasLt.h" ] && ls "$folder"/lib*/libcublasLt.so.1[23] >/dev/null 2>&1 && CUBLASLT=$folder && return
+	done
+}
+
 # What is not installed comes from build-pack.
 find_needs() {
 	local pack=$PWD/build-pack
@@ -109,16 +118,19 @@ build() {
 	find_needs || return 1
 	if [ $EMU = 1 ]; then
 		options+=(-Dcuda=disabled)
+		CUBLASLT=$BUILD/tests/emu/libcublasLt-emu.so
 		MODULES=$BUILD/tests/emu SIDE=$BUILD/tests/gpu/words-emu.so
-		targets="tests/emu/afd-cuda.so"
+		targets="tests/emu/afd-cuda.so tests/emu/libcublasLt-emu.so"
 	else
 		find_nvcc
 		find_arch
-		options+=(-Dcuda=enabled -Dnvcc_dir="$NVCC_DIR" -Dgpu_archs="$ARCH")
+		find_cublaslt
+		options+=(-Dcuda=enabled -Dnvcc_dir="$NVCC_DIR" -Dgpu_archs="$ARCH" ${CUBLASLT:+-Dnvlibs_dir="$CUBLASLT"})
 		MODULES=$BUILD/modules SIDE=$BUILD/tests/gpu/words-gpu.so
 		targets="modules/afd-cuda.so tests/gpu/words-gpu.so"
 	fi
-	export AFD_MODULE_DIR=$MODULES
+	# Our own kernels, but where a part says otherwise.
+	export AFD_MODULE_DIR=$MODULES AFD_CUDA_PRODUCTS=own
 	if [ ! -f "$BUILD/build.ninja" ]; then
 		meson setup "$BUILD" "${options[@]}" >>"$LOG" 2>&1 || { tail -n 20 "$LOG" && result failed "build: meson setup" && return 1; }
 	fi
@@ -149,6 +161,13 @@ part_conformance() {
 		AFD_TEST_MODULES=$BUILD/tests/conformance tap conformance "$name" 120 "$BUILD/tests/conformance/conformance_$name" cuda:0
 	done
 	recordings
+	by_cublaslt conformance device_dense 120 "$BUILD/tests/conformance/conformance_device_dense" cuda:0
+}
+
+# by_cublaslt PART NAME SECONDS COMMAND...: the same with products by the library, wherever that can.
+by_cublaslt() {
+	[ -n "$CUBLASLT" ] || { result skipped "$1 $2 by cuBLASLt" "no folder with cublasLt.h and libcublasLt.so" && return; }
+	AFD_CUDA_PRODUCTS=cublaslt AFD_CUBLASLT=$CUBLASLT tap "$1" "$2, by cuBLASLt" "$3" "${@:4}"
 }
 
 recordings() {
@@ -164,6 +183,7 @@ part_models() {
 		tap models logits 120 python3 tests/gpu/models.py --build "$BUILD" --emu
 	else
 		tap models operations 120 "$BUILD/tests/gpu/test_dims" cuda:0
+		by_cublaslt models operations 120 "$BUILD/tests/gpu/test_dims" cuda:0
 		tap models logits 180 python3 tests/gpu/models.py --build "$BUILD" --folder "$WORK"
 	fi
 }
@@ -208,6 +228,22 @@ part_sanitizer() {
 	done
 }
 
+# Products of many rows by our kernels and by the library: ops-own-bf16.txt, ops-cublaslt-fp8.txt ...
+bench_both_ways() {
+	local way dtype rows=64,65,128,256,1024,4096 matrices=6144x4096,4096x12288
+	[ $EMU = 1 ] && rows=8 matrices=64x64
+	for way in own cublaslt; do
+		[ $way = own ] || [ -n "$CUBLASLT" ] || continue
+		for dtype in bf16 fp8; do
+			AFD_CUDA_PRODUCTS=$way AFD_CUBLASLT=$CUBLASLT timeout 60 "$BUILD/examples/afd-bench" ops --device cuda:0 \
+				--matrices $matrices --rows $rows --dtype $dtype --seconds 4 >"$OUT/ops-$way-$dtype.txt" 2>>"$LOG" &&
+				result passed "bench: products in $dtype by $way" ||
+				result failed "bench: products in $dtype by $way" "see log.txt"
+			{ echo "-- products by $way" && cat "$OUT/ops-$way-$dtype.txt"; } >>"$LOG"
+		done
+	done
+}
+
 part_bench() {
 	local start=$SECONDS status
 	[ $((LIMIT - SECONDS)) -gt 60 ] || { result skipped "bench" "too little is left of $LIMIT s, see --limit" && return; }
@@ -218,6 +254,7 @@ part_bench() {
 		result failed "bench: every operation is measured" "exit $status: $(tail -n 1 "$WORK/err")"
 	# What one line of a terminal can show of it; all of it is in log.txt.
 	sed -n '/^summary/,$p' "$WORK/bench" >"$WORK/summary"
+	bench_both_ways
 }
 
 # ---- all of it ----
