@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "../tool/file.h"
 #include "../tool/options.h"
 #include "trace.h"
 
@@ -214,23 +215,23 @@ static void write_span(struct trace *trace, const struct trace_span *s, uint64_t
 
 int trace_write(struct trace *trace)
 {
-	FILE *file;
-	int failed;
+	struct tool_file out;
+	int rc;
 
 	if (!trace->path)
 		return TOOL_DONE;
-	file = fopen(trace->path, "w");
-	if (!file)
-		return tool_fail(TOOL_FAILED, "--trace %s: %s", trace->path, strerror(errno));
+	rc = tool_file_open(&out, trace->path);
+	if (rc)
+		return tool_fail(TOOL_FAILED, "--trace %s: %s", trace->path, strerror(-rc));
 	qsort(trace->spans, trace->n_spans, sizeof *trace->spans, earlier);
-	fputs("[\n", file);
-	write_names(trace, file);
+	fputs("[\n", out.file);
+	write_names(trace, out.file);
 	for (uint32_t i = 0; i < trace->n_spans; i++)
-		write_span(trace, &trace->spans[i], trace->spans[0].span.start_ns, file);
-	fputs("\n]\n", file);
-	failed = ferror(file);
-	if (fclose(file) || failed)
-		return tool_fail(TOOL_FAILED, "--trace %s: cannot be written", trace->path);
+		write_span(trace, &trace->spans[i], trace->spans[0].span.start_ns, out.file);
+	fputs("\n]\n", out.file);
+	rc = tool_file_close(&out, 1);
+	if (rc)
+		return tool_fail(TOOL_FAILED, "--trace %s: %s", trace->path, strerror(-rc));
 	if (trace->n_dropped)
 		tool_fail(0, "warn: --trace: %" PRIu64 " spans were left out, limit %d",
 			trace->n_dropped, TRACE_MAX_SPANS);

@@ -226,7 +226,7 @@ static int create_pool(struct afd_attn *attn, const struct afd_attn_params *p)
 			p->kv_memory);
 	if (p->kv_memory_bytes < attn->layout.memory_bytes)
 		return afd__error(-EINVAL, "attn: kv_memory_bytes is %zu, %u pages take %zu",
-			p->kv_memory_bytes, p->kv_pages, attn->layout.memory_bytes);
+			p->kv_memory_bytes, attn->params.kv_pages, attn->layout.memory_bytes);
 	return lend_pool(attn, p->kv_memory);
 }
 

@@ -106,6 +106,13 @@ static int check_entry(struct afd__batch *batch, const struct afd_entry *entry)
 	return index;
 }
 
+/* The host's own number of the request stands before what is wrong with its entry. */
+static void name_user(int rc, uint64_t user_id)
+{
+	if (user_id)
+		afd__error_prefix(rc, "user %llu", (unsigned long long)user_id);
+}
+
 /* How many of an entry's rows give an output; without room for any, none do. */
 static uint32_t count_outputs(const struct afd_batch *wanted, const struct afd_entry *entry)
 {
@@ -228,6 +235,8 @@ static int check(struct afd__batch *batch, const struct afd_batch *wanted)
 	for (i = 0; !rc && i < wanted->n_entries; i++) {
 		rc = read_entry(&entry, wanted, i);
 		rc = rc ? rc : add_entry(batch, wanted, &entry);
+		if (rc)
+			name_user(rc, entry.user_id);
 	}
 	if (wanted->greedy_ids || !batch->ids)
 		batch->ids |= AFD__IDS_GREEDY;
@@ -247,6 +256,7 @@ static int reserve(struct afd__batch *batch)
 		rc = afd__kv_reserve(batch->kv, e->sequence, e->n_rows);
 		if (rc) {
 			afd__error_prefix(rc, "sequence %llu", (unsigned long long)e->id);
+			name_user(rc, e->user_id);
 			batch->n_entries = i;
 			afd__batch_restore(batch);
 			return rc;

@@ -69,7 +69,7 @@ static void params_out_of_range_are_refused_by_name(void **state)
 		{ { .kv_memory = (void *)8 }, -EINVAL,
 			"kv_memory is 0x8, must be aligned to 64 bytes" },
 		{ { .kv_memory = (void *)64, .kv_memory_bytes = 100 }, -EINVAL,
-			"kv_memory_bytes is 100" },
+			"kv_memory_bytes is 100, 256 pages take" },
 		{ { .max_sequences = 256, .kv_pages = 1 << 20, .page_size = 1 }, -EINVAL,
 			"lower max_positions" },
 	};

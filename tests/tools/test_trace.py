@@ -2,9 +2,11 @@
 """afd-generate --trace: a track per FFN peer and lane whose spans never overlap, and where the time of each part went."""
 import collections
 import json
+import resource
 import socket
+import subprocess
 
-from tools import MODEL, Case, address, cpu_seconds
+from tools import ENV, MODEL, Case, address, cpu_seconds, tool
 
 LEGS = ["wire out", "queue", "gather", "compute", "wire back", "unread"]
 ESTIMATED = {"wire out", "wire back", "unread"}
@@ -71,6 +73,15 @@ class Trace(Case):
             self.assertEqual([phase for _, phase, _ in sorted(points, key=lambda point: "stf".index(point[1]))], ["s", "t", "f"])
             times = {phase: time for time, phase, _ in points}
             self.assertTrue(times["s"] <= times["t"] <= times["f"])
+
+    def test_a_trace_that_does_not_fit_is_an_error_and_leaves_nothing(self):
+        path = self.scratch / "trace.json"
+        done = subprocess.run([tool("afd-generate"), "--model", MODEL, "--ids", "1 2 3", "--trace", path], capture_output=True,
+                              text=True, env=ENV, timeout=60, restore_signals=False,  # so SIGXFSZ stays ignored
+                              preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)))
+        self.assertEqual((done.returncode, done.stderr.count("\n")), (1, 1), done.stderr)
+        self.assertIn(f"--trace {path}: ", done.stderr)
+        self.assertEqual(list(self.scratch.iterdir()), [])
 
     def test_every_peer_lane_and_layer_has_its_spans_one_behind_the_other(self):
         listens = [address(), tcp_address()]

@@ -139,6 +139,8 @@ static void a_bad_batch_is_refused_by_name_and_changes_nothing(void **state)
 	} cases[] = {
 		{ { .sequence = 10, .ids = ids, .n_ids = 1 }, -EINVAL,
 			"sequence 10: it stands in the batch twice" },
+		{ { .sequence = 10, .ids = ids, .n_ids = 1, .user_id = 77 }, -EINVAL,
+			"user 77: sequence 10: it stands" },
 		{ { .sequence = 99, .ids = ids, .n_ids = 1 }, -ENOENT, "sequence 99" },
 		{ { .sequence = 11, .ids = ids, .n_ids = 0 }, -EINVAL, "n_ids is 0" },
 		{ { .sequence = 11, .ids = NULL, .n_ids = 1 }, -EINVAL, "ids is NULL" },
