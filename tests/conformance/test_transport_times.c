@@ -202,6 +202,7 @@ static void lies_of_a_server_do_not_exceed_what_was_measured(void **state)
 static void a_reply_that_comes_while_the_host_computes_is_unread_and_no_wire(void **state)
 {
 	afd_transport *net;
+	uint64_t before;
 
 	server_start(&servers[0], NULL);
 	net = join(&servers[0], NULL);
@@ -217,12 +218,12 @@ static void a_reply_that_comes_while_the_host_computes_is_unread_and_no_wire(voi
 	sleep_ms(60);
 	expect_done(net, 0);
 	assert_int_equal(expect_chains(), 1);
-	assert_true(sum_of("unread", NULL) >= 40 * MS);
-	/* The next look is a look again. */
+	assert_true((before = sum_of("unread", NULL)) >= 40 * MS);
+	/* The next look is a look again; only where this thread did not run was there none. */
 	dispatch(net, 1, 0, 5);
 	expect_done(net, 0);
 	assert_int_equal(expect_chains(), 2);
-	assert_string_not_equal(spans[n_spans - 1].span.name, "unread");
+	assert_true(sum_of("unread", NULL) < before + 40 * MS);
 	leave(net, 1);
 }
 
