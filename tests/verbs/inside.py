@@ -222,7 +222,6 @@ class Bench(Case):
         self.assertGreater(result["floor"]["us"], 0)
         print(f"exchange over verbs: {result['us']:.0f} us, floor {result['floor']['us']:.0f} us", file=sys.stderr)
 
-
     def test_a_probe_proves_verbs_and_all_that_an_auto_server_has(self):
         for listen, proved in ((verbs_address(), {"verbs"}), (tcp_address().replace("tcp:", "auto:"), {"verbs", "shm", "tcp"})):
             with self.subTest(listen):
