@@ -55,19 +55,25 @@ class Layouts(Case):
             self.result(self.generate(model, "--ids", prompt, "--max-tokens", n_tokens, "--logits", path, *BOTH_F32), 300)
         return [path.read_bytes() for path in paths]
 
-    def compare(self, model, layout, n_groups, lanes, *flags, via="verbs"):
+    def compare(self, model, layout, n_groups, lanes, *flags, via="verbs", **env):
         prompts = [" ".join(str(int(word) % 60 + i) for word in PROMPT.split()) for i in range(n_groups)]
         want = self.alone(model, prompts, 4)
         batch = self.write_batch([{"ids": [int(word) for word in prompt.split()]} for prompt in prompts])
         path = f"{self.scratch}/{{}}.npy"
         running = self.launch(layout, model, "--via", via, "--batch", batch, "--max-tokens", 4, "--logits", path, "--lanes", lanes,
-                              *BOTH_F32, *PATIENT, *flags)
+                              *BOTH_F32, *PATIENT, *flags, **env)
         self.assertEqual(self.logits(running, [path.replace("{}", str(i)) for i in range(n_groups)]), want)
 
     def test_one_attention_and_one_ffn_process_give_the_logits_of_one_process_in_any_number_of_lanes(self):
         for lanes in (1, 2, 3, 4):
             with self.subTest(lanes):
                 self.compare(MODEL, "1A:1F", 1, lanes)
+
+    def test_waits_that_only_poll_or_only_sleep_change_no_bit(self):
+        for spin in ("ever", "never"):
+            for layout, n_groups, lanes in (("1A:1F", 1, 1), ("1A:1F", 1, 4), ("3A:1F", 3, 2)):
+                with self.subTest(spin, layout=layout, lanes=lanes):
+                    self.compare(MODEL, layout, n_groups, lanes, LD_PRELOAD=str(BUILD / "tests/verbs/polls.so"), AFD_TEST_SPIN=spin)
 
     def test_three_attention_processes_give_each_the_logits_of_one_process(self):
         self.compare(MODEL, "3A:1F", 3, 2)
