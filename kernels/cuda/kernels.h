@@ -59,6 +59,8 @@ int afd_gpu_quantize(const struct afd_gpu *gpu, const struct afd__quantize_args 
 int afd_gpu_route(const struct afd_gpu *gpu, const struct afd__route_args *a);
 int afd_gpu_experts(const struct afd_gpu *gpu, const struct afd__experts_args *a);
 int afd_gpu_mlp(const struct afd_gpu *gpu, const struct afd__mlp_args *a);
+/* Its second half, operation by operation, from the numbers in gate_up_rows. */
+int afd_gpu_mlp_down(const struct afd_gpu *gpu, const struct afd__mlp_args *a);
 
 /* What a library's product takes instead of float32 (operands.cu): rows of x in the dtype of the
  * weights, and scales as it has them. */

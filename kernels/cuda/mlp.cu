@@ -8,11 +8,8 @@
  */
 #include "tile.h"
 
-static int run_one_by_one(const struct afd_gpu *gpu, const struct afd__mlp_args *a)
+int afd_gpu_mlp_down(const struct afd_gpu *gpu, const struct afd__mlp_args *a)
 {
-	struct afd__product_args up = { .x = a->x, .inputs = a->inputs, .w = a->gate_up, .bias = NULL,
-		.y = a->gate_up_rows, .x_stride = a->gate_up.k, .y_stride = a->gate_up.n,
-		.n_rows = a->n_rows, .quantized = a->quantized };
 	struct afd__product_args down = { .x = a->activated, .inputs = NULL, .w = a->down,
 		.bias = NULL, .y = a->y, .x_stride = a->down.k, .y_stride = a->down.n,
 		.n_rows = a->n_rows, .quantized = a->quantize };
@@ -21,13 +18,21 @@ static int run_one_by_one(const struct afd_gpu *gpu, const struct afd__mlp_args 
 	};
 	struct afd__quantize_args quantize = { .x = a->activated, .n_rows = a->n_rows,
 		.width = a->down.k, .column_offset = a->down.column_offset };
-	int rc = afd_gpu_product(gpu, &up);
+	int rc = afd_gpu_activation(gpu, &activation);
 
-	if (!rc)
-		rc = afd_gpu_activation(gpu, &activation);
 	if (!rc && a->quantize)
 		rc = afd_gpu_quantize(gpu, &quantize);
 	return rc ? rc : afd_gpu_product(gpu, &down);
+}
+
+static int run_one_by_one(const struct afd_gpu *gpu, const struct afd__mlp_args *a)
+{
+	struct afd__product_args up = { .x = a->x, .inputs = a->inputs, .w = a->gate_up, .bias = NULL,
+		.y = a->gate_up_rows, .x_stride = a->gate_up.k, .y_stride = a->gate_up.n,
+		.n_rows = a->n_rows, .quantized = a->quantized };
+	int rc = afd_gpu_product(gpu, &up);
+
+	return rc ? rc : afd_gpu_mlp_down(gpu, a);
 }
 
 /* One product's work over the rows of a pass, with inputs and parts where the caller says. */

@@ -308,32 +308,14 @@ int blaslt_product(struct cuda_queue *d, const struct afd__product_args *a)
 	return run_work(d, work, a->n_rows, own_product, a);
 }
 
-/* The second half of a SwiGLU, from the rows of gate and up. */
 static int own_down(struct cuda_queue *d, const void *args, uint32_t row0, uint32_t n_rows)
 {
-	const struct afd__mlp_args *a = args;
-	const struct afd__activation_args activation = {
-		.gate_up = a->gate_up_rows + (size_t)row0 * a->gate_up.n,
-		.out = a->activated,
-		.n_rows = n_rows,
-		.width = a->down.k
-	};
-	const struct afd__quantize_args quantize = { .x = a->activated,
-		.n_rows = n_rows,
-		.width = a->down.k,
-		.column_offset = a->down.column_offset };
-	const struct afd__product_args product = { .x = a->activated,
-		.w = a->down,
-		.y = a->y + (size_t)row0 * a->down.n,
-		.x_stride = a->down.k,
-		.y_stride = a->down.n,
-		.n_rows = n_rows,
-		.quantized = a->quantize };
-	int rc = afd_gpu_activation(&d->gpu, &activation);
+	struct afd__mlp_args a = *(const struct afd__mlp_args *)args;
 
-	if (!rc && a->quantize)
-		rc = afd_gpu_quantize(&d->gpu, &quantize);
-	return rc ? rc : afd_gpu_product(&d->gpu, &product);
+	a.gate_up_rows += (size_t)row0 * a.gate_up.n;
+	a.y += (size_t)row0 * a.down.n;
+	a.n_rows = n_rows;
+	return afd_gpu_mlp_down(&d->gpu, &a);
 }
 
 /* Weights of down in float32 want rows that are activated in memory: our kernels put them there. */
