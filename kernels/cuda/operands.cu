@@ -12,10 +12,9 @@
 enum { WARPS = 4, SCALES_STEP = 4, ALIGNMENT = 256 };
 
 struct operands {
-	const float *x, *up;
-	struct tile_x made; /* numbers NULL: from x */
-	size_t x_stride;
-	uint32_t n_rows, k, row_numbers;
+	struct tile_source from;
+	struct tile_x made; /* instead of from, unless numbers is NULL */
+	uint32_t k, row_numbers;
 	uint8_t *numbers;
 	float *scales;
 };
@@ -24,7 +23,6 @@ struct operands {
 GPU_FN float operand_at(const operands &a, size_t row, unsigned at)
 {
 	f16 half;
-	float x;
 
 	if (at >= a.k)
 		return 0;
@@ -32,8 +30,7 @@ GPU_FN float operand_at(const operands &a, size_t row, unsigned at)
 		half.bits = tile_numbers(a.made, row)[at / 16 * 16 + fp8_place(at % 16)];
 		return to_float(half) * tile_scales(a.made, row)[at / GROUP];
 	}
-	x = a.x[row * a.x_stride + at];
-	return a.up ? x / (1 + expf(-x)) * a.up[row * a.x_stride + at] : x;
+	return source_at(a.from, row, at);
 }
 
 /* A warp makes a group of a row; rows of the grid are rows of x. */
@@ -54,7 +51,7 @@ GPU_KERNEL(WARPS * 32) operands_fp8_kernel(operands a)
 		a.numbers[row * a.row_numbers + group * GROUP + i * 32 + lane_id()] =
 			from_float<fp8>(v[i] / scale).bits;
 	if (lane_id() == 0)
-		a.scales[(size_t)group * a.n_rows + row] = scale;
+		a.scales[(size_t)group * a.from.n_rows + row] = scale;
 }
 
 /* A block does a row of blocks. */
@@ -117,11 +114,11 @@ void afd_gpu_operands_place(const struct afd__matrix *w, struct afd_gpu_operands
 	o->x_scales = fp8 ? (float *)(numbers + o->n_rows * o->row_numbers) : NULL;
 }
 
-static int operands_fp8(
-	const struct afd_gpu *gpu, const struct afd__matrix *w, const struct afd_gpu_operands *o)
+static int operands_fp8(const struct afd_gpu *gpu, const struct afd__matrix *w,
+	const struct afd_gpu_operands *o, const tile_source &from)
 {
-	operands a = { o->x, o->up, tile_x_at(tile_shape(w), (void *)o->inputs), o->x_stride,
-		o->n_rows, w->k, (uint32_t)o->row_numbers, (uint8_t *)o->numbers, o->x_scales };
+	operands a = { from, tile_x_at(tile_shape(w), (void *)o->inputs), w->k,
+		(uint32_t)o->row_numbers, (uint8_t *)o->numbers, o->x_scales };
 	unsigned groups = (unsigned)divide_up(o->row_numbers / GROUP, WARPS);
 	int rc = gpu_launch(gpu, "operands_fp8", operands_fp8_kernel, { o->n_rows, groups, 1 },
 		WARPS * 32, 0, a);
@@ -140,7 +137,7 @@ int afd_gpu_operands(
 	tile_x to = tile_x_at(tile_shape(w), o->numbers);
 
 	if (w->dtype == AFD_DTYPE_FP8)
-		return operands_fp8(gpu, w, o);
+		return operands_fp8(gpu, w, o, from);
 	return w->dtype == AFD_DTYPE_F32 || o->inputs ? 0 : tile_inputs(gpu, w, &from, &to);
 }
 

@@ -4,7 +4,7 @@
  * of the row. A warp makes a group of 128 numbers, a block a row whose scale is the row's.
  *
  * Invariant: the same numbers give the same bits, so a kernel may write its rows in this form
- * instead of leaving that to the product. Included by tile_inputs.cu and norm.cu.
+ * instead of leaving that to the product. Included by tile_inputs.cu, norm.cu and operands.cu.
  *
  * FP8 pairs of weights stand in a register as k = 4t .. 4t+3, where mma wants 2t, 2t+1 and 2t+8,
  * 2t+9: so inside each 16 the numbers of x are stored in that order.
@@ -20,6 +20,15 @@ struct row_form {
 	uint32_t k, lead; /* numbers of a row, and zeros in front of them */
 	int quantize;     /* for weights in FP8 only: as they are after e4m3 */
 };
+
+/* Number i of a row of the source. */
+GPU_FN float source_at(const tile_source &from, size_t row, unsigned i)
+{
+	size_t at = row * from.x_stride + i;
+	float x = from.x[at];
+
+	return from.up ? x / (1 + expf(-x)) * from.up[at] : x;
+}
 
 GPU_FN unsigned form_groups(const row_form &f)
 {

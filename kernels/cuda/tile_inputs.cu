@@ -12,15 +12,6 @@ GPU_FN bool is_used(const tile_source &from, size_t row)
 	return !from.n_used || row < *from.n_used;
 }
 
-/* Number i of a row of the source. */
-GPU_FN float source_at(const tile_source &from, size_t row, unsigned i)
-{
-	size_t at = row * from.x_stride + i;
-	float x = from.x[at];
-
-	return from.up ? x / (1 + expf(-x)) * from.up[at] : x;
-}
-
 GPU_KERNEL(WARPS * 32) inputs_bf16_kernel(tile_source from, row_form f)
 {
 	unsigned group = block_y() * WARPS + warp_id();

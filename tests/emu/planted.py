@@ -111,7 +111,7 @@ PLANTED = {
     "inputs_of_fp8_in_plain_order": (
         "tile_form.h:tile_inputs.cu", "return i / 4 * 2 + i % 2 + (i & 2 ? 8 : 0);", "return i;", "fp8", "fp8_products*", "plain", "first"),
     "inputs_that_forget_the_up": (
-        "tile_inputs.cu", "x / (1 + expf(-x)) * from.up[at]", "x / (1 + expf(-x))", "experts", "mlps*", "plain", "first"),
+        "tile_form.h:tile_inputs.cu", "x / (1 + expf(-x)) * from.up[at]", "x / (1 + expf(-x))", "experts", "mlps*", "plain", "first"),
     "an_mlp_whose_up_is_its_gate": (
         "tile.cu", "t.half + column - COLUMNS / 2", "column - COLUMNS / 2", "experts", "mlps*", "plain", "first"),
     "an_mlp_that_leaves_numbers_behind_the_row": (
@@ -172,7 +172,7 @@ PLANTED = {
         "experts.cu", "sum = fmaf(e.weights[row * e.top_k + slot],", "sum = fmaf(1,", "experts", "experts_agree*", "plain",
         "first"),
     "operands_with_the_scales_of_x_row_by_row": (
-        "operands.cu", "a.scales[(size_t)group * a.n_rows + row]", "a.scales[row * (a.row_numbers / GROUP) + group]", "dense",
+        "operands.cu", "a.scales[(size_t)group * a.from.n_rows + row]", "a.scales[row * (a.row_numbers / GROUP) + group]", "dense",
         "products_of_all*", "plain", "first"),
     "operands_whose_block_scales_stand_too_close": (
         "operands.cu", "SCALES_STEP = 4", "SCALES_STEP = 1", "dense", "products_of_all*", "plain", "first"),
