@@ -156,6 +156,7 @@ static void may_inputs(struct check *c, uint32_t n_rows, uint32_t width, const s
 {
 	const struct afd__matrix w = { .data = i->rows, .k = width, .dtype = i->dtype,
 		.column_offset = i->column_offset, .layout = AFD__LAYOUT_PACKED };
+	size_t row_bytes;
 
 	if (c->code || !i->rows)
 		return;
@@ -167,9 +168,8 @@ static void may_inputs(struct check *c, uint32_t n_rows, uint32_t width, const s
 	if (c->code)
 		return;
 	within(c, "inputs.row_bytes", i->row_bytes, 1, SIZE_MAX / 2);
-	within(c, "inputs.row_bytes (as the device has them)", i->row_bytes,
-		afd__matrix_inputs(c->dev, &w, false).row_bytes,
-		afd__matrix_inputs(c->dev, &w, false).row_bytes);
+	row_bytes = afd__matrix_inputs(c->dev, &w, false).row_bytes;
+	within(c, "inputs.row_bytes (as the device has them)", i->row_bytes, row_bytes, row_bytes);
 	countable(c, n_rows, i->row_bytes);
 }
 
