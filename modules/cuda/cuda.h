@@ -114,8 +114,8 @@ int cuda_reached(struct afd__queue *q, uint64_t ticket);
 /* Waits for a ticket that may not have been given yet, up to a deadline, and beats. */
 int cuda_wait(struct cuda_queue *d, uint64_t ticket, const char *what);
 
-/* -ENOTSUP while the host records its stream: `what` depends on the host or waits. */
-int cuda_check_capture(const struct cuda_queue *d, const char *what);
+/* cuda_enter, but -ENOTSUP while the host records its stream: `what` depends on the host or waits. */
+int cuda_enter_uncaptured(const struct cuda_queue *d, const char *what, void **before);
 
 /* graph.c */
 int cuda_record_begin(struct afd__queue *q);

@@ -16,10 +16,8 @@ int cuda_record_begin(struct afd__queue *q)
 {
 	struct cuda_queue *d = q->state;
 	void *before;
-	int rc = cuda_check_capture(d, "a recording");
+	int rc = cuda_enter_uncaptured(d, "a recording", &before);
 
-	if (!rc)
-		rc = cuda_enter(q->dev, &before);
 	if (rc)
 		return rc;
 	/* What other threads of the host do is no concern of this capture. */

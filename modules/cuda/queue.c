@@ -67,24 +67,32 @@ static int take_stream(struct cuda_queue *d)
 	return cuda_error(dev, rc, "its stream cannot be used");
 }
 
-int cuda_check_capture(const struct cuda_queue *d, const char *what)
+/* The context is current. */
+static int check_capture(const struct cuda_queue *d, const char *what)
 {
 	enum cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
 	struct afd__device *dev = d->q->dev;
-	void *before;
 	int rc;
 
 	if (d->owns_stream)
 		return 0;
-	rc = cuda_enter(dev, &before);
-	if (rc)
-		return rc;
 	rc = cuda_error(dev, cudaStreamIsCapturing(d->gpu.stream, &status), "its stream");
-	cuda_leave(dev, before);
 	if (!rc && status != cudaStreamCaptureStatusNone)
 		rc = dev->host->error(-ENOTSUP,
 			"device %s: the host's stream is being captured, and %s cannot be",
 			dev->name, what);
+	return rc;
+}
+
+int cuda_enter_uncaptured(const struct cuda_queue *d, const char *what, void **before)
+{
+	int rc = cuda_enter(d->q->dev, before);
+
+	if (rc)
+		return rc;
+	rc = check_capture(d, what);
+	if (rc)
+		cuda_leave(d->q->dev, *before);
 	return rc;
 }
 
@@ -176,10 +184,8 @@ int cuda_ticket(struct afd__queue *q, uint64_t *ticket)
 {
 	struct cuda_queue *d = q->state;
 	void *before;
-	int rc = cuda_check_capture(d, "a ticket");
+	int rc = cuda_enter_uncaptured(d, "a ticket", &before);
 
-	if (!rc)
-		rc = cuda_enter(q->dev, &before);
 	if (rc)
 		return rc;
 	rc = give_ticket(d);
@@ -219,8 +225,8 @@ static int look(struct cuda_queue *d, uint64_t ticket)
 	if (reached >= ticket)
 		return 1;
 	/* A question would end the host's capture. */
-	rc = cuda_check_capture(d, "a look") == -ENOTSUP ? cudaErrorNotReady
-							  : cudaStreamQuery(d->gpu.stream);
+	rc = check_capture(d, "a look") == -ENOTSUP ? cudaErrorNotReady
+						     : cudaStreamQuery(d->gpu.stream);
 	if (rc && rc != cudaErrorNotReady)
 		return cuda_error(d->q->dev, rc, "an operation has failed");
 	set_timer(d, ticket);

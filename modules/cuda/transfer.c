@@ -87,10 +87,8 @@ static int upload(struct cuda_queue *d, void *dst, const void *host, size_t byte
 int cuda_upload(struct afd__queue *q, void *dst, const void *host, size_t bytes)
 {
 	void *before;
-	int rc = cuda_check_capture(q->state, "an upload");
+	int rc = cuda_enter_uncaptured(q->state, "an upload", &before);
 
-	if (!rc)
-		rc = cuda_enter(q->dev, &before);
 	if (rc)
 		return rc;
 	rc = upload(q->state, dst, host, bytes);
@@ -142,10 +140,8 @@ static int download(struct cuda_queue *d, void *host, const void *src, size_t by
 int cuda_download(struct afd__queue *q, void *host, const void *src, size_t bytes)
 {
 	void *before;
-	int rc = cuda_check_capture(q->state, "a download");
+	int rc = cuda_enter_uncaptured(q->state, "a download", &before);
 
-	if (!rc)
-		rc = cuda_enter(q->dev, &before);
 	if (rc)
 		return rc;
 	rc = download(q->state, host, src, bytes);
