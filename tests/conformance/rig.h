@@ -18,6 +18,7 @@
 #include <cmocka.h>
 
 #include "../../lib/device/device.h"
+#include "../support/skip.h"
 
 struct rig {
 	afd_context *ctx;

@@ -209,10 +209,8 @@ static void a_product_that_is_recorded_gives_the_same_bits(void **state)
 	struct afd__graph *graph;
 	struct problem *p;
 
-	if (!afd__device_has_graphs(r->dev)) {
-		print_message("skipped: this device has no graphs\n");
-		skip();
-	}
+	if (!afd__device_has_graphs(r->dev))
+		rig_skip("this device has no graphs");
 	p = make(r, &shape);
 	RIG_OK(afd__product(&r->q, &p->args));
 	rig_fetch(r, first, p->args.y, sizeof(first));

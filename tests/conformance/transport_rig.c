@@ -36,12 +36,6 @@ static void keep_line(void *user, int32_t level, const char *text)
 	pthread_mutex_unlock(&log_lock);
 }
 
-void rig_skip(const char *why)
-{
-	print_message("skipped: %s\n", why);
-	skip();
-}
-
 void rig_skip_when_emulated(void)
 {
 	if (getenv("AFD_TEST_EMULATED"))

@@ -26,6 +26,7 @@
 
 #include "../../lib/transport/exchange.h"
 #include "../../lib/transport/ops.h"
+#include "../support/skip.h"
 
 enum { HIDDEN = 24, LAYERS = 3, MANY = 64 };
 
@@ -68,8 +69,6 @@ void rig_connect(struct afd__wire *wire, const char *address);
 bool rig_logged(const char *text);      /* by either side since rig_begin */
 void rig_wait_logged(const char *text); /* fails the test after 2 s */
 
-/* Ends the test, which is counted as skipped with this reason. */
-void rig_skip(const char *why);
 /* In a virtual machine without hardware's help: a test of processor time ends here. */
 void rig_skip_when_emulated(void);
 
