@@ -86,6 +86,25 @@ void rig_end(struct rig *r)
 	free(r);
 }
 
+bool rig_has_inputs(void)
+{
+	struct rig *r = rig_make(1);
+	struct afd__matrix w;
+	bool has;
+
+	RIG_OK(afd__matrix_create(r->dev, &w, 8, 64, AFD_DTYPE_BF16, NULL));
+	has = afd__matrix_inputs(r->dev, &w, false).row_bytes > 0;
+	afd__matrix_destroy(r->dev, &w);
+	rig_end(r);
+	return has;
+}
+
+void rig_need_inputs(void)
+{
+	if (!rig_has_inputs())
+		rig_skip("products of this device take float32 alone");
+}
+
 int rig_open(void **state)
 {
 	*state = rig_make(2);

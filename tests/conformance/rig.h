@@ -50,6 +50,11 @@ int rig_close(void **state); /* checks every canary first */
 struct rig *rig_make(uint32_t n_threads);
 void rig_end(struct rig *r);
 
+/* Whether products of this device take more than float32 (struct afd__inputs); _need skips the test
+ * where they do not. */
+bool rig_has_inputs(void);
+void rig_need_inputs(void);
+
 /* ---- kinds of input ---- */
 struct rig_kind {
 	const char *name;

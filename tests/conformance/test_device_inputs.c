@@ -146,31 +146,11 @@ static void run_product(const struct inputs_data *t, const struct inputs_case *c
 	rig_end(r);
 }
 
-static bool has_form(void)
-{
-	struct rig *r = rig_make(1);
-	struct afd__matrix w;
-	bool has;
-
-	RIG_OK(afd__matrix_create(r->dev, &w, 8, 64, AFD_DTYPE_BF16, NULL));
-	has = afd__matrix_inputs(r->dev, &w, false).row_bytes > 0;
-	afd__matrix_destroy(r->dev, &w);
-	rig_end(r);
-	return has;
-}
-
-static void skip_without_form(void)
-{
-	print_message("skipped: products of this device take float32 alone\n");
-	skip();
-}
-
 static void products_of_a_norm_have_the_bits_of_two_operations(void **state)
 {
 	static float y[MAX_ROWS * N], want[MAX_ROWS * N];
 
-	if (!has_form())
-		skip_without_form();
+	rig_need_inputs();
 	for (size_t i = 0; i < N_CASES * RIG_N_KINDS; i++) {
 		const struct inputs_case *c = &cases[i / RIG_N_KINDS];
 		struct inputs_data *t = make(c, rig_kinds[i % RIG_N_KINDS].scale);
@@ -219,8 +199,7 @@ static void mlps_of_a_norm_have_the_bits_of_two_operations(void **state)
 {
 	static float y[MAX_ROWS * MAX_WIDTH], want[MAX_ROWS * MAX_WIDTH];
 
-	if (!has_form())
-		skip_without_form();
+	rig_need_inputs();
 	for (size_t i = 0; i < N_CASES; i++) {
 		const struct inputs_case *c = &cases[i];
 		struct inputs_data *t = make(c, 1);
@@ -247,7 +226,7 @@ static void a_norm_writes_float32_beside_its_inputs(void **state)
 
 	beside_only.out = beside;
 	plain.quantize = false;
-	if (has_form())
+	if (rig_has_inputs())
 		inputs_of(r, t, c, &w, beside);
 	else
 		RIG_OK(afd__norm(&r->q, &beside_only));
