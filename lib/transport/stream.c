@@ -134,13 +134,14 @@ static ssize_t stream_read(const struct afd__wire *wire, const struct iovec *par
 		int rc = stream_error("receive");
 
 		if (!rc && errno == EAGAIN)
-			t->readable = false;
+			t->readable = t->to_the_end = false;
 		return rc ? note_end(t, rc) : 0;
 	}
 	for (int i = 0; i < n_parts; i++)
 		wanted += parts[i].iov_len;
-	/* Less than there was room for: that was all, and what comes later makes an edge. */
-	t->readable = (size_t)n == wanted;
+	/* Less than there was room for: that was all, and what comes later makes an edge. An end that
+	 * came with these bytes does not: its edge was theirs. */
+	t->readable = (size_t)n == wanted || t->to_the_end;
 	return n;
 }
 
@@ -208,6 +209,8 @@ static int receive_message(
 	memcpy(message, t->stage, wanted);
 	*bytes = wanted;
 	t->staged = 0;
+	/* Nobody looks at edges before the handshake is over. */
+	t->to_the_end = true;
 	return 1;
 }
 
@@ -600,6 +603,7 @@ int afd__stream_event(struct afd__wire *wire, unsigned which, uint32_t events)
 
 	if (events & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR))
 		t->readable = !t->ended;
+	t->to_the_end |= events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR);
 	if ((events & EPOLLOUT) && t->memory && !wire->error)
 		flush(wire);
 	return 0;

@@ -36,10 +36,11 @@ struct tcp {
 	struct tcp_address addresses[TCP_ADDRESSES_MAX]; /* [n_addresses] still to be tried */
 	uint32_t n_addresses, next_address;
 
-	bool readable; /* the kernel may have something; false after it said that it has not */
-	bool ended;    /* nothing more will come */
-	bool broken;   /* nothing more can be sent; what had come before is still to be read */
-	int end_error; /* why */
+	bool readable;   /* the kernel may have something; false after it said that it has not */
+	bool to_the_end; /* an end may lie behind the next bytes, without an edge of its own */
+	bool ended;      /* nothing more will come */
+	bool broken;     /* nothing more can be sent; what had come before is still to be read */
+	int end_error;   /* why */
 	char end_text[128];
 
 	/* What was read and is not used yet: stage[taken .. staged-1]. */
