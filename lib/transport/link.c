@@ -254,6 +254,22 @@ void afd__link_leave(struct afd__link *link, const char *text)
 	end_link(link, AFD__LINK_LEFT);
 }
 
+/* One that drains leaves, whatever it still owes. One that was told that we drain is asked to go,
+ * and may hang up without a word of its own; it is lost only with what it still waits for. */
+static bool has_parted(const struct afd__link *link)
+{
+	return link->leaving || (link->kind == AFD__LINK_FROM_ATTENTION && link->goodbye_said &&
+					!link->n_owed);
+}
+
+void afd__link_hung_up(struct afd__link *link)
+{
+	if (has_parted(link))
+		afd__link_leave(link, "");
+	else
+		afd__link_fail(link, afd__error(-ECONNRESET, "%s is gone", link->who));
+}
+
 /* ---- what goes out ---- */
 
 int afd__link_post(struct afd__link *link, uint32_t slot, struct afd__header *h, size_t bytes)
@@ -446,10 +462,10 @@ int afd__link_poll(struct afd__link *link, uint64_t now)
 
 	do {
 		n = link->wire.ops->poll(&link->wire, done, COMPLETIONS);
-		if (n < 0)
-			afd__link_fail(link, n == -ECONNRESET
-						     ? afd__error(n, "%s is gone", link->who)
-						     : n);
+		if (n == -ECONNRESET)
+			afd__link_hung_up(link);
+		else if (n < 0)
+			afd__link_fail(link, n);
 		for (int i = 0; i < n && link->phase == AFD__LINK_JOINED; i++) {
 			rc = complete(link, &done[i], now);
 			if (rc < 0)

@@ -112,7 +112,7 @@ static void take_event(afd_transport *net, const struct epoll_event *event)
 	/* The peer is gone, but what it said last counts: a goodbye, or the last reply. */
 	afd__link_poll(link, afd__now_ns());
 	if (link->phase == AFD__LINK_JOINED)
-		afd__link_fail(link, afd__error(rc, "%s is gone", link->who));
+		afd__link_hung_up(link);
 }
 
 /* For times.c: what comes from now on is found at once; what is here, after the next round. */

@@ -463,6 +463,8 @@ uint64_t afd__link_next_timer(const struct afd__link *link);
 void afd__link_fail(struct afd__link *link, int rc);
 /* Ends the link in order: the peer said goodbye. */
 void afd__link_leave(struct afd__link *link, const char *text);
+/* Ends the link because the connection has: in order where one of the two drains, else it is lost. */
+void afd__link_hung_up(struct afd__link *link);
 int afd__link_error(const struct afd__link *link); /* sets the thread's text again */
 /* Sends a slot with so many bytes behind the header, which is completed here: its size, sequence
  * and time. 1 sent, 0 not now, negative: the link has failed. */

@@ -3,6 +3,8 @@
  * not disturbed. */
 #include "transport_rig.h"
 
+#include "../../lib/transport/net.h"
+
 /* A client with a frame out that the server holds. */
 static afd_transport *join_with_a_frame_out(
 	struct server *server, const struct afd_transport_params *params, float *x, float *y)
@@ -78,6 +80,80 @@ static void a_draining_server_answers_what_it_has_and_takes_nobody_new(void **st
 	assert_int_equal(afd_transport_poll(net), -ECONNRESET);
 	afd_transport_destroy(late);
 	afd_transport_destroy(net);
+	server.silent = 0;
+	server_stop(&server);
+}
+
+/* As the end of its process does it: the connection ends without a word. */
+static void hang_up(afd_transport *net)
+{
+	struct afd__wire *wire = &net->links[0]->wire;
+
+	wire->ops->shut(wire);
+}
+
+static void turn_until_nobody_is_joined(struct server *server)
+{
+	for (int i = 0; i < 2000 && afd__exchange_n_joined(server->net); i++) {
+		assert_true(afd_transport_poll(server->net) >= 0);
+		sleep_ms(1);
+	}
+	assert_int_equal(afd__exchange_n_joined(server->net), 0);
+}
+
+static void a_client_that_goes_because_the_server_drains_has_left(void **state)
+{
+	struct afd_peer_info info = { .size = sizeof(info) };
+	struct server server;
+	afd_transport *net;
+
+	server_start(&server, NULL);
+	net = join(&server, NULL);
+	run_step(net, 2, 1);
+	park(&server);
+	assert_int_equal(afd__exchange_drain(server.net), 1);
+	while (afd_transport_poll(net) >= 0)
+		sleep_ms(1);
+	expect_error(afd_transport_poll(net), -ECONNRESET, "the FFN peer has left: it drains");
+	turn_until_nobody_is_joined(&server);
+	assert_int_equal(afd_transport_peer(server.net, 0, &info), 0);
+	assert_int_equal(info.state, AFD_PEER_LEFT);
+	afd_transport_destroy(net);
+	server.silent = 0;
+	server_stop(&server);
+}
+
+static void a_client_that_hangs_up_while_it_is_owed_an_answer_is_lost(void **state)
+{
+	struct afd_peer_info info = { .size = sizeof(info) };
+	struct server server;
+	float x[HIDDEN], y[HIDDEN];
+	afd_transport *net = join_with_a_frame_out(&server, NULL, x, y);
+
+	park(&server);
+	assert_int_equal(afd__exchange_drain(server.net), 0);
+	hang_up(net);
+	turn_until_nobody_is_joined(&server);
+	assert_int_equal(afd_transport_peer(server.net, 0, &info), 0);
+	assert_int_equal(info.state, AFD_PEER_LOST);
+	afd_transport_destroy(net);
+	server.n_held = 0;
+	server.silent = 0;
+	server_stop(&server);
+}
+
+static void a_draining_server_that_hangs_up_before_it_has_answered_has_left(void **state)
+{
+	struct server server;
+	float x[HIDDEN], y[HIDDEN];
+	afd_transport *net = join_with_a_frame_out(&server, NULL, x, y);
+
+	park(&server);
+	assert_int_equal(afd__exchange_drain(server.net), 0);
+	hang_up(server.net);
+	expect_error(collect_within(net, 0, 2000), -ECONNRESET, "the FFN peer has left");
+	afd_transport_destroy(net);
+	server.n_held = 0;
 	server.silent = 0;
 	server_stop(&server);
 }
@@ -291,6 +367,9 @@ int main(int argc, char **argv)
 		RIG_TEST(a_server_that_leaves_is_named_and_the_cause_stays),
 		RIG_TEST(an_answer_that_came_before_the_end_still_counts),
 		RIG_TEST(a_draining_server_answers_what_it_has_and_takes_nobody_new),
+		RIG_TEST(a_client_that_goes_because_the_server_drains_has_left),
+		RIG_TEST(a_client_that_hangs_up_while_it_is_owed_an_answer_is_lost),
+		RIG_TEST(a_draining_server_that_hangs_up_before_it_has_answered_has_left),
 		RIG_TEST(a_client_that_leaves_disturbs_nobody),
 		RIG_TEST(parts_of_a_client_that_left_can_still_be_read_and_answered),
 		RIG_TEST(a_place_is_not_given_away_while_its_parts_are_held),
