@@ -32,11 +32,12 @@ class Kills(Case):
         _, err = process.communicate(timeout=10)
         return seconds, err
 
-    def expect_lost(self, running, since, listen, limit_s):
+    def expect_lost(self, running, since, listen, limit_s, words=""):
         for process in running:
             seconds, err = self.read_report(process, since)
             self.assertLessEqual(seconds, limit_s + SLACK_S)
             self.assertIn(listen, err)
+            self.assertRegex(err, words)
             self.assertEqual((process.returncode, err.count("\n")), (1, 1), err)
 
     def test_a_killed_ffn_is_reported_by_every_attention_process_within_a_second(self):
@@ -95,13 +96,14 @@ class Kills(Case):
         victim.kill()
 
     def test_a_terminated_ffn_drains_and_its_peers_are_told(self):
-        before, server, listen, running = self.begin(2)
-        since = time.monotonic()
-        server.send_signal(signal.SIGTERM)
-        self.expect_lost(running, since, listen, 1.0)
-        _, err = server.communicate(timeout=10)
-        self.assertEqual((server.returncode, err), (0, ""))
-        self.assertEqual(segments(), before)
+        for new_address in (address, tcp_address):
+            before, server, listen, running = self.begin(2, listen=new_address())
+            since = time.monotonic()
+            server.send_signal(signal.SIGTERM)
+            self.expect_lost(running, since, listen, 1.0, "has left|is leaving")
+            _, err = server.communicate(timeout=10)
+            self.assertEqual((server.returncode, err), (0, ""))
+            self.assertEqual(segments(), before)
 
     def test_an_interrupted_generation_leaves_no_file_behind(self):
         path = self.scratch / "x.npy"
