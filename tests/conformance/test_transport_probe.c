@@ -111,13 +111,10 @@ static void probes_leave_no_descriptor_and_no_peer(void **state)
 
 	server_start(&server, NULL);
 	assert_int_equal(probe_at(server.address, 0, &out), 0);
-	sleep_ms(50);
-	before = count_descriptors();
+	before = settled_descriptors();
 	for (int i = 0; i < 20; i++)
 		assert_int_equal(probe_at(server.address, 0, &out), 0);
-	for (int i = 0; i < 400 && count_descriptors() != before; i++)
-		sleep_ms(5);
-	assert_int_equal(count_descriptors(), before);
+	expect_descriptors(before);
 	assert_int_equal(server.n_joined, 0);
 	park(&server);
 	assert_int_equal(afd_transport_peer(server.net, 0, &info), -ENOENT);

@@ -124,9 +124,7 @@ static void a_client_that_leaves_in_any_phase_of_the_handshake_leaves_nothing_be
 	net = join(&server, NULL);
 	run_step(net, 3, 1);
 	afd_transport_destroy(net);
-	for (int i = 0; i < 200 && count_descriptors() != alone; i++)
-		sleep_ms(5);
-	assert_int_equal(count_descriptors(), alone);
+	expect_descriptors(alone);
 	server_stop(&server);
 	assert_int_equal(count_descriptors(), before);
 	close(epoll_fd);
@@ -528,7 +526,7 @@ static void a_source_that_takes_all_places_loses_its_own_only(void **state)
 /* Each poll has time for those who are joined. */
 static void of_many_that_come_at_once_a_few_are_accepted_at_a_time(void **state)
 {
-	enum { STRANGERS = 60, AT_A_TIME = 16 };
+	enum { STRANGERS = 60, AT_A_TIME = 16, WINDOW_MS = 10 };
 	int strangers[STRANGERS], n_polls = 0;
 	afd_transport *net;
 	char address[96];
@@ -545,7 +543,9 @@ static void of_many_that_come_at_once_a_few_are_accepted_at_a_time(void **state)
 		uint64_t before = net->n_accepted;
 
 		assert_true(afd_transport_poll(net) >= 0);
-		assert_in_range(net->n_accepted - before, 0, AT_A_TIME);
+		/* A poll that is kept from running may reach into the next windows. */
+		assert_in_range(net->n_accepted, 0,
+			AT_A_TIME * ((now_ms() - start) / WINDOW_MS + 2));
 		assert_in_range(afd_transport_timeout_ms(net), 0, 5000);
 		n_polls += net->n_accepted != before;
 		assert_true(afd__transport_sleep(net, -1, 1000) >= 0);

@@ -563,3 +563,25 @@ int count_descriptors(void)
 	closedir(dir);
 	return n;
 }
+
+int settled_descriptors(void)
+{
+	int n = count_descriptors();
+
+	for (int same = 0, i = 0; same < 10 && i < 400; i++) {
+		int now;
+
+		sleep_ms(5);
+		now = count_descriptors();
+		same = now == n ? same + 1 : 0;
+		n = now;
+	}
+	return n;
+}
+
+void expect_descriptors(int n)
+{
+	for (int i = 0; i < 400 && count_descriptors() != n; i++)
+		sleep_ms(5);
+	assert_int_equal(count_descriptors(), n);
+}

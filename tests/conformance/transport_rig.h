@@ -111,5 +111,9 @@ void park(struct server *server);
 void sleep_ms(int ms);
 uint64_t now_ms(void);
 int count_descriptors(void);
+/* The other side of a link, or of a probe, closes its descriptors a little later: waits until their
+ * number stays; until it is n, which it must become. */
+int settled_descriptors(void);
+void expect_descriptors(int n);
 
 #endif
