@@ -129,17 +129,18 @@ static int parse_name(char host[NAME_BYTES], struct afd__verbs_place *place, con
 	const char *name)
 {
 	const char *query = strchrnul(name, '?');
-	char parameters[NAME_BYTES + 32], *save = NULL;
+	char parameters[NAME_BYTES + 32], *rest = parameters;
 	int rc = 0;
 
 	*place = (struct afd__verbs_place){ .gid = -1 };
 	if ((size_t)(query - name) >= NAME_BYTES || strlen(query) >= sizeof(parameters))
 		return afd__error(-EINVAL, "address \"%.100s\": is too long", text);
 	snprintf(host, NAME_BYTES, "%.*s", (int)(query - name), name);
-	snprintf(parameters, sizeof(parameters), "%s", *query ? query + 1 : "");
-	for (char *one = strtok_r(parameters, "&", &save); one && !rc;
-		one = strtok_r(NULL, "&", &save))
-		rc = parse_parameter(place, text, one);
+	if (!*query)
+		return 0;
+	snprintf(parameters, sizeof(parameters), "%s", query + 1);
+	while (rest && !rc)
+		rc = parse_parameter(place, text, strsep(&rest, "&"));
 	return rc;
 }
 

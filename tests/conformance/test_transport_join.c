@@ -52,6 +52,8 @@ static void bad_addresses_are_refused_by_name(void **state)
 		{ "verbs:host:1?timeout=22", -EINVAL, "timeout is \"22\", limit 0 to 21" },
 		{ "verbs:host:1?colour=red", -EINVAL, "no parameter \"colour\"" },
 		{ "verbs:host:1?dev", -EINVAL, "\"dev\" must be NAME=VALUE" },
+		{ "verbs:host:1?", -EINVAL, "\"\" must be NAME=VALUE" },
+		{ "verbs:host:1?gid=1&", -EINVAL, "\"\" must be NAME=VALUE" },
 		{ "nccl:0", -ENOSYS, "nccl: is not part of this build" },
 	};
 
