@@ -6,6 +6,7 @@
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "../tool/json.h"
 #include "../tool/options.h"
@@ -84,8 +85,24 @@ static int read_optional(const json_t *entry, const char *key, const char *place
 	return value ? tool_json_integer(value, where, min, max, out) : 0;
 }
 
+/* A key that is misspelt would go unheard. */
+static int check_keys(json_t *entry, const char *place)
+{
+	const char *key;
+	json_t *value;
+
+	if (!json_is_object(entry))
+		return tool_fail(TOOL_FAILED, "%s: not an object", place);
+	json_object_foreach(entry, key, value) {
+		if (strcmp(key, "ids") && strcmp(key, "max_tokens") && strcmp(key, "seed"))
+			return tool_fail(TOOL_FAILED,
+				"%s: no key \"%.40s\"; there are ids, max_tokens and seed", place, key);
+	}
+	return TOOL_DONE;
+}
+
 /* {"ids": [...], "max_tokens": n, "seed": s} */
-static int read_entry(struct sequence *sequence, const json_t *entry, const char *place,
+static int read_entry(struct sequence *sequence, json_t *entry, const char *place,
 	uint32_t max_tokens, uint64_t seed)
 {
 	const json_t *ids = json_object_get(entry, "ids");
@@ -93,6 +110,8 @@ static int read_entry(struct sequence *sequence, const json_t *entry, const char
 	char where[512];
 	int status;
 
+	if (check_keys(entry, place))
+		return TOOL_FAILED;
 	if (!json_is_array(ids))
 		return tool_fail(TOOL_FAILED, "%s.ids: not an array of token ids", place);
 	if (read_optional(entry, "max_tokens", place, 1, INPUT_MAX_TOKENS, &tokens) ||

@@ -135,7 +135,8 @@ class Usage(Case):
         for text, word in (("[", "line 1"), ("{}", "an array"), ("[]", "0 entries"), ('[{"ids": []}]', "[0]"),
                            ('[{"ids": [1]}, {"ids": "1"}]', "[1].ids"), ('[{"ids": [1, 2.5]}]', "ids[1]"),
                            ('[{"ids": [-1]}]', "-1"), ('[{"ids": [1], "max_tokens": 0}]', "max_tokens"),
-                           ('[{"ids": [1], "seed": "x"}]', "seed"), ('[{"ids": [1], "ids": [2]}]', "line 1"),
+                           ('[{"ids": [1], "seed": "x"}]', "seed"), ('[{"ids": [1], "max_token": 3}]', "[0]: no key \"max_token\""), ("[3]", "[0]: not an object"),
+                           ('[{"ids": [1], "ids": [2]}]', "line 1"),
                            ('[{"ids": [1], "max_tokens": 99999999999}]', "max_tokens")):
             path.write_text(text)
             self.refuse("afd-generate", ["--model", WIDE, "--batch", path], path, word, status=1)
