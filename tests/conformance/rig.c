@@ -40,7 +40,7 @@ const char *rig_device_name(void)
 	return device_name;
 }
 
-struct rig *rig_make(uint32_t n_threads)
+struct rig *rig_make_on(const char *device, uint32_t n_threads)
 {
 	struct afd_context_params params = { .size = sizeof(params), .n_threads = n_threads };
 	struct rig *r = calloc(1, sizeof(*r));
@@ -48,10 +48,15 @@ struct rig *rig_make(uint32_t n_threads)
 	assert_non_null(r);
 	r->random = 88172645463325252u;
 	RIG_OK(afd_context_create(&r->ctx, &params));
-	if (afd__device_open(&r->dev, r->ctx, device_name))
+	if (afd__device_open(&r->dev, r->ctx, device))
 		fail_msg("%s", afd_last_error());
 	RIG_OK(afd__queue_open(&r->q, r->dev));
 	return r;
+}
+
+struct rig *rig_make(uint32_t n_threads)
+{
+	return rig_make_on(device_name, n_threads);
 }
 
 static void check_canaries(struct rig *r, const struct rig_memory *m)
@@ -145,6 +150,21 @@ void rig_fill(struct rig *r, float *x, size_t n, float scale)
 {
 	for (size_t i = 0; i < n; i++)
 		x[i] = rig_random(r, scale);
+}
+
+float *rig_bf16_rows(struct rig *r, size_t n)
+{
+	float *x = malloc(n * 4);
+
+	rig_fill(r, x, n, 1);
+	for (size_t i = 0; i < n; i++) {
+		uint32_t bits;
+
+		memcpy(&bits, &x[i], 4);
+		bits &= 0xffff0000;
+		memcpy(&x[i], &bits, 4);
+	}
+	return x;
 }
 
 static void *memory_between_canaries(struct rig *r, const void *contents, size_t bytes)
@@ -331,4 +351,15 @@ void rig_near(double got, double want, double relative, double absolute, const c
 	if (!(fabs(got - want) <= relative * fabs(want) + absolute))
 		fail_msg("%s[%zu]: got %.9g, want %.9g (relative %.3g, allowed %.3g)", what, i, got,
 			want, fabs(got - want) / fabs(want), relative);
+}
+
+void rig_agree(const float *got, const float *want, size_t n, double allowed, const char *what)
+{
+	double largest = 0;
+
+	for (size_t i = 0; i < n; i++)
+		largest = fmax(largest, fabs(want[i]));
+	assert_true(largest > 0 && isfinite(largest));
+	for (size_t i = 0; i < n; i++)
+		rig_near(got[i], want[i], 0, allowed * largest, what, i);
 }

@@ -48,6 +48,8 @@ int rig_open(void **state);
 int rig_close(void **state); /* checks every canary first */
 #define RIG_TEST(f) cmocka_unit_test_setup_teardown(f, rig_open, rig_close)
 struct rig *rig_make(uint32_t n_threads);
+/* On another device than the one under test: the cpu, to compare with. */
+struct rig *rig_make_on(const char *device, uint32_t n_threads);
 void rig_end(struct rig *r);
 
 /* Whether products of this device take more than float32 (struct afd__inputs); _need skips the test
@@ -67,6 +69,8 @@ extern const struct rig_kind rig_kinds_f16[RIG_N_KINDS]; /* the same within the 
 float rig_random(struct rig *r, float scale); /* about normal, not 0 */
 uint32_t rig_below(struct rig *r, uint32_t n);
 void rig_fill(struct rig *r, float *x, size_t n, float scale);
+/* Rounded to bf16, which products on all devices take as it is; to be freed. */
+float *rig_bf16_rows(struct rig *r, size_t n);
 
 /* ---- device memory between canaries; fetch waits for the queue, copies and checks them ---- */
 void *rig_input(struct rig *r, const void *host, size_t bytes);
@@ -91,6 +95,9 @@ double rig_product_unit(int32_t dtype);
 /* Fails unless |got - want| <= relative * |want| + absolute. */
 void rig_near(
 	double got, double want, double relative, double absolute, const char *what, size_t i);
+
+/* Fails unless each of n differs by at most `allowed` of the largest that is wanted. */
+void rig_agree(const float *got, const float *want, size_t n, double allowed, const char *what);
 
 #define RIG_OK(call) assert_int_equal(call, 0)
 

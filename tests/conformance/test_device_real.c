@@ -10,54 +10,21 @@
 #include <stdlib.h>
 #include <string.h>
 
-static struct rig *cpu_rig(uint64_t random)
-{
-	struct rig *r = calloc(1, sizeof(*r));
-	struct afd_context_params params = { .size = sizeof(params), .n_threads = 2 };
-
-	r->random = random;
-	RIG_OK(afd_context_create(&r->ctx, &params));
-	RIG_OK(afd__device_open(&r->dev, r->ctx, "cpu"));
-	RIG_OK(afd__queue_open(&r->q, r->dev));
-	return r;
-}
-
 /* Runs body on the CPU, then on the device under test, with the same random numbers. Both fill n
  * numbers, which must agree within `allowed` of the largest. */
 static void compare(void (*body)(struct rig *r, float *out), size_t n, double allowed)
 {
 	float *want = malloc(n * 4), *got = malloc(n * 4);
-	struct rig *cpu = cpu_rig(4242), *dev = rig_make(2);
-	double largest = 0;
+	struct rig *cpu = rig_make_on("cpu", 2), *dev = rig_make(2);
 
+	cpu->random = dev->random = 4242;
 	body(cpu, want);
-	dev->random = 4242;
 	body(dev, got);
-	for (size_t i = 0; i < n; i++)
-		largest = fmax(largest, fabs(want[i]));
-	assert_true(largest > 0 && isfinite(largest));
-	for (size_t i = 0; i < n; i++)
-		rig_near(got[i], want[i], 0, allowed * largest, "number", i);
+	rig_agree(got, want, n, allowed, "number");
 	rig_end(dev);
 	rig_end(cpu);
 	free(want);
 	free(got);
-}
-
-/* Rounded to bf16, which all devices take as it is. */
-static float *random_rows(struct rig *r, size_t n)
-{
-	float *x = malloc(n * 4);
-
-	rig_fill(r, x, n, 1);
-	for (size_t i = 0; i < n; i++) {
-		uint32_t bits;
-
-		memcpy(&bits, &x[i], 4);
-		bits &= 0xffff0000;
-		memcpy(&x[i], &bits, 4);
-	}
-	return x;
 }
 
 static void make_weights(struct rig *r, struct afd__matrix *m, const struct afd__matrix_shape *shape)
@@ -97,7 +64,7 @@ static void run_product(
 	struct rig *r, uint32_t n, uint32_t k, uint32_t n_rows, int32_t dtype, float *out)
 {
 	struct afd__matrix_shape shape = { .n = n, .k = k, .dtype = dtype };
-	float *x = random_rows(r, (size_t)n_rows * k);
+	float *x = rig_bf16_rows(r, (size_t)n_rows * k);
 	struct afd__product_args a = { .x_stride = k, .y_stride = n, .n_rows = n_rows };
 
 	make_weights(r, &a.w, &shape);
@@ -141,7 +108,7 @@ static void attend_pages(struct rig *r, struct afd__attend_args a, const int32_t
 	size_t page_numbers = 2 * (size_t)a.kv.n_kv_heads * PAGE * DIM, n = PAGES * page_numbers;
 	size_t q_numbers = (size_t)a.n_rows * (a.n_heads + 2 * a.kv.n_kv_heads) * DIM,
 	       out_bytes = (size_t)a.n_rows * a.n_heads * DIM * 4;
-	float *q = random_rows(r, q_numbers);
+	float *q = rig_bf16_rows(r, q_numbers);
 	uint16_t *pages = malloc(n * 2);
 	int32_t table[2 * PAGES];
 
@@ -234,7 +201,7 @@ static void run_experts(struct rig *r, int32_t dtype, float *out)
 		.n = HIDDEN, .k = WIDTH, .n_stack = EXPERTS, .dtype = dtype
 	};
 	struct afd__experts_args a = { .n_rows = ROWS, .top_k = TOP };
-	float *x = random_rows(r, ROWS * HIDDEN), weights[ROWS * TOP];
+	float *x = rig_bf16_rows(r, ROWS * HIDDEN), weights[ROWS * TOP];
 	int32_t ids[ROWS * TOP];
 
 	for (uint32_t i = 0; i < ROWS * TOP; i++) {
@@ -281,7 +248,7 @@ static void run_mlp(struct rig *r, uint32_t hidden, uint32_t width, float *out)
 	struct afd__matrix_shape up = { .n = 2 * width, .k = hidden, .dtype = AFD_DTYPE_BF16 };
 	struct afd__matrix_shape down = { .n = hidden, .k = width, .dtype = AFD_DTYPE_BF16 };
 	struct afd__mlp_args a = { .n_rows = ROWS };
-	float *x = random_rows(r, ROWS * (size_t)hidden);
+	float *x = rig_bf16_rows(r, ROWS * (size_t)hidden);
 
 	for (uint32_t i = 0; i < ROWS * hidden; i++)
 		x[i] *= 0x1p-6f;
@@ -318,7 +285,7 @@ static void mlps_of_a_width_and_of_a_shard_agree_with_the_cpu(void **state)
 static void norm(struct rig *r, float *out)
 {
 	enum { ROWS = 3, WIDTH = 5120 };
-	float *x = random_rows(r, ROWS * WIDTH), *weight = random_rows(r, WIDTH);
+	float *x = rig_bf16_rows(r, ROWS * WIDTH), *weight = rig_bf16_rows(r, WIDTH);
 	struct afd__norm_args a = { .n_rows = ROWS, .width = WIDTH, .eps = 1e-6f };
 
 	a.h = rig_input(r, x, ROWS * WIDTH * 4);
@@ -339,7 +306,7 @@ static void the_largest_of_a_real_vocabulary_is_found(void **state)
 {
 	enum { VOCAB = 151936 };
 	struct rig *r = rig_make(2);
-	float *x = random_rows(r, 2 * VOCAB);
+	float *x = rig_bf16_rows(r, 2 * VOCAB);
 	int32_t ids[2];
 
 	x[151935] = x[100000] = 9;

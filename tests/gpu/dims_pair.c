@@ -5,41 +5,24 @@
  */
 #include "dims.h"
 
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 enum { POOL_NUMBERS = 1 << 25, ROWS_AT_ONCE = 256 };
 
-static struct rig *cpu_rig(void)
-{
-	long n_cores = sysconf(_SC_NPROCESSORS_ONLN);
-	struct afd_context_params params = { .size = sizeof(params),
-		.n_threads = n_cores > 64 ? 64 : (uint32_t)n_cores };
-	struct rig *r = calloc(1, sizeof(*r));
-
-	RIG_OK(afd_context_create(&r->ctx, &params));
-	RIG_OK(afd__device_open(&r->dev, r->ctx, "cpu"));
-	RIG_OK(afd__queue_open(&r->q, r->dev));
-	return r;
-}
-
 void dims_compare(
 	const struct dims *m, dims_body body, const void *how, size_t numbers, double allowed)
 {
 	float *want = malloc(numbers * 4), *got = malloc(numbers * 4);
-	struct rig *cpu = cpu_rig(), *dev = rig_make(2);
-	double largest = 0;
+	long n_cores = sysconf(_SC_NPROCESSORS_ONLN);
+	struct rig *cpu = rig_make_on("cpu", n_cores > 64 ? 64 : (uint32_t)n_cores),
+		   *dev = rig_make(2);
 
 	cpu->random = dev->random = 4242 + m->hidden;
 	body(cpu, m, how, want);
 	body(dev, m, how, got);
-	for (size_t i = 0; i < numbers; i++)
-		largest = fmax(largest, fabs(want[i]));
-	assert_true(largest > 0 && isfinite(largest));
-	for (size_t i = 0; i < numbers; i++)
-		rig_near(got[i], want[i], 0, allowed * largest, m->name, i);
+	rig_agree(got, want, numbers, allowed, m->name);
 	rig_end(dev);
 	rig_end(cpu);
 	free(want);
@@ -89,18 +72,9 @@ void dims_run(struct rig *r, int (*enqueue)(struct rig *r, const void *args), co
 
 const float *dims_rows(struct rig *r, size_t n)
 {
-	float *x = malloc(n * 4);
-	void *dev;
+	float *x = rig_bf16_rows(r, n);
+	const float *dev = rig_input(r, x, n * 4);
 
-	rig_fill(r, x, n, 1);
-	for (size_t i = 0; i < n; i++) {
-		uint32_t bits;
-
-		memcpy(&bits, &x[i], 4);
-		bits &= 0xffff0000;
-		memcpy(&x[i], &bits, 4);
-	}
-	dev = rig_input(r, x, n * 4);
 	free(x);
 	return dev;
 }
