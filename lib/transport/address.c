@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The registry of backends is the array below. Names are short and plain, so that they can stand in
+ * The registry of backends is the arrays below. Names are short and plain, so that they can stand in
  * a log line, a metric's label and the name of a socket as they are.
  */
 #include "address.h"
@@ -10,11 +10,10 @@
 
 enum { NAME_MAX_BYTES = 80 };
 
-static const struct afd__transport_ops *const backends[] = { &afd__transport_loop,
-	&afd__transport_shm, &afd__transport_tcp, &afd__transport_verbs, &afd__transport_auto };
+const struct afd__transport_ops *const afd__backends[AFD__N_BACKENDS] = { &afd__transport_loop,
+	&afd__transport_shm, &afd__transport_tcp, &afd__transport_verbs };
 
-/* Of this library, but not of this build. */
-static const char *const other_schemes[] = { "nccl", "ipc" };
+const char *const afd__absent_backends[AFD__N_ABSENT_BACKENDS] = { "nccl", "ipc" };
 
 static int check_name(const char *text, const char *name)
 {
@@ -32,16 +31,21 @@ static int check_name(const char *text, const char *name)
 	return 0;
 }
 
-static const struct afd__transport_ops *find_backend(
-	struct afd_context *ctx, const char *scheme, size_t bytes)
+static bool is_scheme(const char *scheme, const char *text, size_t bytes)
 {
-	for (size_t i = 0; i < sizeof(backends) / sizeof(backends[0]); i++) {
-		if (strlen(backends[i]->scheme) == bytes &&
-			!strncmp(backends[i]->scheme, scheme, bytes))
-			return backends[i];
+	return strlen(scheme) == bytes && !strncmp(scheme, text, bytes);
+}
+
+static const struct afd__transport_ops *find_backend(
+	struct afd_context *ctx, const char *text, size_t bytes)
+{
+	for (size_t i = 0; i < AFD__N_BACKENDS; i++) {
+		if (is_scheme(afd__backends[i]->scheme, text, bytes))
+			return afd__backends[i];
 	}
-	if (ctx->test_transport && strlen(ctx->test_transport->scheme) == bytes &&
-		!strncmp(ctx->test_transport->scheme, scheme, bytes))
+	if (is_scheme(afd__transport_auto.scheme, text, bytes))
+		return &afd__transport_auto;
+	if (ctx->test_transport && is_scheme(ctx->test_transport->scheme, text, bytes))
 		return ctx->test_transport;
 	return NULL;
 }
@@ -59,13 +63,12 @@ int afd__address_read(
 			-EINVAL, "address \"%.100s\": must be SCHEME:NAME, such as shm:ffn0", text);
 	bytes = (size_t)(colon - text);
 	address->ops = find_backend(ctx, text, bytes);
-	for (size_t i = 0; !address->ops && i < sizeof(other_schemes) / sizeof(other_schemes[0]);
-		i++) {
-		if (strlen(other_schemes[i]) == bytes && !strncmp(other_schemes[i], text, bytes))
+	for (size_t i = 0; !address->ops && i < AFD__N_ABSENT_BACKENDS; i++) {
+		if (is_scheme(afd__absent_backends[i], text, bytes))
 			return afd__error(-ENOSYS,
 				"address \"%.100s\": %s: is not part of this build, which has "
 				"loop:, shm:, tcp:, verbs: and auto:",
-				text, other_schemes[i]);
+				text, afd__absent_backends[i]);
 	}
 	if (!address->ops)
 		return afd__error(-EINVAL,

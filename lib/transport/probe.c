@@ -13,15 +13,7 @@ enum { DEFAULT_TIMEOUT_MS = 10000 };
 
 static const uint64_t MS = 1000000;
 
-static const struct afd__transport_ops *const backends[] = { &afd__transport_loop,
-	&afd__transport_shm, &afd__transport_tcp, &afd__transport_verbs };
-static const char *const other_backends[] = { "nccl", "ipc" }; /* not of this build */
-
-enum {
-	N_BACKENDS = sizeof(backends) / sizeof(backends[0]),
-	N_OTHERS = sizeof(other_backends) / sizeof(other_backends[0]),
-	N_ALL = N_BACKENDS + N_OTHERS,
-};
+enum { N_ALL = AFD__N_BACKENDS + AFD__N_ABSENT_BACKENDS };
 _Static_assert(N_ALL <= AFD_MAX_BACKENDS, "transport.h promises so");
 
 struct probe {
@@ -47,9 +39,11 @@ static void state_machine(struct probe *p)
 
 		*b = (struct afd_probe_backend){ 0 };
 		snprintf(b->scheme, sizeof(b->scheme), "%s",
-			i < N_BACKENDS ? backends[i]->scheme : other_backends[i - N_BACKENDS]);
-		b->machine = i < N_BACKENDS ? backends[i]->probe(p->ctx)
-					    : afd__error(-ENOSYS, "is not part of this build");
+			i < AFD__N_BACKENDS ? afd__backends[i]->scheme
+					    : afd__absent_backends[i - AFD__N_BACKENDS]);
+		b->machine = i < AFD__N_BACKENDS
+				     ? afd__backends[i]->probe(p->ctx)
+				     : afd__error(-ENOSYS, "is not part of this build");
 		b->error = b->machine;
 		if (b->error)
 			afd__error_save(b->text, sizeof(b->text));
