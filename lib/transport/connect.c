@@ -54,6 +54,15 @@ static int take_nonce(struct afd__link *link)
 	return say_hello(link);
 }
 
+int afd__connect_refused(const struct afd__link *link)
+{
+	const struct afd__hello *said = link->said;
+
+	return afd__error(strcmp(said->field, "key") ? -EPROTO : -EACCES,
+		"refused by %s: %s is %s there, %s here%s%s", link->who, said->field,
+		said->refuser_value, said->refused_value, said->text[0] ? ": " : "", said->text);
+}
+
 static int take_welcome(struct afd__link *link)
 {
 	const struct afd__hello *said = link->said;
@@ -63,10 +72,7 @@ static int take_welcome(struct afd__link *link)
 	if (rc != 1)
 		return rc;
 	if (said->kind == AFD__REFUSAL && said->wire_version == AFD__WIRE_VERSION)
-		return afd__error(strcmp(said->field, "key") ? -EPROTO : -EACCES,
-			"refused by %s: %s is %s there, %s here%s%s", link->who, said->field,
-			said->refuser_value, said->refused_value, said->text[0] ? ": " : "",
-			said->text);
+		return afd__connect_refused(link);
 	if (afd__welcome_judge(link, said, &refusal)) {
 		rc = afd__error(-EPROTO, "%s disagrees: %s is %s there, %s here", link->who,
 			refusal.field, refusal.refused_value, refusal.refuser_value);

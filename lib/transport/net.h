@@ -402,6 +402,8 @@ static inline bool afd__survey_runs(const struct afd__link *link)
 /* ---- connect.c ---- */
 /* 1 when it moved. Errors end the link. */
 int afd__connect_move(struct afd__link *link, uint64_t now);
+/* The error of the refusal that was said: -EACCES the key, -EPROTO all else. */
+int afd__connect_refused(const struct afd__link *link);
 /* Of a link that is lost or has left: it is connected anew. */
 bool afd__connect_returns(const struct afd__link *link);
 

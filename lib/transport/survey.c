@@ -207,14 +207,12 @@ int afd__survey_ask(struct afd__link *link)
 	return rc ? rc : 1;
 }
 
+/* No place for one more probe is no verdict. */
 static int refused(const struct afd__link *link)
 {
-	const struct afd__hello *said = link->said;
-	int rc = !strcmp(said->field, "key") ? -EACCES
-		 : !strcmp(said->field, "probes") ? -EBUSY : -EPROTO;
+	int rc = afd__connect_refused(link);
 
-	return afd__error(rc, "refused by %s: %s is %s there, %s here", link->who, said->field,
-		said->refuser_value, said->refused_value);
+	return strcmp(link->said->field, "probes") ? rc : -EBUSY;
 }
 
 int afd__survey_judge(struct afd__link *link)
