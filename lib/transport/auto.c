@@ -91,22 +91,31 @@ static int listen_by_shm(afd_transport *net)
 	return rc;
 }
 
-/* At the same host, at a port of its own, which stands behind the last colon before any '?'. */
+/* ":PORT", and what follows it: behind the last colon before any '?'. */
+static const char *port_of(const char *name)
+{
+	return memrchr(name, ':', strcspn(name, "?"));
+}
+
+int afd__auto_write_verbs(char *text, size_t capacity, const char *name, uint32_t port)
+{
+	return snprintf(text, capacity, "verbs:%.*s:%u%s", (int)(port_of(name) - name), name, port,
+		strchrnul(name, '?'));
+}
+
+/* At the same host, at a port of its own. */
 static int listen_by_verbs(afd_transport *net, const char *name)
 {
-	size_t place = strcspn(name, "?");
-	const char *port = memrchr(name, ':', place), *real;
 	char text[2 * NAME_BYTES];
 	int rc;
 
 	if (net->params.tls)
 		return afd__error(-ENOTSUP, "rows cannot be encrypted there, and tls is 1");
-	snprintf(text, sizeof(text), "verbs:%.*s:0%s", (int)(port - name), name, name + place);
+	afd__auto_write_verbs(text, sizeof(text), name, 0);
 	rc = listen_beside(net, text);
 	if (rc)
 		return rc;
-	real = net->listeners[net->n_listeners - 1].address;
-	net->verbs_port = (uint32_t)atoi((char *)memrchr(real, ':', strcspn(real, "?")) + 1);
+	net->verbs_port = (uint32_t)atoi(port_of(net->listeners[net->n_listeners - 1].address) + 1);
 	return 0;
 }
 

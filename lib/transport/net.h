@@ -364,6 +364,8 @@ void afd__shake_end_pending(struct afd__link *link);
 /* ---- auto.c ---- */
 /* Besides an auto: address that is listened at: where else whoever asks there can come. */
 void afd__auto_listen_beside(afd_transport *net, const struct afd__address *address);
+/* The verbs: address at the host of an auto: name, with the parameters of that. As snprintf. */
+int afd__auto_write_verbs(char *text, size_t capacity, const char *name, uint32_t port);
 /* Opens one more listener; its address becomes the real one. */
 int afd__transport_listen_at(afd_transport *net, const struct afd__address *address);
 

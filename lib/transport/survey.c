@@ -93,22 +93,17 @@ static void add_trial(struct afd__link *link, const char *text)
 static void take_places(struct afd__link *link)
 {
 	const struct afd__hello *said = link->said;
-	const char *name = link->address->name, *query = strchrnul(name, '?');
-	const char *port = memrchr(name, ':', (size_t)(query - name));
 	char text[sizeof(link->address->text)];
-	int n;
 
 	if (said->shm_name[0]) {
 		snprintf(text, sizeof(text), "shm:%s", said->shm_name);
 		add_trial(link, text);
 	}
 	/* Rows that leave the host are encrypted, or go by tcp:. */
-	if (said->verbs_port && !link->net->params.tls && port) {
-		n = snprintf(text, sizeof(text), "verbs:%.*s:%u%s", (int)(port - name), name,
-			said->verbs_port, query);
-		if (n < (int)sizeof(text))
-			add_trial(link, text);
-	}
+	if (said->verbs_port && !link->net->params.tls &&
+		afd__auto_write_verbs(text, sizeof(text), link->address->name, said->verbs_port) <
+			(int)sizeof(text))
+		add_trial(link, text);
 }
 
 static void tell_choice(const struct afd__link *link)
