@@ -71,20 +71,24 @@ static bool is_polled(const afd_transport *net, const struct afd__link *link)
 	return afd__link_is_joined(link) || (afd__link_is_echoing(link) && !afd__echo_rests(net));
 }
 
-/* 1 when something came meanwhile. */
-static int arm(afd_transport *net)
+/* links: [n], some of them NULL. */
+static int arm_links(const afd_transport *net, struct afd__link *const *links, uint32_t n)
 {
 	int came = 0;
 
-	for (uint32_t i = 0; i < net->n_used_links; i++) {
-		if (is_polled(net, net->links[i]))
-			came |= net->links[i]->wire.ops->arm(&net->links[i]->wire);
-	}
-	for (uint32_t i = 0; net->n_echoing && i < net->n_pending; i++) {
-		if (is_polled(net, net->pending[i]))
-			came |= net->pending[i]->wire.ops->arm(&net->pending[i]->wire);
+	for (uint32_t i = 0; i < n; i++) {
+		if (is_polled(net, links[i]))
+			came |= links[i]->wire.ops->arm(&links[i]->wire);
 	}
 	return came;
+}
+
+/* 1 when something came meanwhile. */
+static int arm(afd_transport *net)
+{
+	int came = arm_links(net, net->links, net->n_used_links);
+
+	return net->n_echoing ? came | arm_links(net, net->pending, net->n_pending) : came;
 }
 
 static void take_event(afd_transport *net, const struct epoll_event *event)
@@ -303,21 +307,19 @@ static void relax(void)
 #endif
 }
 
-static bool anything_ready(const afd_transport *net)
+static bool any_ready(const afd_transport *net, struct afd__link *const *links, uint32_t n)
 {
-	for (uint32_t i = 0; i < net->n_used_links; i++) {
-		struct afd__link *link = net->links[i];
-
-		if (is_polled(net, link) && link->wire.ops->ready(&link->wire))
-			return true;
-	}
-	for (uint32_t i = 0; net->n_echoing && i < net->n_pending; i++) {
-		struct afd__link *link = net->pending[i];
-
-		if (is_polled(net, link) && link->wire.ops->ready(&link->wire))
+	for (uint32_t i = 0; i < n; i++) {
+		if (is_polled(net, links[i]) && links[i]->wire.ops->ready(&links[i]->wire))
 			return true;
 	}
 	return false;
+}
+
+static bool anything_ready(const afd_transport *net)
+{
+	return any_ready(net, net->links, net->n_used_links) ||
+	       (net->n_echoing && any_ready(net, net->pending, net->n_pending));
 }
 
 static bool is_readable(int fd)
