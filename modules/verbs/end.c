@@ -27,6 +27,59 @@ static int qp_error(struct end *end, const struct rail *rail, const char *what, 
 		strerror(error));
 }
 
+int verbs_qp_begin(struct ibv_qp *qp, const struct rail *rail)
+{
+	struct ibv_qp_attr attr = { .qp_state = IBV_QPS_INIT,
+		.port_num = (uint8_t)rail->port,
+		.qp_access_flags = IBV_ACCESS_REMOTE_WRITE };
+
+	return ibv_modify_qp(
+		qp, &attr, IBV_QP_STATE | IBV_QP_PKEY_INDEX | IBV_QP_PORT | IBV_QP_ACCESS_FLAGS);
+}
+
+struct ibv_ah_attr verbs_qp_path(
+	const struct rail *rail, uint16_t lid, const uint8_t gid[16], bool is_global)
+{
+	struct ibv_ah_attr path = { .dlid = lid, .port_num = (uint8_t)rail->port };
+
+	if (rail->port_attr.link_layer == IBV_LINK_LAYER_ETHERNET || is_global) {
+		path.is_global = 1;
+		path.grh.sgid_index = (uint8_t)rail->gid_index;
+		path.grh.hop_limit = HOPS;
+		memcpy(path.grh.dgid.raw, gid, 16);
+	}
+	return path;
+}
+
+int verbs_qp_receive(struct ibv_qp *qp, const struct ibv_ah_attr *path, enum ibv_mtu mtu,
+	uint32_t number, uint32_t psn)
+{
+	struct ibv_qp_attr attr = { .qp_state = IBV_QPS_RTR,
+		.path_mtu = mtu,
+		.dest_qp_num = number,
+		.rq_psn = psn,
+		.max_dest_rd_atomic = 0,
+		.min_rnr_timer = RNR_TIMER,
+		.ah_attr = *path };
+
+	return ibv_modify_qp(qp, &attr,
+		IBV_QP_STATE | IBV_QP_AV | IBV_QP_PATH_MTU | IBV_QP_DEST_QPN | IBV_QP_RQ_PSN |
+			IBV_QP_MAX_DEST_RD_ATOMIC | IBV_QP_MIN_RNR_TIMER);
+}
+
+int verbs_qp_send(struct ibv_qp *qp, uint32_t timeout, uint32_t psn)
+{
+	struct ibv_qp_attr attr = { .qp_state = IBV_QPS_RTS,
+		.timeout = (uint8_t)(timeout ? timeout : TIMEOUT),
+		.retry_cnt = RETRIES,
+		.rnr_retry = RETRIES,
+		.sq_psn = psn };
+
+	return ibv_modify_qp(qp, &attr,
+		IBV_QP_STATE | IBV_QP_TIMEOUT | IBV_QP_RETRY_CNT | IBV_QP_RNR_RETRY |
+			IBV_QP_SQ_PSN | IBV_QP_MAX_QP_RD_ATOMIC);
+}
+
 static int check_limits(const struct end *end, const struct rail *rail)
 {
 	const struct ibv_device_attr *attr = &rail->nic->attr;
@@ -53,9 +106,6 @@ static int make_qp(struct end *end, struct rail *rail)
 			.max_recv_sge = 1,
 			.max_inline_data = INLINE_BYTES },
 		.qp_type = IBV_QPT_RC };
-	struct ibv_qp_attr attr = { .qp_state = IBV_QPS_INIT,
-		.port_num = (uint8_t)rail->port,
-		.qp_access_flags = IBV_ACCESS_REMOTE_WRITE };
 	int rc;
 
 	rail->qp = ibv_create_qp(rail->nic->pd, &init);
@@ -68,8 +118,7 @@ static int make_qp(struct end *end, struct rail *rail)
 		return qp_error(end, rail, "no queue pair", errno);
 	rail->max_inline = init.cap.max_inline_data;
 	rail->room = verbs_send_depth(&end->geometry);
-	rc = ibv_modify_qp(rail->qp, &attr,
-		IBV_QP_STATE | IBV_QP_PKEY_INDEX | IBV_QP_PORT | IBV_QP_ACCESS_FLAGS);
+	rc = verbs_qp_begin(rail->qp, rail);
 	return rc ? qp_error(end, rail, "the queue pair cannot begin", rc) : 0;
 }
 
@@ -272,36 +321,10 @@ static enum ibv_mtu path_mtu(const struct end *end, const struct rail *rail, uin
 	return mtu;
 }
 
-static struct ibv_ah_attr path_to(const struct end *end, const struct rail *rail, const uint8_t *at)
-{
-	struct ibv_ah_attr path = { .dlid = afd__take16(at + 16),
-		.sl = (uint8_t)end->place.service_level,
-		.port_num = (uint8_t)rail->port };
-
-	/* RoCE always has a global route; InfiniBand when a GID was asked for. */
-	if (rail->port_attr.link_layer == IBV_LINK_LAYER_ETHERNET || end->place.gid >= 0) {
-		path.is_global = 1;
-		path.grh.sgid_index = (uint8_t)rail->gid_index;
-		path.grh.hop_limit = HOPS;
-		memcpy(path.grh.dgid.raw, at + 24, 16);
-	}
-	return path;
-}
-
 static int connect_rail(struct end *end, struct rail *rail, const uint8_t *at)
 {
-	struct ibv_qp_attr receive = { .qp_state = IBV_QPS_RTR,
-		.path_mtu = path_mtu(end, rail, at[18]),
-		.dest_qp_num = afd__take32(at),
-		.rq_psn = afd__take32(at + 4) & 0xffffff,
-		.max_dest_rd_atomic = 0,
-		.min_rnr_timer = RNR_TIMER,
-		.ah_attr = path_to(end, rail, at) };
-	struct ibv_qp_attr send = { .qp_state = IBV_QPS_RTS,
-		.timeout = (uint8_t)(end->place.timeout ? end->place.timeout : TIMEOUT),
-		.retry_cnt = RETRIES,
-		.rnr_retry = RETRIES,
-		.sq_psn = rail->first_psn };
+	struct ibv_ah_attr path =
+		verbs_qp_path(rail, afd__take16(at + 16), at + 24, end->place.gid >= 0);
 	int rc;
 
 	if (at[18] < IBV_MTU_256 || at[18] > IBV_MTU_4096)
@@ -314,14 +337,12 @@ static int connect_rail(struct end *end, struct rail *rail, const uint8_t *at)
 	rail->payload_key = afd__take32(at + 8);
 	rail->header_key = afd__take32(at + 12);
 	rail->rows_apart = afd__take32(at + 20) & ROWS_APART;
-	rc = ibv_modify_qp(rail->qp, &receive,
-		IBV_QP_STATE | IBV_QP_AV | IBV_QP_PATH_MTU | IBV_QP_DEST_QPN | IBV_QP_RQ_PSN |
-			IBV_QP_MAX_DEST_RD_ATOMIC | IBV_QP_MIN_RNR_TIMER);
+	path.sl = (uint8_t)end->place.service_level;
+	rc = verbs_qp_receive(rail->qp, &path, path_mtu(end, rail, at[18]), afd__take32(at),
+		afd__take32(at + 4) & 0xffffff);
 	if (rc)
 		return qp_error(end, rail, "the peer cannot be reached from here", rc);
-	rc = ibv_modify_qp(rail->qp, &send,
-		IBV_QP_STATE | IBV_QP_TIMEOUT | IBV_QP_RETRY_CNT | IBV_QP_RNR_RETRY |
-			IBV_QP_SQ_PSN | IBV_QP_MAX_QP_RD_ATOMIC);
+	rc = verbs_qp_send(rail->qp, end->place.timeout, rail->first_psn);
 	return rc ? qp_error(end, rail, "the queue pair cannot send", rc) : 0;
 }
 

@@ -13,7 +13,7 @@
 
 #include "verbs.h"
 
-enum { PAGE = 4096, WAIT_MS = 1000, TIMEOUT = 15, RETRIES = 6, HOPS = 64 };
+enum { PAGE = 4096, WAIT_MS = 1000 };
 
 struct proof {
 	const struct proof_of *of;
@@ -44,34 +44,13 @@ static void draw(struct proof *p, uint8_t *bytes)
 static int connect_qp(struct proof *p, struct ibv_qp *qp, const struct ibv_qp *to)
 {
 	const struct rail *rail = p->of->rail;
-	struct ibv_qp_attr init = { .qp_state = IBV_QPS_INIT,
-		.port_num = (uint8_t)rail->port,
-		.qp_access_flags = IBV_ACCESS_REMOTE_WRITE };
-	struct ibv_qp_attr receive = { .qp_state = IBV_QPS_RTR,
-		.path_mtu = rail->port_attr.active_mtu,
-		.dest_qp_num = to->qp_num,
-		.ah_attr = { .dlid = rail->port_attr.lid, .port_num = (uint8_t)rail->port } };
-	struct ibv_qp_attr send = { .qp_state = IBV_QPS_RTS,
-		.timeout = TIMEOUT,
-		.retry_cnt = RETRIES,
-		.rnr_retry = RETRIES };
+	const struct ibv_ah_attr path =
+		verbs_qp_path(rail, rail->port_attr.lid, rail->gid.raw, false);
+	int rc = verbs_qp_begin(qp, rail);
 
-	if (rail->port_attr.link_layer == IBV_LINK_LAYER_ETHERNET) {
-		receive.ah_attr.is_global = 1;
-		receive.ah_attr.grh.dgid = rail->gid;
-		receive.ah_attr.grh.sgid_index = (uint8_t)rail->gid_index;
-		receive.ah_attr.grh.hop_limit = HOPS;
-	}
-	if (ibv_modify_qp(qp, &init,
-		    IBV_QP_STATE | IBV_QP_PKEY_INDEX | IBV_QP_PORT | IBV_QP_ACCESS_FLAGS))
-		return -1;
-	if (ibv_modify_qp(qp, &receive,
-		    IBV_QP_STATE | IBV_QP_AV | IBV_QP_PATH_MTU | IBV_QP_DEST_QPN | IBV_QP_RQ_PSN |
-			    IBV_QP_MAX_DEST_RD_ATOMIC | IBV_QP_MIN_RNR_TIMER))
-		return -1;
-	return ibv_modify_qp(qp, &send,
-		IBV_QP_STATE | IBV_QP_TIMEOUT | IBV_QP_RETRY_CNT | IBV_QP_RNR_RETRY | IBV_QP_SQ_PSN |
-			IBV_QP_MAX_QP_RD_ATOMIC);
+	if (!rc)
+		rc = verbs_qp_receive(qp, &path, rail->port_attr.active_mtu, to->qp_num, 0);
+	return rc ? rc : verbs_qp_send(qp, 0, 0);
 }
 
 static int begin(struct proof *p)
@@ -82,6 +61,7 @@ static int begin(struct proof *p)
 						 .max_send_sge = 1,
 						 .max_recv_sge = 1 },
 		.qp_type = IBV_QPT_RC };
+	int rc;
 
 	p->page = p->host->large_alloc(p->of->hub->ctx, 2 * PAGE, PAGE, "proof of device memory");
 	if (!p->page)
@@ -99,9 +79,10 @@ static int begin(struct proof *p)
 		if (!p->qps[i])
 			return failed(p, "no queue pair for it", errno);
 	}
-	if (connect_qp(p, p->qps[0], p->qps[1]) || connect_qp(p, p->qps[1], p->qps[0]))
-		return failed(p, "its queue pairs cannot be connected", errno);
-	return 0;
+	rc = connect_qp(p, p->qps[0], p->qps[1]);
+	if (!rc)
+		rc = connect_qp(p, p->qps[1], p->qps[0]);
+	return rc ? failed(p, "its queue pairs cannot be connected", rc) : 0;
 }
 
 static void end_proof(struct proof *p)

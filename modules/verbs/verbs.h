@@ -198,6 +198,15 @@ struct proof_of {
 int verbs_prove(const struct proof_of *what);
 
 /* ---- end.c ---- */
+/* The steps of a queue pair of the rail: 0 or an errno. Ethernet always has a global route,
+ * InfiniBand when it is asked for; timeout 0: the default. */
+int verbs_qp_begin(struct ibv_qp *qp, const struct rail *rail);
+struct ibv_ah_attr verbs_qp_path(
+	const struct rail *rail, uint16_t lid, const uint8_t gid[16], bool is_global);
+int verbs_qp_receive(struct ibv_qp *qp, const struct ibv_ah_attr *path, enum ibv_mtu mtu,
+	uint32_t number, uint32_t psn);
+int verbs_qp_send(struct ibv_qp *qp, uint32_t timeout, uint32_t psn);
+
 int verbs_end_open(void **out, struct afd__shared *hub, const struct afd__verbs_place *place,
 	const struct afd__wire_slots *geometry, struct afd__device *device);
 size_t verbs_end_describe(const void *end, uint8_t blob[AFD__VERBS_BLOB_MAX]);
