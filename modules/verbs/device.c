@@ -83,20 +83,12 @@ static int try_way(struct end *end, const struct rail *rail, enum way way, struc
 {
 	const int access =
 		IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE | IBV_ACCESS_RELAXED_ORDERING;
-	struct proof_of what = { .hub = end->hub,
-		.rail = rail,
-		.device = end->device,
-		.memory = end->device_memory,
-		.bytes = end->area->bytes,
-		.address = (uintptr_t)end->memory,
-		.fault = end->hub->faults >> way & 1 };
 	int rc = way == BY_DMABUF ? register_dmabuf(end, rail, access, out)
 				  : register_peer(end, rail, access, out);
 
 	if (rc)
 		return rc;
-	what.mr = *out;
-	rc = verbs_prove(&what);
+	rc = verbs_prove(end, rail, *out, end->hub->faults >> way & 1);
 	if (rc) {
 		ibv_dereg_mr(*out);
 		*out = NULL;

@@ -16,7 +16,10 @@
 enum { PAGE = 4096, WAIT_MS = 1000 };
 
 struct proof {
-	const struct proof_of *of;
+	const struct end *end;
+	const struct rail *rail;
+	const struct ibv_mr *mr; /* of the device's memory */
+	bool fault;
 	const struct afd__module_host *host;
 	uint8_t *page, *pattern; /* [PAGE] each: the adapter's, and what we expect */
 	struct ibv_mr *page_mr;
@@ -27,7 +30,7 @@ struct proof {
 
 static int failed(const struct proof *p, const char *what, int error)
 {
-	return p->host->error(-EIO, "proof: device %s: %s: %s", p->of->rail->nic->name, what,
+	return p->host->error(-EIO, "proof: device %s: %s: %s", p->rail->nic->name, what,
 		strerror(error));
 }
 
@@ -43,7 +46,7 @@ static void draw(struct proof *p, uint8_t *bytes)
 
 static int connect_qp(struct proof *p, struct ibv_qp *qp, const struct ibv_qp *to)
 {
-	const struct rail *rail = p->of->rail;
+	const struct rail *rail = p->rail;
 	const struct ibv_ah_attr path =
 		verbs_qp_path(rail, rail->port_attr.lid, rail->gid.raw, false);
 	int rc = verbs_qp_begin(qp, rail);
@@ -55,7 +58,7 @@ static int connect_qp(struct proof *p, struct ibv_qp *qp, const struct ibv_qp *t
 
 static int begin(struct proof *p)
 {
-	const struct nic *nic = p->of->rail->nic;
+	const struct nic *nic = p->rail->nic;
 	struct ibv_qp_init_attr init = { .cap = { .max_send_wr = 2,
 						 .max_recv_wr = 1,
 						 .max_send_sge = 1,
@@ -63,7 +66,7 @@ static int begin(struct proof *p)
 		.qp_type = IBV_QPT_RC };
 	int rc;
 
-	p->page = p->host->large_alloc(p->of->hub->ctx, 2 * PAGE, PAGE, "proof of device memory");
+	p->page = p->host->large_alloc(p->end->hub->ctx, 2 * PAGE, PAGE, "proof of device memory");
 	if (!p->page)
 		return -ENOMEM;
 	p->pattern = p->page + PAGE;
@@ -96,7 +99,7 @@ static void end_proof(struct proof *p)
 	if (p->page_mr)
 		ibv_dereg_mr(p->page_mr);
 	if (p->page)
-		p->host->large_free(p->of->hub->ctx, p->page, 2 * PAGE);
+		p->host->large_free(p->end->hub->ctx, p->page, 2 * PAGE);
 }
 
 /* ---- one page ---- */
@@ -112,11 +115,11 @@ static int await(const struct proof *p)
 		if (p->host->now_ns() > until)
 			return p->host->error(-ETIMEDOUT,
 				"proof: device %s has not written within %d ms",
-				p->of->rail->nic->name, WAIT_MS);
+				p->rail->nic->name, WAIT_MS);
 		nanosleep(&nap, NULL);
 	}
 	if (n < 0 || wc.status != IBV_WC_SUCCESS)
-		return p->host->error(-EIO, "proof: device %s: %s", p->of->rail->nic->name,
+		return p->host->error(-EIO, "proof: device %s: %s", p->rail->nic->name,
 			n < 0 ? "its completions cannot be read" : ibv_wc_status_str(wc.status));
 	return 0;
 }
@@ -141,7 +144,7 @@ static int compare(const struct proof *p, const char *what, size_t offset)
 		if (p->page[i] != p->pattern[i])
 			return p->host->error(-EIO,
 				"proof: %s: byte %zu of %zu is %u, must be %u", what, offset + i,
-				p->of->bytes, p->page[i], p->pattern[i]);
+				p->end->area->bytes, p->page[i], p->pattern[i]);
 	}
 	return 0;
 }
@@ -149,45 +152,48 @@ static int compare(const struct proof *p, const char *what, size_t offset)
 /* The adapter writes, the device reads. */
 static int prove_write(struct proof *p, size_t offset)
 {
-	const struct proof_of *of = p->of;
-	uint8_t *memory = of->memory + offset;
+	const struct end *end = p->end;
+	uint8_t *memory = end->device_memory + offset;
 	int rc;
 
 	/* What is there before is known not to be the pattern. */
 	draw(p, p->page);
-	rc = p->host->device_copy(of->device, memory, p->page, PAGE, true);
+	rc = p->host->device_copy(end->device, memory, p->page, PAGE, true);
 	if (rc)
 		return rc;
 	draw(p, p->pattern);
 	memcpy(p->page, p->pattern, PAGE);
-	if (!of->fault)
-		rc = write_there(p, (uintptr_t)p->page, p->page_mr->lkey, of->address + offset,
-			of->mr->rkey);
+	if (!p->fault)
+		rc = write_there(p, (uintptr_t)p->page, p->page_mr->lkey,
+			(uintptr_t)end->memory + offset, p->mr->rkey);
 	memset(p->page, 0, PAGE);
 	if (!rc)
-		rc = p->host->device_copy(of->device, memory, p->page, PAGE, false);
+		rc = p->host->device_copy(end->device, memory, p->page, PAGE, false);
 	return rc ? rc : compare(p, "what the adapter wrote did not arrive", offset);
 }
 
 /* The device writes, the adapter reads. */
 static int prove_read(struct proof *p, size_t offset)
 {
-	const struct proof_of *of = p->of;
+	const struct end *end = p->end;
 	int rc;
 
 	draw(p, p->pattern);
-	rc = p->host->device_copy(of->device, of->memory + offset, p->pattern, PAGE, true);
+	rc = p->host->device_copy(end->device, end->device_memory + offset, p->pattern, PAGE, true);
 	memset(p->page, 0, PAGE);
 	if (!rc)
-		rc = write_there(p, of->address + offset, of->mr->lkey, (uintptr_t)p->page,
+		rc = write_there(p, (uintptr_t)end->memory + offset, p->mr->lkey, (uintptr_t)p->page,
 			p->page_mr->rkey);
 	return rc ? rc : compare(p, "what the adapter read was not there", offset);
 }
 
-int verbs_prove(const struct proof_of *what)
+int verbs_prove(
+	const struct end *end, const struct rail *rail, const struct ibv_mr *mr, bool fault)
 {
-	const size_t offsets[] = { 0, what->bytes - PAGE };
-	struct proof p = { .of = what, .host = what->hub->host };
+	const size_t offsets[] = { 0, end->area->bytes - PAGE };
+	struct proof p = {
+		.end = end, .rail = rail, .mr = mr, .fault = fault, .host = end->hub->host
+	};
 	int rc = begin(&p);
 
 	for (size_t i = 0; i < 2 && !rc; i++) {

@@ -183,19 +183,10 @@ void verbs_device_take(struct end *end, struct afd__device *device);
 void verbs_device_leave(struct end *end);
 
 /* ---- proof.c ---- */
-/* Memory of the device that was registered with the rail's adapter, [bytes] from `memory` on: what
- * the adapter writes there the device reads, and the other way round. `fault`: it does not write. */
-struct proof_of {
-	struct hub *hub;
-	const struct rail *rail;
-	struct afd__device *device;
-	uint8_t *memory;
-	size_t bytes;
-	const struct ibv_mr *mr;
-	uint64_t address; /* of memory[0] to the adapter */
-	bool fault;
-};
-int verbs_prove(const struct proof_of *what);
+/* The end's memory of a device, which was registered as `mr` with the rail's adapter: what the
+ * adapter writes there the device reads, and the other way round. `fault`: it does not write. */
+int verbs_prove(
+	const struct end *end, const struct rail *rail, const struct ibv_mr *mr, bool fault);
 
 /* ---- end.c ---- */
 /* The steps of a queue pair of the rail: 0 or an errno. Ethernet always has a global route,
