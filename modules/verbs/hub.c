@@ -176,17 +176,22 @@ static bool has_active_port(struct ibv_context *device)
 }
 
 /* A device is worth 4 when it owns the address, 1 when it has an active port. */
-static int worth_of(struct ibv_device *device, const struct afd__verbs_place *place)
+static int worth_of(struct ibv_context *device, const struct afd__verbs_place *place)
+{
+	struct ibv_gid_entry entry;
+
+	if (!has_active_port(device))
+		return 0;
+	return best_gid(device, place, &entry) == 3 ? 4 : 1;
+}
+
+static int worth_of_unopened(struct ibv_device *device, const struct afd__verbs_place *place)
 {
 	struct ibv_context *opened = ibv_open_device(device);
-	struct ibv_gid_entry entry;
-	int worth = 0;
+	int worth = opened ? worth_of(opened, place) : 0;
 
-	if (!opened)
-		return 0;
-	if (has_active_port(opened))
-		worth = best_gid(opened, place, &entry) == 3 ? 4 : 1;
-	ibv_close_device(opened);
+	if (opened)
+		ibv_close_device(opened);
 	return worth;
 }
 
@@ -194,7 +199,6 @@ int verbs_find_nic(struct hub *hub, const char *name, const struct afd__verbs_pl
 	struct nic **out)
 {
 	char chosen[AFD__DEVICE_NAME_BYTES] = "";
-	struct ibv_gid_entry entry;
 	struct ibv_device **list;
 	int n = 0, worth = 0;
 
@@ -202,15 +206,14 @@ int verbs_find_nic(struct hub *hub, const char *name, const struct afd__verbs_pl
 		return open_named(hub, name, out);
 	/* To look at a device is to open it: not for each link anew. */
 	for (uint32_t i = 0; i < hub->n_nics; i++) {
-		if (has_active_port(hub->nics[i].device) &&
-			best_gid(hub->nics[i].device, place, &entry) == 3) {
+		if (worth_of(hub->nics[i].device, place) == 4) {
 			*out = &hub->nics[i];
 			return 0;
 		}
 	}
 	list = ibv_get_device_list(&n);
 	for (int i = 0; list && i < n && worth < 4; i++) {
-		int this = worth_of(list[i], place);
+		int this = worth_of_unopened(list[i], place);
 
 		if (this <= worth)
 			continue;
