@@ -189,6 +189,8 @@ static void linger(struct end *end)
 {
 	uint64_t until = end->hub->host->now_ns() + LINGER_MS * UINT64_C(1000000);
 
+	if (!end->rails[0].qp || !end->connected || verbs_forked(end->hub))
+		return;
 	for (;;) {
 		verbs_drain(end->hub);
 		if (end->error || verbs_is_quiet(end) || end->hub->host->now_ns() > until)
@@ -202,7 +204,7 @@ void verbs_end_leave_device(void *opaque)
 {
 	struct end *end = opaque;
 
-	if (end->device && end->rails[0].qp && end->connected && !verbs_forked(end->hub))
+	if (end->device)
 		linger(end);
 	verbs_device_leave(end);
 }
@@ -211,8 +213,7 @@ void verbs_end_shut(void *opaque)
 {
 	struct end *end = opaque;
 
-	if (end->rails[0].qp && end->connected && !verbs_forked(end->hub))
-		linger(end);
+	linger(end);
 	destroy_queue_pairs(end);
 	if (end->error)
 		return;
