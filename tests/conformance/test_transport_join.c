@@ -359,17 +359,13 @@ static void connections_that_say_nothing_keep_nobody_out(void **state)
 	enum { STRANGERS = 200 };
 	static struct afd__wire wires[STRANGERS];
 	const struct afd__transport_ops *ops = rig_ops();
-	struct afd__tag tag = { .kind = AFD__TAG_WIRE };
 	struct server server;
 	int epoll_fd = epoll_create1(0), n_connected = 0;
 	afd_transport *net;
 
 	server_start(&server, NULL);
 	for (int i = 0; i < STRANGERS; i++) {
-		wires[i] = (struct afd__wire){
-			.ops = ops, .ctx = client_ctx, .epoll_fd = epoll_fd, .tag = &tag
-		};
-		rig_connect(&wires[i], server.address);
+		rig_connect(&wires[i], epoll_fd, server.address);
 		n_connected++;
 	}
 	net = join(&server, NULL);
@@ -386,23 +382,20 @@ static void connections_that_say_nothing_keep_nobody_out(void **state)
 static void strangers_that_talk_nonsense_are_refused_and_logged(void **state)
 {
 	const struct afd__transport_ops *ops = rig_ops();
-	struct afd__tag tag = { .kind = AFD__TAG_WIRE };
-	struct afd__wire wire = {
-		.ops = ops, .ctx = client_ctx, .epoll_fd = epoll_create1(0), .tag = &tag
-	};
 	char junk[AFD__HELLO_MAX];
+	int epoll_fd = epoll_create1(0);
+	struct afd__wire wire;
 	struct server server;
 	size_t bytes;
 
 	memset(junk, 'j', sizeof(junk));
 	server_start(&server, NULL);
 	for (int i = 0; i < 3; i++) {
-		rig_connect(&wire, server.address);
+		rig_connect(&wire, epoll_fd, server.address);
 		assert_int_equal(ops->hello_send(&wire, junk, i ? sizeof(junk) : 1), 1);
 		while (!ops->hello_receive(&wire, junk, sizeof(junk), &bytes))
 			sleep_ms(1);
 		ops->close(&wire);
-		wire.error = 0;
 	}
 	if (!strcmp(rig_scheme(), "tcp") || !strcmp(rig_scheme(), "auto") ||
 		!strcmp(rig_scheme(), "verbs")) {
@@ -413,7 +406,7 @@ static void strangers_that_talk_nonsense_are_refused_and_logged(void **state)
 		rig_wait_logged("did not join: handshake: magic is 0x6a6a6a6a");
 	}
 	server_stop(&server);
-	close(wire.epoll_fd);
+	close(epoll_fd);
 }
 
 int main(int argc, char **argv)

@@ -514,7 +514,6 @@ static void a_thousand_that_say_nothing_keep_nobody_with_the_key_out(void **stat
 	enum { STRANGERS = 1000 };
 	static struct afd__wire wires[STRANGERS];
 	struct afd_transport_params params = with_key(good, 0);
-	struct afd__tag tag = { .kind = AFD__TAG_WIRE };
 	int epoll_fd = epoll_create1(EPOLL_CLOEXEC), n = 0;
 	struct server server;
 	afd_transport *served, *net;
@@ -523,12 +522,9 @@ static void a_thousand_that_say_nothing_keep_nobody_with_the_key_out(void **stat
 	server_start(&server, &params);
 	served = join(&server, &params);
 	for (; n < STRANGERS; n++) {
-		wires[n] = (struct afd__wire){
-			.ops = rig_ops(), .ctx = client_ctx, .epoll_fd = epoll_fd, .tag = &tag
-		};
 		if (n >= 300)
 			wires[n - 300].ops->close(&wires[n - 300]);
-		rig_connect(&wires[n], server.address);
+		rig_connect(&wires[n], epoll_fd, server.address);
 		if (n % 100 == 0)
 			run_step(served, 3, n);
 	}

@@ -12,7 +12,6 @@
 #include "../../lib/transport/hello.h"
 #include "../../lib/transport/net.h"
 
-static struct afd__tag stranger_tag = { .kind = AFD__TAG_WIRE };
 static struct afd_probe_backend table[AFD_MAX_BACKENDS];
 
 static struct afd_probe fresh_probe(void)
@@ -244,32 +243,16 @@ static void say(struct afd__wire *wire, uint32_t kind, uint32_t bytes)
 	struct afd__hello hello = {
 		.kind = kind, .wire_version = AFD__WIRE_VERSION, .probe_bytes = bytes
 	};
-	uint8_t message[AFD__HELLO_MAX];
-	size_t n = afd__hello_encode(message, sizeof(message), &hello);
 
-	assert_int_equal(wire->ops->hello_send(wire, message, n), 1);
+	rig_say(wire, &hello);
 }
 
 /* The kind of what was heard, or a negative errno. */
 static int hear(struct afd__wire *wire, struct afd__hello *hello)
 {
-	uint8_t message[AFD__HELLO_MAX];
-	size_t bytes;
-	int rc;
+	int rc = rig_hear(wire, hello);
 
-	while (!(rc = wire->ops->hello_receive(wire, message, sizeof(message), &bytes)))
-		sleep_ms(1);
-	if (rc == 1)
-		rc = afd__hello_decode(hello, message, bytes);
 	return rc ? rc : (int)hello->kind;
-}
-
-static void connect_stranger(struct afd__wire *wire, int epoll_fd, const char *address)
-{
-	*wire = (struct afd__wire){
-		.ops = rig_ops(), .ctx = client_ctx, .epoll_fd = epoll_fd, .tag = &stranger_tag
-	};
-	rig_connect(wire, address);
 }
 
 /* Connected, with slots of `bytes`, after READY. */
@@ -283,7 +266,7 @@ static void echo_stranger(struct afd__wire *wire, int epoll_fd, const char *addr
 	static struct afd__hello said;
 	int rc;
 
-	connect_stranger(wire, epoll_fd, address);
+	rig_connect(wire, epoll_fd, address);
 	say(wire, AFD__PROBE, bytes);
 	assert_int_equal(hear(wire, &said), AFD__OFFER);
 	assert_int_equal(said.probe_bytes, bytes);
@@ -362,7 +345,7 @@ static void a_ninth_probe_waits_until_one_has_had_its_time(void **state)
 	server_start(&server, NULL);
 	for (int i = 0; i < AFD__PROBES_MAX; i++)
 		echo_stranger(&wires[i], epoll_fd, server.address, 4096);
-	connect_stranger(&ninth, epoll_fd, server.address);
+	rig_connect(&ninth, epoll_fd, server.address);
 	say(&ninth, AFD__PROBE, 64);
 	assert_int_equal(hear(&ninth, &said), AFD__REFUSAL);
 	assert_string_equal(said.field, "probes");
@@ -384,13 +367,13 @@ static void a_probe_never_becomes_a_peer(void **state)
 	if (!has_strangers())
 		rig_skip("strangers are of a backend alone, without a key");
 	server_start(&server, NULL);
-	connect_stranger(&wire, epoll_fd, server.address);
+	rig_connect(&wire, epoll_fd, server.address);
 	say(&wire, AFD__PROBE, 0);
 	assert_int_equal(hear(&wire, &said), AFD__OFFER);
 	assert_int_equal(said.probe_bytes, 0);
 	assert_int_equal(hear(&wire, &said), -ECONNRESET);
 	wire.ops->close(&wire);
-	connect_stranger(&wire, epoll_fd, server.address);
+	rig_connect(&wire, epoll_fd, server.address);
 	say(&wire, AFD__PROBE, 64);
 	assert_int_equal(hear(&wire, &said), AFD__OFFER);
 	say(&wire, AFD__PROBE, 64);

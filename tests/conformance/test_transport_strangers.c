@@ -22,17 +22,6 @@
 #include "../../lib/transport/net.h"
 #include "../../lib/transport/tcp.h"
 
-static struct afd__tag stranger_tag = { .kind = AFD__TAG_WIRE };
-
-static void connect_stranger(struct afd__wire *wire, int epoll_fd, const char *address)
-{
-	*wire = (struct afd__wire){ .ops = rig_ops(),
-		.ctx = client_ctx,
-		.epoll_fd = epoll_fd,
-		.tag = &stranger_tag };
-	rig_connect(wire, address);
-}
-
 static bool is_tcp(void)
 {
 	return !strcmp(rig_scheme(), "tcp");
@@ -59,25 +48,6 @@ static void make_hello(struct afd__hello *hello, uint32_t kind)
 	hello->n_shards = hello->n_tp = 1;
 }
 
-static void say(struct afd__wire *wire, const struct afd__hello *hello)
-{
-	uint8_t message[AFD__HELLO_MAX];
-	size_t bytes = afd__hello_encode(message, sizeof(message), hello);
-
-	assert_int_equal(wire->ops->hello_send(wire, message, bytes), 1);
-}
-
-static int hear(struct afd__wire *wire, struct afd__hello *hello)
-{
-	uint8_t message[AFD__HELLO_MAX];
-	size_t bytes;
-	int rc;
-
-	while (!(rc = wire->ops->hello_receive(wire, message, sizeof(message), &bytes)))
-		sleep_ms(1);
-	return rc == 1 ? afd__hello_decode(hello, message, bytes) : rc;
-}
-
 static void bind_stranger(struct afd__wire *wire)
 {
 	struct afd__wire_slots slots = {
@@ -97,17 +67,17 @@ static void leave_in_phase(const char *address, int epoll_fd, int phase)
 	static struct afd__hello hello;
 	struct afd__wire wire;
 
-	connect_stranger(&wire, epoll_fd, address);
+	rig_connect(&wire, epoll_fd, address);
 	make_hello(&hello, AFD__HELLO);
 	if (phase > 0)
-		say(&wire, &hello);
+		rig_say(&wire, &hello);
 	if (phase > 1)
-		assert_int_equal(hear(&wire, &hello), 0);
+		assert_int_equal(rig_hear(&wire, &hello), 0);
 	if (phase > 2)
 		bind_stranger(&wire);
 	hello.kind = AFD__READY;
 	if (phase > 3)
-		say(&wire, &hello);
+		rig_say(&wire, &hello);
 	wire.ops->close(&wire);
 }
 
@@ -138,11 +108,11 @@ static void another_wire_version_is_refused_by_both_values(void **state)
 	struct afd__wire wire;
 
 	server_start(&server, NULL);
-	connect_stranger(&wire, epoll_fd, server.address);
+	rig_connect(&wire, epoll_fd, server.address);
 	make_hello(&hello, AFD__HELLO);
 	hello.wire_version = 2;
-	say(&wire, &hello);
-	assert_int_equal(hear(&wire, &hello), 0);
+	rig_say(&wire, &hello);
+	assert_int_equal(rig_hear(&wire, &hello), 0);
 	assert_int_equal(hello.kind, AFD__REFUSAL);
 	assert_string_equal(hello.field, "wire_version");
 	assert_string_equal(hello.refuser_value, "1");
@@ -170,13 +140,13 @@ static void a_peer_that_scribbles_in_the_memory_loses_its_own_link_only(void **s
 	for (unsigned seed = 1; seed <= 60; seed++) {
 		uint64_t *memory, random = seed * UINT64_C(0x9e3779b97f4a7c15);
 
-		connect_stranger(&wire, epoll_fd, server.address);
+		rig_connect(&wire, epoll_fd, server.address);
 		make_hello(&hello, AFD__HELLO);
-		say(&wire, &hello);
-		assert_int_equal(hear(&wire, &hello), 0);
+		rig_say(&wire, &hello);
+		assert_int_equal(rig_hear(&wire, &hello), 0);
 		bind_stranger(&wire);
 		hello.kind = AFD__READY;
-		say(&wire, &hello);
+		rig_say(&wire, &hello);
 		memory = (uint64_t *)pair_of(&wire)->end.memory;
 		for (int i = 0; i < 400; i++) {
 			random = random * UINT64_C(6364136223846793005) + 1442695040888963407u;
@@ -315,13 +285,13 @@ static int join_stranger(struct afd__wire *wire, int epoll_fd, const char *addre
 {
 	static struct afd__hello hello;
 
-	connect_stranger(wire, epoll_fd, address);
+	rig_connect(wire, epoll_fd, address);
 	make_hello(&hello, AFD__HELLO);
-	say(wire, &hello);
-	assert_int_equal(hear(wire, &hello), 0);
+	rig_say(wire, &hello);
+	assert_int_equal(rig_hear(wire, &hello), 0);
 	bind_stranger(wire);
 	hello.kind = AFD__READY;
-	say(wire, &hello);
+	rig_say(wire, &hello);
 	return tcp_of(wire)->fd;
 }
 
@@ -410,7 +380,7 @@ static void a_handshake_that_comes_byte_by_byte_is_read(void **state)
 	if (!is_tcp())
 		rig_skip("it is about the stream of tcp:");
 	server_start(&server, NULL);
-	connect_stranger(&wire, epoll_fd, server.address);
+	rig_connect(&wire, epoll_fd, server.address);
 	make_hello(&hello, AFD__HELLO);
 	bytes = afd__hello_encode(message, sizeof(message), &hello);
 	for (size_t i = 0; i < bytes; i++) {
@@ -418,7 +388,7 @@ static void a_handshake_that_comes_byte_by_byte_is_read(void **state)
 		if (i % 16 == 0)
 			sleep_ms(1);
 	}
-	assert_int_equal(hear(&wire, &hello), 0);
+	assert_int_equal(rig_hear(&wire, &hello), 0);
 	assert_int_equal(hello.kind, AFD__WELCOME);
 	wire.ops->close(&wire);
 	server_stop(&server);
@@ -435,7 +405,7 @@ static void a_message_longer_than_its_limit_is_refused_by_its_prefix(void **stat
 	if (!is_tcp())
 		rig_skip("it is about the stream of tcp:");
 	server_start(&server, NULL);
-	connect_stranger(&wire, epoll_fd, server.address);
+	rig_connect(&wire, epoll_fd, server.address);
 	assert_int_equal(send(tcp_of(&wire)->fd, prefix, 12, MSG_NOSIGNAL), 12);
 	rig_wait_logged("handshake: a message says 4097 bytes, must have 12 .. 4096");
 	wire.ops->close(&wire);

@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "../../kernels/cpu/kernels.h"
+#include "../../lib/transport/hello.h"
 #include "lossy.h"
 
 enum { PORT_FIRST = 19984, PORT_PLACES = 1597, PORT_STEP = 8 };
@@ -134,8 +135,13 @@ const struct afd__transport_ops *rig_ops(void)
 	return strcmp(rig_scheme(), "shm") ? &afd__transport_loop : &afd__transport_shm;
 }
 
-void rig_connect(struct afd__wire *wire, const char *address)
+void rig_connect(struct afd__wire *wire, int epoll_fd, const char *address)
 {
+	static struct afd__tag stranger_tag = { .kind = AFD__TAG_WIRE };
+
+	*wire = (struct afd__wire){
+		.ops = rig_ops(), .ctx = client_ctx, .epoll_fd = epoll_fd, .tag = &stranger_tag
+	};
 	for (int i = 0; i < 5000; i++) {
 		int rc = wire->ops->connect(wire, strchr(address, ':') + 1);
 
@@ -146,6 +152,25 @@ void rig_connect(struct afd__wire *wire, const char *address)
 		sleep_ms(1);
 	}
 	fail_msg("%s: not connected after 5 s", address);
+}
+
+void rig_say(struct afd__wire *wire, const struct afd__hello *hello)
+{
+	uint8_t message[AFD__HELLO_MAX];
+	size_t bytes = afd__hello_encode(message, sizeof(message), hello);
+
+	assert_int_equal(wire->ops->hello_send(wire, message, bytes), 1);
+}
+
+int rig_hear(struct afd__wire *wire, struct afd__hello *hello)
+{
+	uint8_t message[AFD__HELLO_MAX];
+	size_t bytes;
+	int rc;
+
+	while (!(rc = wire->ops->hello_receive(wire, message, sizeof(message), &bytes)))
+		sleep_ms(1);
+	return rc == 1 ? afd__hello_decode(hello, message, bytes) : rc;
 }
 
 /* A port that nobody has, and as many after it as a test may want: below those that connecting

@@ -28,6 +28,8 @@
 #include "../../lib/transport/ops.h"
 #include "../support/skip.h"
 
+struct afd__hello;
+
 enum { HIDDEN = 24, LAYERS = 3, MANY = 64 };
 
 struct server {
@@ -64,8 +66,10 @@ int rig_end(void **state);
 const char *rig_scheme(void);           /* "shm" also for "shm-one", "tcp" for all of tcp */
 void rig_address(char address[96]);     /* a fresh one */
 const struct afd__transport_ops *rig_ops(void); /* of the backend; lossy: loop's */
-/* Connects a stranger's wire, whose ops, ctx, epoll_fd and tag are set. */
-void rig_connect(struct afd__wire *wire, const char *address);
+/* A stranger: a bare wire of the clients' context, which says and hears messages of the handshake. */
+void rig_connect(struct afd__wire *wire, int epoll_fd, const char *address);
+void rig_say(struct afd__wire *wire, const struct afd__hello *hello);
+int rig_hear(struct afd__wire *wire, struct afd__hello *hello); /* 0, or a negative errno */
 bool rig_logged(const char *text);      /* by either side since rig_begin */
 void rig_wait_logged(const char *text); /* fails the test after 2 s */
 
