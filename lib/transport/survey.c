@@ -31,6 +31,19 @@ static bool is_auto(const struct afd__link *link)
 
 /* ---- one trial after the other ---- */
 
+/* The link's next connection is one by the trial that it is at. */
+static void go_by_trial(struct afd__link *link, bool probing)
+{
+	struct afd__survey *s = link->survey;
+
+	link->via = &s->trials[s->at].address;
+	link->wire.ops = link->via->ops;
+	link->wire.error = 0;
+	link->probing = probing;
+	link->phase = AFD__LINK_IDLE;
+	link->retry_ns = 0;
+}
+
 static void start_trial(struct afd__link *link)
 {
 	struct afd__survey *s = link->survey;
@@ -38,12 +51,7 @@ static void start_trial(struct afd__link *link)
 	s->until_ns = afd__now_ns() + TRIAL_MS * MS;
 	s->round = s->n_us = s->n_rounds = 0;
 	s->out = s->large = false;
-	link->via = &s->trials[s->at].address;
-	link->wire.ops = link->via->ops;
-	link->wire.error = 0;
-	link->probing = true;
-	link->phase = AFD__LINK_IDLE;
-	link->retry_ns = 0;
+	go_by_trial(link, true);
 }
 
 void afd__survey_begin(struct afd__link *link)
@@ -127,12 +135,8 @@ static void finish(struct afd__link *link)
 	for (s->at = 1; s->at < s->n_trials && s->trials[s->at].error; s->at++)
 		;
 	s->at = s->at < s->n_trials ? s->at : 0;
-	s->runs = link->probing = false;
-	link->via = &s->trials[s->at].address;
-	link->wire.ops = link->via->ops;
-	link->wire.error = 0;
-	link->phase = AFD__LINK_IDLE;
-	link->retry_ns = 0;
+	s->runs = false;
+	go_by_trial(link, false);
 	s->done = s->measures;
 	if (!s->measures)
 		tell_choice(link);
