@@ -141,14 +141,19 @@ static bool is_tried_again(int rc)
 	return rc == -ECONNREFUSED || rc == -ECONNRESET;
 }
 
-static void retry(struct afd__link *link, uint64_t now)
+static void go_idle(struct afd__link *link)
 {
-	afd__error_save(link->error_text, sizeof(link->error_text));
 	afd__link_close_wire(link);
 	afd__survey_forget(link);
 	link->placed = false;
 	link->wire.error = 0;
 	link->phase = AFD__LINK_IDLE;
+}
+
+static void retry(struct afd__link *link, uint64_t now)
+{
+	afd__error_save(link->error_text, sizeof(link->error_text));
+	go_idle(link);
 	link->retry_ns = now + (link->net->complete ? AFD__RETURN_MS : AFD__RETRY_MS) * MS;
 }
 
@@ -164,17 +169,14 @@ static bool revive(struct afd__link *link, uint64_t now)
 {
 	if (!afd__connect_returns(link) || now < link->retry_ns || !afd__frames_untouched(link))
 		return false;
-	afd__link_close_wire(link);
-	afd__survey_forget(link);
-	link->placed = link->leaving = link->goodbye_said = false;
-	link->open_due = link->close_due = false;
-	link->wire.error = link->error = 0;
+	go_idle(link);
+	link->leaving = link->goodbye_said = link->open_due = link->close_due = false;
+	link->error = 0;
 	link->sequence_out = link->sequence_in = link->noticed_ns = 0;
 	link->n_owed = 0;
 	memset(link->out, 0, sizeof(link->out));
 	memset(link->turn, 0, sizeof(link->turn));
 	memset(&link->step_open, 0, sizeof(link->step_open));
-	link->phase = AFD__LINK_IDLE;
 	return true;
 }
 
@@ -235,7 +237,7 @@ int afd__connect_move(struct afd__link *link, uint64_t now)
 	} while (rc == 1 && link->phase != AFD__LINK_JOINED && !is_done(link));
 	if (link->phase == AFD__LINK_JOINED || is_done(link))
 		return 1;
-	if (!is_tried_again(rc) && !rc)
+	if (!rc)
 		rc = look_at_time(link, now);
 	if (is_tried_again(rc)) {
 		retry(link, now);
