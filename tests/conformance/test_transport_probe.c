@@ -264,16 +264,13 @@ static void echo_stranger(struct afd__wire *wire, int epoll_fd, const char *addr
 		.control_bytes = AFD__CONTROL_BYTES,
 		.slot_bytes = bytes };
 	static struct afd__hello said;
-	int rc;
 
 	rig_connect(wire, epoll_fd, address);
 	say(wire, AFD__PROBE, bytes);
 	assert_int_equal(hear(wire, &said), AFD__OFFER);
 	assert_int_equal(said.probe_bytes, bytes);
 	assert_int_equal(said.probe_slots, AFD__PROBE_SLOTS);
-	while (!(rc = wire->ops->bind(wire, &slots, 0)))
-		sleep_ms(1);
-	assert_int_equal(rc, 1);
+	rig_bind(wire, &slots);
 	say(wire, AFD__READY, 0);
 }
 

@@ -53,11 +53,8 @@ static void bind_stranger(struct afd__wire *wire)
 	struct afd__wire_slots slots = {
 		.n_slots = 6, .n_control = 4, .control_bytes = 512, .slot_bytes = 1024
 	};
-	int rc;
 
-	while (!(rc = wire->ops->bind(wire, &slots, 0)))
-		sleep_ms(1);
-	assert_int_equal(rc, 1);
+	rig_bind(wire, &slots);
 }
 
 /* Goes as far as `phase` and leaves: 0 connects, 1 says hello, 2 hears the welcome, 3 has the

@@ -173,6 +173,15 @@ int rig_hear(struct afd__wire *wire, struct afd__hello *hello)
 	return rc == 1 ? afd__hello_decode(hello, message, bytes) : rc;
 }
 
+void rig_bind(struct afd__wire *wire, const struct afd__wire_slots *slots)
+{
+	int rc;
+
+	while (!(rc = wire->ops->bind(wire, slots, 0)))
+		sleep_ms(1);
+	assert_int_equal(rc, 1);
+}
+
 /* A port that nobody has, and as many after it as a test may want: below those that connecting
  * sockets get, and far from where processes that run beside this one look. */
 static unsigned free_port(int family)

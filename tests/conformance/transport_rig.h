@@ -70,6 +70,7 @@ const struct afd__transport_ops *rig_ops(void); /* of the backend; lossy: loop's
 void rig_connect(struct afd__wire *wire, int epoll_fd, const char *address);
 void rig_say(struct afd__wire *wire, const struct afd__hello *hello);
 int rig_hear(struct afd__wire *wire, struct afd__hello *hello); /* 0, or a negative errno */
+void rig_bind(struct afd__wire *wire, const struct afd__wire_slots *slots);
 bool rig_logged(const char *text);      /* by either side since rig_begin */
 void rig_wait_logged(const char *text); /* fails the test after 2 s */
 
