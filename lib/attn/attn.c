@@ -168,34 +168,6 @@ static int create_books(struct afd_attn *attn)
 	return attn->greedy && attn->sampled ? 0 : -ENOMEM;
 }
 
-/* Slots that the device reads and writes; where it cannot, it says so and they bounce. */
-static void slots_added(void *user, void *memory, size_t bytes)
-{
-	const struct afd_attn *attn = user;
-
-	(void)afd__device_register(attn->device, memory, bytes, "the slots of a link");
-}
-
-static void slots_removed(void *user, void *memory, size_t bytes)
-{
-	const struct afd_attn *attn = user;
-
-	afd__device_unregister(attn->device, memory, bytes);
-}
-
-static void watch_slots(struct afd_attn *attn)
-{
-	const struct afd__slot_memory watch = {
-		.added = slots_added,
-		.removed = slots_removed,
-		.user = attn,
-		.device = afd__device_can_be_reached(attn->device) ? attn->device : NULL,
-	};
-
-	if (attn->net)
-		afd__transport_watch_slots(attn->net, &watch);
-}
-
 /* The host's memory for K and V, which the device has to reach. */
 static int lend_pool(struct afd_attn *attn, void *memory)
 {
@@ -289,8 +261,8 @@ static int build(struct afd_attn *attn, const struct afd_attn_params *p)
 	rc = rc ? rc : afd__attn_route_create(attn);
 	rc = rc ? rc : afd__attn_memory_create(attn);
 	rc = rc ? rc : afd__attn_metrics_create(attn);
-	if (!rc)
-		watch_slots(attn);
+	if (!rc && attn->net)
+		afd__device_watch_slots(attn->device, attn->net);
 	return rc;
 }
 

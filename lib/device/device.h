@@ -35,6 +35,7 @@ struct afd__device;
 struct afd__queue;
 struct afd__graph; /* a recording of operations, the backend's own */
 struct afd__module_host;
+struct afd_transport;
 
 /* clang-format off */
 #define AFD__DEVICE_OPERATIONS(X) \
@@ -182,6 +183,10 @@ int afd__device_dmabuf(
 int afd__device_peer_address(
 	struct afd__device *dev, void *memory, size_t bytes, void **address);
 int afd__device_copy(struct afd__device *dev, void *memory, void *host, size_t bytes, bool up);
+
+/* Registers the slots of the transport's links, as they come, until afd__transport_watch_slots is
+ * told NULL; the device outlives that. (slots.c) */
+void afd__device_watch_slots(struct afd__device *dev, struct afd_transport *net);
 
 /* Makes an empty packed matrix, or one that borrows rows in place (rows != NULL; host memory,
  * aligned to a number). */

@@ -268,33 +268,6 @@ static int state(const struct afd_ffn *ffn)
 	return afd__transport_state_shard(ffn->net, &shard);
 }
 
-/* Slots that the device reads and writes; where it cannot, it says so and they bounce. */
-static void slots_added(void *user, void *memory, size_t bytes)
-{
-	const struct afd_ffn *ffn = user;
-
-	(void)afd__device_register(ffn->device, memory, bytes, "the slots of a link");
-}
-
-static void slots_removed(void *user, void *memory, size_t bytes)
-{
-	const struct afd_ffn *ffn = user;
-
-	afd__device_unregister(ffn->device, memory, bytes);
-}
-
-static void watch_slots(struct afd_ffn *ffn)
-{
-	const struct afd__slot_memory watch = {
-		.added = slots_added,
-		.removed = slots_removed,
-		.user = ffn,
-		.device = afd__device_can_be_reached(ffn->device) ? ffn->device : NULL,
-	};
-
-	afd__transport_watch_slots(ffn->net, &watch);
-}
-
 static int build(struct afd_ffn *ffn, const afd_model *model, const struct afd_ffn_params *p)
 {
 	int rc = agree(ffn, model, p);
@@ -317,7 +290,7 @@ static int build(struct afd_ffn *ffn, const afd_model *model, const struct afd_f
 	if (!rc && ffn->net)
 		rc = state(ffn);
 	if (!rc && ffn->net)
-		watch_slots(ffn);
+		afd__device_watch_slots(ffn->device, ffn->net);
 	return rc;
 }
 
