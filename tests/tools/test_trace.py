@@ -3,20 +3,13 @@
 import collections
 import json
 import resource
-import socket
 import subprocess
 
-from tools import ENV, MODEL, Case, address, cpu_seconds, tool
+from tools import ENV, MODEL, Case, address, cpu_seconds, tcp_address, tool
 
 LEGS = ["wire out", "queue", "gather", "compute", "wire back", "unread"]
 ESTIMATED = {"wire out", "wire back", "unread"}
 LAYERS = json.loads((MODEL / "config.json").read_text())["num_hidden_layers"]
-
-
-def tcp_address():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return f"tcp:127.0.0.1:{free.getsockname()[1]}"
 
 
 def ns(microseconds):
