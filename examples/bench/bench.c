@@ -28,6 +28,11 @@ static void read_cpu_name(char *name, size_t capacity)
 		fclose(file);
 }
 
+int bench_fail(void)
+{
+	return tool_fail(TOOL_FAILED, "%s", afd_last_error());
+}
+
 int bench_machine_open(struct bench *b, const struct bench_options *options)
 {
 	char cpu[128];
@@ -121,7 +126,7 @@ static int measure_on_gpu(struct bench *b, double seconds, json_t *what,
 		rc = bench_gpu_multiply(b->gpu, &multiply[1]);
 	if (rc) {
 		json_decref(what);
-		return tool_fail(TOOL_FAILED, "%s", afd_last_error());
+		return bench_fail();
 	}
 	median = bench_samples_at(&us, 0.5);
 	read_us = work->dram_bytes / ((read[0] + read[1]) / 2) * 1e-3;
@@ -166,7 +171,7 @@ int bench_measure(struct bench *b, double seconds, json_t *what, const struct be
 	}
 	if (rc < 0) {
 		json_decref(what);
-		return tool_fail(TOOL_FAILED, "%s", afd_last_error());
+		return bench_fail();
 	}
 	dram_rate = bench_samples_at(&dram, 0.5);
 	fma_rate = bench_samples_at(&fma, 0.5);

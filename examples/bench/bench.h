@@ -61,6 +61,9 @@ struct bench_work {
 int bench_measure(struct bench *b, double seconds, json_t *what, const struct bench_work *work,
 	bench_run run, void *arg);
 
+/* TOOL_FAILED, behind the library's last error as a line on stderr. */
+int bench_fail(void);
+
 /* The commands: argv[0] is the command's name. Exit statuses of the tool. */
 int bench_ceilings(int argc, char **argv);
 int bench_ops(int argc, char **argv);

@@ -35,11 +35,6 @@ struct decode {
 
 enum { PROMPT_ROWS = 512, JOIN_MS = 120000 };
 
-static int fail(void)
-{
-	return tool_fail(TOOL_FAILED, "%s", afd_last_error());
-}
-
 /* ---- the FFN process ---- */
 
 /* Lives as long as its parent, which it answers at `address`. */
@@ -65,7 +60,7 @@ static void serve(const struct tool_stage *stage, const char *address)
 	rc = rc ? rc : afd_transport_create(&net, ctx, &contract, &params);
 	rc = rc ? rc : afd_ffn_create(&ffn, model, net, &stage_params);
 	rc = rc ? rc : afd_ffn_serve(ffn);
-	_exit(rc ? fail() : TOOL_DONE);
+	_exit(rc ? bench_fail() : TOOL_DONE);
 }
 
 /* Before the bench has threads. */
@@ -219,7 +214,7 @@ static int measure_layout(struct decode *d, const char *layout, const char *addr
 
 	rc = rc ? rc : count_work(d, &work);
 	if (rc < 0) {
-		status = fail();
+		status = bench_fail();
 	} else {
 		snprintf(shape, sizeof shape, "%s, context %u", layout, o->context);
 		status = bench_measure(d->b, o->common.seconds / 2,

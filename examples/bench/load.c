@@ -46,11 +46,6 @@ struct load {
 	struct bench_samples direct; /* bytes per ns */
 };
 
-static int fail(void)
-{
-	return tool_fail(TOOL_FAILED, "%s", afd_last_error());
-}
-
 static int settle(struct load *l)
 {
 	uint64_t ticket;
@@ -222,7 +217,7 @@ static int measure_load(struct load *l, const char *shape, double seconds, load_
 			bench_samples_add(&us, ns * 1e-3);
 	}
 	if (rc)
-		return fail();
+		return bench_fail();
 	median = bench_samples_at(&us, 0.5);
 	direct = bench_samples_at(&l->direct, 0.5);
 	status = bench_report_add(&l->b->report,
@@ -243,10 +238,10 @@ static int open_load(struct load *l)
 	rc = rc ? rc : afd__queue_open(&l->queue, l->dev);
 	rc = rc ? rc : open_direct(l);
 	if (rc)
-		return fail();
+		return bench_fail();
 	rc = o->stage.model ? afd_model_open(&l->model, l->b->ctx, o->stage.model, NULL)
 			    : map_file(l);
-	return rc ? fail() : TOOL_DONE;
+	return rc ? bench_fail() : TOOL_DONE;
 }
 
 static void close_load(struct load *l)

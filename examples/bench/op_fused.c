@@ -4,8 +4,6 @@
  * three matrices, and the draw of an id, whose limit is one reading of the logits (it reads them
  * some ten times, from the cache where they fit).
  */
-#include <stdlib.h>
-
 #include "ops.h"
 
 #define VOCAB 151936 /* of Qwen3 */
@@ -16,11 +14,6 @@ struct run {
 	struct afd__sample_args sample;
 };
 
-static int failed(void)
-{
-	return tool_fail(TOOL_FAILED, "%s", afd_last_error());
-}
-
 static json_t *cell_of(const char *op, const char *shape, uint32_t n_rows, int32_t dtype)
 {
 	return json_pack("{s:s, s:s, s:I, s:s}", "op", op, "shape", shape, "rows",
@@ -29,51 +22,23 @@ static json_t *cell_of(const char *op, const char *shape, uint32_t n_rows, int32
 
 /* ---- SwiGLU ---- */
 
-static void take_cold(struct bench_ops *o, struct afd__matrix *m)
-{
-	m->data = bench_cold(o, m->bytes);
-	if (m->dtype == AFD_DTYPE_FP8)
-		m->scales = (float *)bench_cold(o, m->scales_bytes);
-}
-
 static int run_mlp(void *arg)
 {
 	struct run *r = arg;
 	int rc;
 
-	take_cold(r->o, &r->mlp.gate_up);
-	take_cold(r->o, &r->mlp.down);
+	bench_take_cold(r->o, &r->mlp.gate_up);
+	bench_take_cold(r->o, &r->mlp.down);
 	rc = afd__mlp(&r->o->queue, &r->mlp);
 	return rc ? rc : bench_finish(r->o);
-}
-
-/* Packed, without memory of its own. */
-static struct afd__matrix matrix_of(const struct bench_ops *o, uint32_t n, uint32_t k)
-{
-	const struct afd__matrix_shape shape = { .n = n, .k = k, .dtype = o->dtype };
-	struct afd__matrix m = { .n = n,
-		.k = k,
-		.dtype = o->dtype,
-		.layout = AFD__LAYOUT_PACKED,
-		.bytes = o->dev->ops->matrix_bytes(o->dev, n, k, o->dtype) };
-
-	m.scales_bytes = afd__matrix_shape_bytes(o->dev, &shape) - m.bytes;
-	return m;
 }
 
 static int make_rows(struct run *r, const struct bench_model *m, uint32_t n_rows)
 {
 	size_t n_x = (size_t)n_rows * m->hidden, n_wide = (size_t)n_rows * m->intermediate;
-	float *host = malloc(n_x * sizeof *host);
 	void *x, *y, *gate_up, *activated;
-	int rc;
+	int rc = bench_upload_numbers(r->o, "mlp", n_x, &x);
 
-	if (!host)
-		return afd__error(-ENOMEM, "mlp: no memory for %zu numbers", n_x);
-	for (size_t i = 0; i < n_x; i++)
-		host[i] = (float)(i % 31) / 32 - 0.45f;
-	rc = bench_upload(r->o, n_x * 4, host, &x);
-	free(host);
 	if (!rc)
 		rc = bench_upload(r->o, n_x * 4, NULL, &y);
 	if (!rc)
@@ -96,8 +61,8 @@ static int measure_mlp(struct bench_ops *o, const struct bench_model *m)
 	struct bench_work work = { 0 };
 	int status = TOOL_DONE;
 
-	r.mlp.gate_up = matrix_of(o, 2 * m->intermediate, m->hidden);
-	r.mlp.down = matrix_of(o, m->hidden, m->intermediate);
+	r.mlp.gate_up = bench_packed(o, 2 * m->intermediate, m->hidden);
+	r.mlp.down = bench_packed(o, m->hidden, m->intermediate);
 	work.dram_bytes = (double)r.mlp.gate_up.bytes + (double)r.mlp.gate_up.scales_bytes +
 			  (double)r.mlp.down.bytes + (double)r.mlp.down.scales_bytes;
 	if (work.dram_bytes > (double)o->cold_bytes)
@@ -105,7 +70,7 @@ static int measure_mlp(struct bench_ops *o, const struct bench_model *m)
 			"mlp: %.0f bytes of weights, limit %zu: see --cold-gib", work.dram_bytes,
 			o->cold_bytes);
 	if (make_rows(&r, m, bench_list_max(&rows)))
-		return failed();
+		return bench_fail();
 	for (uint32_t i = 0; i < rows.n && status == TOOL_DONE; i++) {
 		r.mlp.n_rows = rows.at[i];
 		work.flops = 6.0 * rows.at[i] * m->hidden * m->intermediate;
@@ -148,7 +113,7 @@ static int measure_sample(struct bench_ops *o, const struct bench_model *m)
 			"--cold-gib", most, VOCAB, o->cold_bytes);
 	if (bench_upload(o, most * sizeof host[0], host, &dev) ||
 		bench_upload(o, most * sizeof(int32_t), NULL, &ids))
-		return failed();
+		return bench_fail();
 	r.sample.rows = dev;
 	r.sample.ids = ids;
 	for (uint32_t i = 0; i < rows.n && status == TOOL_DONE; i++) {

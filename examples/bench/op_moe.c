@@ -248,7 +248,7 @@ static int measure(struct bench_ops *o, const struct bench_model *m)
 			status = measure_cell(&r, m);
 	}
 	if (rc)
-		status = tool_fail(TOOL_FAILED, "%s", afd_last_error());
+		status = bench_fail();
 	for (uint32_t i = 0; i < r.n_layers; i++) {
 		afd__matrix_destroy(o->dev, &r.layers[i].gate_up);
 		afd__matrix_destroy(o->dev, &r.layers[i].down);

@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The products of a layer: qkv, output, gate and up, down; packed, at 1 to 128 rows. */
 #include <stdio.h>
-#include <stdlib.h>
 
 #include "../../kernels/cpu/kernels.h"
 #include "ops.h"
@@ -18,10 +17,7 @@ static int run_product(void *arg)
 	struct run *r = arg;
 	int rc;
 
-	r->args.w.data = bench_cold(r->o, r->args.w.bytes);
-	/* One scale for 32 rows and 128 columns: they are 1/1024 of what is read. */
-	if (r->args.w.dtype == AFD_DTYPE_FP8)
-		r->args.w.scales = (float *)bench_cold(r->o, r->args.w.scales_bytes);
+	bench_take_cold(r->o, &r->args.w);
 	rc = afd__product(&r->o->queue, &r->args);
 	return rc ? rc : bench_finish(r->o);
 }
@@ -44,19 +40,11 @@ static int measure_cell(struct bench_ops *o, struct run *r, const char *model, c
 /* x [n_rows][k] and y [n_rows][n], which stay warm as they do in a step. */
 static int make_rows(struct bench_ops *o, struct afd__product_args *a, uint32_t n_rows)
 {
-	size_t n_floats = (size_t)n_rows * a->w.k;
-	float *host = malloc(n_floats * sizeof *host);
 	void *x, *y;
-	int rc;
+	int rc = bench_upload_numbers(o, "product", (size_t)n_rows * a->w.k, &x);
 
-	if (!host)
-		return afd__error(-ENOMEM, "product: no memory for %zu numbers", n_floats);
-	for (size_t i = 0; i < n_floats; i++)
-		host[i] = (float)(i % 31) / 32 - 0.45f;
-	rc = bench_upload(o, n_floats * sizeof *host, host, &x);
 	if (!rc)
 		rc = bench_upload(o, (size_t)n_rows * a->w.n * sizeof(float), NULL, &y);
-	free(host);
 	if (rc)
 		return rc;
 	a->x = x;
@@ -69,25 +57,18 @@ static int measure_matrix(
 	struct bench_ops *o, const char *model, const char *name, uint32_t n, uint32_t k)
 {
 	const struct bench_list rows = bench_rows_of(o, &bench_product);
-	const struct afd__matrix_shape shape = { .n = n, .k = k, .dtype = o->dtype };
 	struct run r = { .o = o, .args = { .x_stride = k, .y_stride = n } };
 	int status = TOOL_DONE;
 
-	r.args.w = (struct afd__matrix){ .n = n,
-		.k = k,
-		.dtype = o->dtype,
-		.layout = AFD__LAYOUT_PACKED,
-		.bytes = o->dev->ops->matrix_bytes(o->dev, n, k, o->dtype) };
+	r.args.w = bench_packed(o, n, k);
 	/* As in a stage that quantises, so that a library may take them. */
 	r.args.quantized = r.args.w.whole_blocks = o->dtype == AFD_DTYPE_FP8;
-	if (o->dtype == AFD_DTYPE_FP8)
-		r.args.w.scales_bytes = afd__matrix_shape_bytes(o->dev, &shape) - r.args.w.bytes;
 	if (r.args.w.bytes + r.args.w.scales_bytes > o->cold_bytes)
 		return tool_fail(TOOL_FAILED,
 			"product: %zu bytes of weights, limit %zu: see --cold-gib",
 			r.args.w.bytes + r.args.w.scales_bytes, o->cold_bytes);
 	if (make_rows(o, &r.args, bench_list_max(&rows)))
-		return tool_fail(TOOL_FAILED, "%s", afd_last_error());
+		return bench_fail();
 	for (uint32_t i = 0; i < rows.n && status == TOOL_DONE; i++) {
 		r.args.n_rows = rows.at[i];
 		status = measure_cell(o, &r, model, name);

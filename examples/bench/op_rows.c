@@ -27,11 +27,6 @@ struct run {
 	uint32_t n_sequences, next;
 };
 
-static int failed(void)
-{
-	return tool_fail(TOOL_FAILED, "%s", afd_last_error());
-}
-
 static int measure_cell(struct run *r, const char *op, uint32_t n_rows,
 	const struct bench_work *work, bench_run run)
 {
@@ -96,7 +91,7 @@ static int measure_norm(struct bench_ops *o, const struct bench_model *m)
 	void *weight;
 
 	if (upload_count(o, m->hidden, 7, 1, &weight))
-		return failed();
+		return bench_fail();
 	r.args.norm.weight = weight;
 	for (uint32_t i = 0; i < rows.n && status == TOOL_DONE; i++) {
 		struct bench_work work = { .dram_bytes = 2.0 * r.row_bytes * rows.at[i],
@@ -198,7 +193,7 @@ static int measure_rope(struct bench_ops *o, const struct bench_model *m)
 	if (upload_count(o, m->head_dim, 7, 1, &norm) ||
 		upload_count(o, most * m->head_dim, 64, 1, &angles) ||
 		upload_count(o, most, most, 0, &slots))
-		return failed();
+		return bench_fail();
 	r.args.rope.q_norm = r.args.rope.k_norm = norm;
 	r.args.rope.angles = angles;
 	r.args.rope.slots = slots;
@@ -281,7 +276,7 @@ static int measure_attend(struct bench_ops *o, const struct bench_model *m)
 		return tool_fail(TOOL_FAILED, "attend: context %u does not fit into %zu bytes",
 			o->context, o->cold_bytes);
 	if (prepare_attend(&r, r.n_sequences * pages_each, bench_list_max(&rows)))
-		return failed();
+		return bench_fail();
 	for (uint32_t i = 0; i < rows.n && status == TOOL_DONE; i++) {
 		struct bench_work work = { .dram_bytes = kv_bytes * rows.at[i],
 			.flops = 4.0 * o->context * m->n_heads * m->head_dim * rows.at[i] };

@@ -68,6 +68,42 @@ char *bench_cold(struct bench_ops *o, size_t bytes)
 	return o->cold + o->position - rounded;
 }
 
+struct afd__matrix bench_packed(const struct bench_ops *o, uint32_t n, uint32_t k)
+{
+	const struct afd__matrix_shape shape = { .n = n, .k = k, .dtype = o->dtype };
+	struct afd__matrix m = { .n = n,
+		.k = k,
+		.dtype = o->dtype,
+		.layout = AFD__LAYOUT_PACKED,
+		.bytes = o->dev->ops->matrix_bytes(o->dev, n, k, o->dtype) };
+
+	if (o->dtype == AFD_DTYPE_FP8)
+		m.scales_bytes = afd__matrix_shape_bytes(o->dev, &shape) - m.bytes;
+	return m;
+}
+
+void bench_take_cold(struct bench_ops *o, struct afd__matrix *m)
+{
+	m->data = bench_cold(o, m->bytes);
+	/* One scale for 32 rows and 128 columns: they are 1/1024 of what is read. */
+	if (m->dtype == AFD_DTYPE_FP8)
+		m->scales = (float *)bench_cold(o, m->scales_bytes);
+}
+
+int bench_upload_numbers(struct bench_ops *o, const char *op, size_t n_numbers, void **out)
+{
+	float *host = malloc(n_numbers * sizeof *host);
+	int rc;
+
+	if (!host)
+		return afd__error(-ENOMEM, "%s: no memory for %zu numbers", op, n_numbers);
+	for (size_t i = 0; i < n_numbers; i++)
+		host[i] = (float)(i % 31) / 32 - 0.45f;
+	rc = bench_upload(o, n_numbers * sizeof *host, host, out);
+	free(host);
+	return rc;
+}
+
 int bench_finish(struct bench_ops *o)
 {
 	uint64_t ticket;
@@ -258,7 +294,7 @@ static int measure_all(struct bench *b, const struct ops_options *options)
 
 	rc = afd__device_open(&o.dev, b->ctx, options->common.stage.device);
 	if (rc)
-		return tool_fail(TOOL_FAILED, "%s", afd_last_error());
+		return bench_fail();
 	rc = afd__queue_open(&o.queue, o.dev);
 	if (!rc)
 		rc = make_cold(&o, options->cold_gib);
@@ -266,7 +302,7 @@ static int measure_all(struct bench *b, const struct ops_options *options)
 		rc = bench_gpu_open(&gpu, &o.queue, o.cold, o.cold_bytes);
 		b->gpu = rc ? NULL : &gpu;
 	}
-	status = rc ? tool_fail(TOOL_FAILED, "%s", afd_last_error()) : measure_cells(&o, options);
+	status = rc ? bench_fail() : measure_cells(&o, options);
 	if (b->gpu) {
 		add_ceilings(b, b->gpu);
 		bench_gpu_close(b->gpu);

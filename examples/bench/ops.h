@@ -80,6 +80,11 @@ int bench_upload(struct bench_ops *o, size_t bytes, const void *host, void **out
 void bench_free_uploads(struct bench_ops *o);
 /* The next part of the cold memory: ordinary numbers, which may be overwritten with others. */
 char *bench_cold(struct bench_ops *o, size_t bytes);
+/* A packed matrix of the dtype at hand, without memory; and it in the next of the cold memory. */
+struct afd__matrix bench_packed(const struct bench_ops *o, uint32_t n, uint32_t k);
+void bench_take_cold(struct bench_ops *o, struct afd__matrix *m);
+/* Uploads ordinary numbers, which `op` reads. 0 or a negative errno. */
+int bench_upload_numbers(struct bench_ops *o, const char *op, size_t n_numbers, void **out);
 /* Waits for what was enqueued, where runs are timed one by one. */
 int bench_finish(struct bench_ops *o);
 

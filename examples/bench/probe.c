@@ -70,12 +70,11 @@ static int run(struct bench *b, const struct probe_options *o, const char *addre
 
 	/* The line comes first: what is on stdout does not change it. */
 	if (rc)
-		tool_fail(TOOL_FAILED, "%s", afd_last_error());
+		bench_fail();
 	if (!probe.n_backends)
 		return TOOL_FAILED;
 	status = report_all(b, &probe);
 	status = bench_report_end(&b->report, status);
-	b->report.machine = NULL;
 	return rc ? TOOL_FAILED : status;
 }
 

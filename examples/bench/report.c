@@ -118,5 +118,6 @@ int bench_report_end(struct bench_report *report, int status)
 	}
 	json_decref(report->machine);
 	json_decref(report->results);
+	report->machine = report->results = NULL;
 	return status;
 }

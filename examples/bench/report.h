@@ -28,12 +28,13 @@ struct bench_report {
 	int n_lines;
 };
 
-/* Takes over `what`, an object: op, shape, rows, dtype and the like; NULL is no memory. limit is
- * "dram", "fma", "copy", "floor" or "none". TOOL_DONE or TOOL_FAILED. */
+/* Takes over `what`, an object: op, shape, rows, dtype and the like; NULL is no memory. limit names
+ * what sets it: "dram", "fma", "read", "mma", "copy", "h2d", "floor" or "none". TOOL_DONE or
+ * TOOL_FAILED. */
 int bench_report_add(struct bench_report *report, json_t *what, struct bench_samples *us,
 	double limit_us, const char *limit);
-/* Prints `machine`, and with --json the whole. Gives everything up. `status` as it came, or worse.
- */
+/* Prints `machine`, and with --json the whole. Gives everything up: machine is NULL behind it.
+ * `status` as it came, or worse. */
 int bench_report_end(struct bench_report *report, int status);
 
 #endif
