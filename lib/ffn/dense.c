@@ -7,12 +7,12 @@
  */
 #include "stage.h"
 
-/* What enters a product with w: x, or what it is in e4m3, when the host asked for that and w is. */
 static bool quantizes(const struct afd_ffn *ffn, const struct afd__matrix *w)
 {
 	return ffn->quantizes && w->dtype == AFD_DTYPE_FP8;
 }
 
+/* What enters a product with w: x, or what it is in e4m3, when the host asked for that and w is. */
 static const float *input_of(const struct afd_ffn *ffn, const struct afd__matrix *w, const float *x)
 {
 	return quantizes(ffn, w) ? ffn->quantized : x;

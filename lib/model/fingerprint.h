@@ -25,8 +25,9 @@
  *
  * A stage creates one, and for every tensor calls _begin, _add for the bytes in order (in the pass
  * that packs them), _end, and _scales with the same slice. A hash goes through its bytes one by one,
- * so with several compute threads slices wait instead (_later), and are hashed side by side. Without <xxhash.h> at build time every
- * call is accepted and the value is 0, 0: unknown, and never equal to anything.
+ * so with several compute threads slices wait instead (_later), and are hashed side by side. Without
+ * <xxhash.h> at build time every call is accepted and the value is 0, 0: unknown, and never equal to
+ * anything.
  */
 #ifndef AFD_LIB_FINGERPRINT_H
 #define AFD_LIB_FINGERPRINT_H
