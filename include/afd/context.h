@@ -11,7 +11,9 @@
  *   Params      a parameter struct begins with its size (`.size = sizeof params`) and is read
  *               during the call only; strings in it are copied. Zero in a field means the default.
  *               NULL params mean all defaults. A struct of a newer header that sets a field unknown
- *               to this library is refused with -E2BIG.
+ *               to this library is refused with -E2BIG. A struct that is filled in begins with
+ *               its size as well, which the caller sets before the call; fields unknown to this
+ *               library become 0.
  *   Enums       value 0 means the default; real values start at 1. They stand in structs as
  *               int32_t.
  *   Timeouts    milliseconds; 0 means the default, -1 means only look, do not wait.

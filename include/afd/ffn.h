@@ -90,8 +90,11 @@ struct afd_ffn_params {
  * params->compute is given; net may be NULL for a stage that only computes (then compute is not
  * allowed). The stage owns calls on net from now on; net outlives it.
  *
- *   -EINVAL   both or none of model and compute, layers out of range, net was made for another
- *             contract or for attention, there is no such shard, or net was made with another one
+ *   -EINVAL   both or none of model and compute, layers or a field out of range, net was made for
+ *             another contract or for attention, there is no such shard, or net was made with
+ *             another one; with compute a device or quantize_activations; a stream for a device
+ *             that has none
+ *   -EBUSY    another stage has net
  *   -ENOENT   a tensor or its file is missing: named
  *   -EBADMSG  a tensor has another shape than the config says
  *   -ENOTSUP  gate and up of an expert have two dtypes; or, with quantize_activations, one of gate
@@ -137,7 +140,7 @@ AFD_API int afd_ffn_forward(afd_ffn *ffn, const struct afd_ffn_rows *rows);
 /*
  * Serves until afd_ffn_stop, then drains: peers are told, frames already here are answered. Returns
  * 0, or the error that ended the server; the loss of an attention peer is not one. -ETIMEDOUT: 60 s
- * after the stop a pass is still not done.
+ * after the stop a pass is still not done. -EINVAL, here and of _poll and _fd: made without net.
  *
  * Rows of one layer run together. When some are here, the server waits for those peers whose rows
  * of that layer it expects, from what it has measured of each peer and lane, and for peers a few

@@ -185,8 +185,8 @@ struct afd_shard {
 struct afd_shard_params {
 	size_t size;
 	int32_t role;          /* enum afd_role */
-	int32_t gate; /* enum afd_gate: on the attention side attention holds the routers, too; 0
-			 means that */
+	int32_t gate;          /* enum afd_gate (transport.h): on the attention side attention holds
+	                          the routers, too; 0 means that */
 	struct afd_shard shard;
 	uint32_t first_layer;  /* of an FFN that holds some layers only */
 	uint32_t n_layers;     /* 0: up to the last one */

@@ -295,7 +295,8 @@ struct afd_plan_model {
 	uint32_t _pad;
 };
 
-/* Built in, by name (upper and lower case are one) or by index; -ENOENT lists the names. */
+/* Built in, by name (upper and lower case are one; -ENOENT lists the names) or by index from 0
+ * (-ENOENT beyond the last). Strings are static. */
 AFD_API int afd_plan_find_device(const char *name, struct afd_plan_device *out);
 AFD_API int afd_plan_find_model(const char *name, struct afd_plan_model *out);
 AFD_API int afd_plan_device_at(uint32_t index, struct afd_plan_device *out);
@@ -476,7 +477,7 @@ struct afd_plan_claim {
 	const char *unit; /* "x", "ms", "" */
 	const char *reason;
 };
-/* The claim with this index, from 0; -ENOENT beyond the last. */
+/* The claim with this index, from 0; -ENOENT beyond the last. unit and reason are static. */
 AFD_API int afd_plan_claim_at(uint32_t index, struct afd_plan_claim *out);
 
 /* ---- measured data ---- */

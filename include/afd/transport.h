@@ -156,29 +156,30 @@ struct afd_frame {
 	int32_t y_dtype; /* of y in memory, not fp8; 0 means f32 */
 	uint32_t _pad;   /* 0 */
 	const void *x;   /* [n_rows][hidden_size], rows x_row_bytes apart */
-	/* [n_rows][hidden_size], rows y_row_bytes apart; may be x when dtypes are equal. With
-	 * several FFN peers their partial results are added here in the order of their shards: then
-	 * y is f32, and not x */
+	/* [n_rows][hidden_size], rows y_row_bytes apart; may be x when dtypes and row bytes are
+	 * equal. With several shards their partial results are added here in the order of their
+	 * ranks: then y is f32, and not x */
 	void *y;
 	size_t x_row_bytes; /* 0 means hidden_size numbers */
 	size_t y_row_bytes;
-	/* [n_rows][top_k] experts of each row, of a layer with experts when the gate is on the
-	 * attention side; else not read */
+	/* [n_rows][top_k] experts of each row, 0 .. n_experts-1, of a layer with experts when the
+	 * gate is on the attention side; else not read */
 	const int32_t *ids;
 	const float *weights; /* [n_rows][top_k], with ids */
 };
 
 /*
  * Opens a step. -EINVAL while frames of the last one are out, -EAGAIN before all peers have joined,
- * or the link's error. A host that gives a step up in the middle calls _cancel: its frames end, and
- * replies that are still out are dropped when they come.
+ * -EBUSY when a stage has the transport, or the link's error. A host that gives a step up in the
+ * middle calls _cancel: its frames end, and replies that are still out are dropped when they come.
  */
 AFD_API int afd_transport_begin(afd_transport *net, const struct afd_step_params *params);
 AFD_API int afd_transport_cancel(afd_transport *net);
 
 /* Sends a frame: all rows to all FFN peers; with ids a row goes only to those that hold one of its
  * experts, or a part of shared ones. Parts of more than max_rows rows follow in _poll and _collect.
- * -EBUSY when the lane has a frame out, or a stage has the transport; -ENOTSUP: fp8 in memory. */
+ * -EINVAL when no step is open, or a field is out of range; -EBUSY when the lane has a frame out, or
+ * a stage has the transport; -ENOTSUP: fp8 in memory; or the link's error. */
 AFD_API int afd_transport_dispatch(afd_transport *net, const struct afd_frame *frame);
 
 /* Makes progress. 1: y of the lane's frame is complete; 0: not yet; or the error that ended it: the
