@@ -537,12 +537,18 @@ static int send_due(struct afd__link *link)
 	return moved;
 }
 
-/* The peer waits for us, and has not heard of us for long. */
-static bool is_beat_due(const struct afd__link *link, uint64_t now)
+bool afd__link_is_beat_due(const struct afd__link *link, uint64_t now)
 {
 	bool owes = link->kind == AFD__LINK_IN_GROUP ? afd__group_owes(link) : link->n_owed;
 
 	return owes && now >= link->spoke_ns + AFD__BEAT_MS * MS;
+}
+
+/* A peer that reads none of its beats has enough of them. The last slot is for the goodbye; the
+ * return of another one is an event. */
+static bool has_slot_to_beat(const struct afd__link *link)
+{
+	return link->control_free & (link->control_free - 1);
 }
 
 static bool is_waited_for(const struct afd__link *link)
@@ -562,15 +568,16 @@ int afd__link_timers(struct afd__link *link, uint64_t now)
 		link->noticed_ns = now;
 		return 1;
 	}
-	if (link->kind != AFD__LINK_TO_FFN && is_beat_due(link, now) &&
-		afd__link_control(link, AFD__BEAT, NULL, 0) == 1)
+	if (link->kind != AFD__LINK_TO_FFN && afd__link_is_beat_due(link, now) &&
+		has_slot_to_beat(link) && afd__link_control(link, AFD__BEAT, NULL, 0) == 1)
 		return 1;
 	return link->net->attention && link->phase == AFD__LINK_JOINED ? send_due(link) : 0;
 }
 
 uint64_t afd__link_next_timer(const struct afd__link *link)
 {
-	uint64_t beat = link->spoke_ns + AFD__BEAT_MS * MS, deadline;
+	uint64_t beat = has_slot_to_beat(link) ? link->spoke_ns + AFD__BEAT_MS * MS : UINT64_MAX;
+	uint64_t deadline;
 
 	if (link->kind == AFD__LINK_FROM_ATTENTION)
 		return link->n_owed ? beat : UINT64_MAX;

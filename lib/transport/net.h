@@ -463,6 +463,8 @@ int afd__link_poll(struct afd__link *link, uint64_t now);
 /* Deadlines and beats, and control frames that are due. 1 when anything was sent. */
 int afd__link_timers(struct afd__link *link, uint64_t now);
 uint64_t afd__link_next_timer(const struct afd__link *link);
+/* The peer waits for us, and has not heard of us for long. */
+bool afd__link_is_beat_due(const struct afd__link *link, uint64_t now);
 /* Ends the link with the thread's error text as its first cause. */
 void afd__link_fail(struct afd__link *link, int rc);
 /* Ends the link in order: the peer said goodbye. */

@@ -376,7 +376,7 @@ uint32_t afd__exchange_n_joined(const afd_transport *net)
 static bool is_beat_thought_of(struct afd__link *link, uint64_t now)
 {
 	if (link->kind == AFD__LINK_FROM_ATTENTION)
-		return now >= afd__link_next_timer(link);
+		return afd__link_is_beat_due(link, now);
 	if (link->kind == AFD__LINK_TO_FFN || !link->net->step_open ||
 		now < link->beat_ns + AFD__BEAT_MS / 2 * UINT64_C(1000000))
 		return false;

@@ -45,6 +45,20 @@ static void a_server_that_leaves_is_named_and_the_cause_stays(void **state)
 	afd_transport_destroy(net);
 }
 
+static void a_goodbye_finds_room_behind_beats_that_nobody_reads(void **state)
+{
+	struct server server;
+	float x[HIDDEN], y[HIDDEN];
+	afd_transport *net = join_with_a_frame_out(&server, NULL, x, y);
+
+	sleep_ms((AFD__N_CONTROL + 2) * AFD__BEAT_MS);
+	park(&server);
+	server.n_held = 0;
+	server_stop(&server);
+	expect_error(collect_within(net, 0, 2000), -ECONNRESET, "the FFN peer has left");
+	afd_transport_destroy(net);
+}
+
 static void an_answer_that_came_before_the_end_still_counts(void **state)
 {
 	struct server server;
@@ -365,6 +379,7 @@ int main(int argc, char **argv)
 {
 	const struct CMUnitTest tests[] = {
 		RIG_TEST(a_server_that_leaves_is_named_and_the_cause_stays),
+		RIG_TEST(a_goodbye_finds_room_behind_beats_that_nobody_reads),
 		RIG_TEST(an_answer_that_came_before_the_end_still_counts),
 		RIG_TEST(a_draining_server_answers_what_it_has_and_takes_nobody_new),
 		RIG_TEST(a_client_that_goes_because_the_server_drains_has_left),
