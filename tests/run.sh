@@ -186,8 +186,16 @@ part_fuzz() {
 }
 
 # Conformance and tools over soft-RoCE. The machine is emulated: minutes, and nothing else should run meanwhile.
+# In the virtual machine: what of tests/verbs/run.sh, with that build.
+verbs_run() { # LABEL BUILD WHAT
+	local log=$LOGS/${1// /-}-$3.log
+	timeout 1500 tests/verbs/vm.sh env AFD_ALL=$ALL tests/verbs/run.sh "$BUILDS/$2" "$3" "$1" >"$log" 2>&1 ||
+		result failed "$1: the machine runs the $3 to its end" "see $log"
+	tr -d '\r' <"$log" | grep -P '^(passed|failed|skipped)\t' >>"$RESULTS" ||
+		result failed "$1: the machine runs the $3" "no outcome, see $log"
+}
+
 part_verbs() {
-	local log=$LOGS/verbs what
 	export AFD_VM_CACHE=${AFD_VM_CACHE:-$BUILDS/verbs-vm}
 	if [ ! -e "$BUILDS/plain/modules/afd-verbs.so" ]; then
 		result skipped "verbs: soft-RoCE" "this build has no afd-verbs.so: libibverbs-dev is not installed"
@@ -197,12 +205,12 @@ part_verbs() {
 		result skipped "verbs: soft-RoCE" "no virtual machine: $(tail -n 1 "$LOGS/verbs-prepare.log")"
 		return
 	fi
-	for what in conformance tools; do
-		timeout 1500 tests/verbs/vm.sh env AFD_ALL=$ALL tests/verbs/run.sh "$BUILDS/plain" $what >"$log-$what.log" 2>&1 ||
-			result failed "verbs: the machine runs the $what to its end" "see $log-$what.log"
-		tr -d '\r' <"$log-$what.log" | grep -P '^(passed|failed|skipped)\t' >>"$RESULTS" ||
-			result failed "verbs: the machine runs the $what" "no outcome, see $log-$what.log"
-	done
+	verbs_run verbs plain conformance
+	verbs_run verbs plain tools
+	# Emulated, sanitizers take minutes.
+	[ $ALL = 1 ] || return 0
+	[ ! -e "$BUILDS/asan/modules/afd-verbs.so" ] || verbs_run "asan verbs" asan conformance
+	[ ! -e "$BUILDS/tsan/modules/afd-verbs.so" ] || verbs_run "tsan verbs" tsan conformance
 }
 
 part_golden() {
@@ -247,6 +255,7 @@ write_report() {
 }
 
 [ $INSTALL = 1 ] && say "what is needed" && install_needs
+export ASAN_OPTIONS=detect_leaks=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 TSAN_OPTIONS=halt_on_error=1
 DEBUG="-Dbuildtype=debugoptimized -Db_ndebug=false -Dtools=false -Dcuda=disabled"
 if wanted plain || wanted tools || wanted abi || wanted deferred || wanted docs || wanted planted || wanted cuda || wanted verbs; then
 	say "CUDA toolkit" && find_cuda
@@ -263,9 +272,9 @@ wanted abi && say "abi" && sentences abi tests/abi/check.py
 wanted style && say "style" && sentences style tests/tools/style.py
 wanted docs && say "docs" && sentences docs tests/tools/docs.py
 wanted asan && say "AddressSanitizer, UndefinedBehaviorSanitizer" && build asan $DEBUG -Db_sanitize=address,undefined &&
-	ASAN_OPTIONS=detect_leaks=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 suites asan asan 5
+	suites asan asan 5
 wanted tsan && say "ThreadSanitizer" && build tsan $DEBUG -Db_sanitize=thread &&
-	TSAN_OPTIONS=halt_on_error=1 suites tsan tsan 5 conformance system
+	suites tsan tsan 5 conformance system
 wanted planted && say "planted bugs" && sentences planted tests/emu/planted.py
 wanted fuzz && say "fuzz" && part_fuzz
 wanted verbs && say "verbs in a virtual machine" && part_verbs

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""The conformance suite of transports over verbs, inside the virtual machine: conformance.py BUILD
+"""The conformance suite of transports over verbs, inside the virtual machine: conformance.py BUILD LABEL
 
 Each case is one line on stdout, as those of sentences.py. "verbs-two" takes both ports of tests/verbs/ports.sh.
 """
@@ -29,7 +29,7 @@ def main():
             test |= {"stdout": done.stdout, "returncode": done.returncode, "result": "FAIL" if done.returncode else "OK"}
         except subprocess.TimeoutExpired as late:
             test |= {"stdout": (late.stdout or b"").decode(), "returncode": -9, "result": "TIMEOUT"}
-        results.report("verbs", test)
+        results.report(sys.argv[2], test)
         sys.stdout.flush()
 
 
