@@ -32,7 +32,7 @@ class Kills(Case):
         _, err = process.communicate(timeout=10)
         return seconds, err
 
-    def expect_lost(self, running, since, listen, limit_s, words=""):
+    def expect_lost(self, running, since, listen, limit_s, words="."):
         for process in running:
             seconds, err = self.read_report(process, since)
             self.assertLessEqual(seconds, limit_s + SLACK_S)
