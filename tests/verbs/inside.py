@@ -302,7 +302,8 @@ class Faults(Case):
     def begin(self, *flags, n_tokens=60):
         """A generation under way, and the address that it connects to."""
         listen, connect = across()
-        self.server, _ = self.serve(MODEL, listen=listen)
+        self.metrics = self.scratch / "metrics"
+        self.server, _ = self.serve(MODEL, "--metrics", self.metrics, listen=listen)
         self.path = self.scratch / "fault.npy"
         running = self.generate(MODEL, "--ids", PROMPT, "--max-tokens", n_tokens, "--logits", self.path, "--ffn", connect, "--log",
                                 "error", "--connect-timeout-ms", 60000, *BOTH_F32, *flags)
@@ -332,8 +333,7 @@ class Faults(Case):
         self.assertLess(took, seconds, err)
 
     def started(self, running):
-        """Under way: joined, and rows have crossed."""
-        time.sleep(3)
+        self.until("rows crossed", lambda: self.metric(self.metrics, "afd_ffn_rows_total") > 0, 60)
         self.assertIsNone(running.poll(), "over before the fault")
 
     def test_a_server_that_is_killed_is_named_within_a_second(self):
