@@ -34,6 +34,12 @@ def across(query=""):
     return f"{at}?dev=rxe1{query}", f"{at}?dev=rxe2{query}"
 
 
+def where_it_stands(pid):
+    """Each thread of a process that does not end: its state, and where it is in the kernel."""
+    return [(re.search(r"State:\s+(.*)", (task / "status").read_text())[1], (task / "wchan").read_text(), (task / "stack").read_text())
+            for task in pathlib.Path(f"/proc/{pid}/task").iterdir()]
+
+
 def shell(command):
     return subprocess.run(["sh", "-c", command], check=True, text=True, capture_output=True).stdout
 
@@ -326,7 +332,10 @@ class Faults(Case):
 
     def expect_error_within(self, running, seconds, word):
         since = time.monotonic()
-        _, err = running.communicate(timeout=seconds + 30)
+        try:
+            _, err = running.communicate(timeout=seconds + 30)
+        except subprocess.TimeoutExpired as late:
+            self.fail(f"still there after {late.timeout} s, stderr {late.stderr!r}, its threads: {where_it_stands(running.pid)}")
         took = time.monotonic() - since
         self.assertEqual((running.returncode, err.count("\n")), (1, 1), err)
         self.assertIn(word, err)
