@@ -157,14 +157,14 @@ static void rows_of_fp8_in_memory_are_refused(void **state)
 static void more_rows_than_a_part_holds_cross_in_parts(void **state)
 {
 	struct afd_transport_params params = { .max_rows = 3 };
-	struct afd_peer_info info = { .size = sizeof(info) };
+	struct afd_peer_info info;
 	struct server server;
 	afd_transport *net;
 
 	server_start(&server, NULL);
 	net = join(&server, &params);
 	run_step(net, 100, 1);
-	assert_int_equal(afd_transport_peer(net, 0, &info), 0);
+	info = peer_of(net, 0);
 	assert_int_equal(info.max_rows, 3);
 	assert_int_equal(info.n_parts, LAYERS * 34);
 	assert_int_equal(info.n_rows, LAYERS * 100);
@@ -175,14 +175,14 @@ static void more_rows_than_a_part_holds_cross_in_parts(void **state)
 static void the_smaller_max_rows_wins(void **state)
 {
 	struct afd_transport_params params = { .max_rows = 7 };
-	struct afd_peer_info info = { .size = sizeof(info) };
+	struct afd_peer_info info;
 	struct server server;
 	afd_transport *net;
 
 	server_start(&server, &params);
 	net = join(&server, NULL);
 	run_step(net, 15, 1);
-	assert_int_equal(afd_transport_peer(net, 0, &info), 0);
+	info = peer_of(net, 0);
 	assert_int_equal(info.max_rows, 7);
 	assert_int_equal(info.n_parts, LAYERS * 3);
 	afd_transport_destroy(net);
@@ -191,7 +191,7 @@ static void the_smaller_max_rows_wins(void **state)
 
 static void a_frame_without_rows_is_done_and_nothing_crosses(void **state)
 {
-	struct afd_peer_info info = { .size = sizeof(info) };
+	struct afd_peer_info info;
 	struct afd_frame frame = frame_of(0, 0, 0, NULL, NULL);
 	struct server server;
 	afd_transport *net;
@@ -201,7 +201,7 @@ static void a_frame_without_rows_is_done_and_nothing_crosses(void **state)
 	assert_int_equal(begin_step(net, 0), 0);
 	assert_int_equal(afd_transport_dispatch(net, &frame), 0);
 	assert_int_equal(afd_transport_collect(net, 0), 1);
-	assert_int_equal(afd_transport_peer(net, 0, &info), 0);
+	info = peer_of(net, 0);
 	assert_int_equal(info.n_parts, 0);
 	afd_transport_destroy(net);
 	server_stop(&server);

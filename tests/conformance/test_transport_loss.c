@@ -117,7 +117,6 @@ static void turn_until_nobody_is_joined(struct server *server)
 
 static void a_client_that_goes_because_the_server_drains_has_left(void **state)
 {
-	struct afd_peer_info info = { .size = sizeof(info) };
 	struct server server;
 	afd_transport *net;
 
@@ -130,8 +129,7 @@ static void a_client_that_goes_because_the_server_drains_has_left(void **state)
 		sleep_ms(1);
 	expect_error(afd_transport_poll(net), -ECONNRESET, "the FFN peer has left: it drains");
 	turn_until_nobody_is_joined(&server);
-	assert_int_equal(afd_transport_peer(server.net, 0, &info), 0);
-	assert_int_equal(info.state, AFD_PEER_LEFT);
+	assert_int_equal(peer_of(server.net, 0).state, AFD_PEER_LEFT);
 	afd_transport_destroy(net);
 	server.silent = 0;
 	server_stop(&server);
@@ -139,7 +137,6 @@ static void a_client_that_goes_because_the_server_drains_has_left(void **state)
 
 static void a_client_that_hangs_up_while_it_is_owed_an_answer_is_lost(void **state)
 {
-	struct afd_peer_info info = { .size = sizeof(info) };
 	struct server server;
 	float x[HIDDEN], y[HIDDEN];
 	afd_transport *net = join_with_a_frame_out(&server, NULL, x, y);
@@ -148,8 +145,7 @@ static void a_client_that_hangs_up_while_it_is_owed_an_answer_is_lost(void **sta
 	assert_int_equal(afd__exchange_drain(server.net), 0);
 	hang_up(net);
 	turn_until_nobody_is_joined(&server);
-	assert_int_equal(afd_transport_peer(server.net, 0, &info), 0);
-	assert_int_equal(info.state, AFD_PEER_LOST);
+	assert_int_equal(peer_of(server.net, 0).state, AFD_PEER_LOST);
 	afd_transport_destroy(net);
 	server.n_held = 0;
 	server.silent = 0;
@@ -174,7 +170,6 @@ static void a_draining_server_that_hangs_up_before_it_has_answered_has_left(void
 
 static void a_client_that_leaves_disturbs_nobody(void **state)
 {
-	struct afd_peer_info info = { .size = sizeof(info) };
 	struct server server;
 	afd_transport *nets[3];
 
@@ -189,11 +184,9 @@ static void a_client_that_leaves_disturbs_nobody(void **state)
 	wait_for(&server.n_joined, 2);
 	rig_wait_logged("peer left: ");
 	park(&server);
-	assert_int_equal(afd_transport_peer(server.net, 0, &info), 0);
-	assert_int_equal(info.state, AFD_PEER_LEFT);
-	assert_int_equal(afd_transport_peer(server.net, 2, &info), 0);
-	assert_int_equal(info.state, AFD_PEER_JOINED);
-	assert_int_equal(info.n_parts, LAYERS);
+	assert_int_equal(peer_of(server.net, 0).state, AFD_PEER_LEFT);
+	assert_int_equal(peer_of(server.net, 2).state, AFD_PEER_JOINED);
+	assert_int_equal(peer_of(server.net, 2).n_parts, LAYERS);
 	afd_transport_destroy(nets[1]);
 	afd_transport_destroy(nets[2]);
 	server.silent = 0;

@@ -92,10 +92,7 @@ static void exchange(afd_transport *net, const struct afd_frame *frame)
 
 static uint64_t rows_sent(const afd_transport *net, uint32_t index)
 {
-	struct afd_peer_info info = { .size = sizeof(info) };
-
-	assert_int_equal(afd_transport_peer(net, index, &info), 0);
-	return info.n_rows;
+	return peer_of(net, index).n_rows;
 }
 
 static bool chose(int row, int begin, int end)
@@ -111,7 +108,7 @@ static void peers_in_any_order_are_numbered_by_their_shards(void **state)
 	static const struct afd_shard shards[] = { { 1, 2, 1, 2 }, { 0, 2, 0, 2 }, { 0, 2, 1, 2 },
 		{ 1, 2, 0, 2 } };
 	static const uint32_t ranks[] = { 3, 0, 2, 1 };
-	struct afd_peer_info info = { .size = sizeof(info) };
+	struct afd_peer_info info;
 	struct afd__target target;
 	afd_transport *net;
 
@@ -119,7 +116,7 @@ static void peers_in_any_order_are_numbered_by_their_shards(void **state)
 	start_shards(shards, 4);
 	net = join_shards(4, NULL);
 	for (uint32_t i = 0; i < 4; i++) {
-		assert_int_equal(afd_transport_peer(net, i, &info), 0);
+		info = peer_of(net, i);
 		assert_int_equal(info.rank, ranks[i]);
 		assert_int_equal(info.n_ranks, 4);
 		assert_int_equal(info.role, AFD_ROLE_FFN);

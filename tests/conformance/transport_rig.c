@@ -502,10 +502,9 @@ struct afd_frame frame_of(int32_t layer, int32_t lane, uint32_t n_rows, const fl
 static void expect_exchanged(
 	const afd_transport *net, float *x, const float *y, uint32_t n_rows, int32_t layer)
 {
-	struct afd_peer_info info = { .size = sizeof(info) };
+	const struct afd_peer_info info = peer_of(net, 0);
 	size_t n = (size_t)n_rows * HIDDEN;
 
-	assert_int_equal(afd_transport_peer(net, 0, &info), 0);
 	if (info.to_ffn_dtype != AFD_DTYPE_FP8 && info.to_attention_dtype != AFD_DTYPE_FP8) {
 		expect_rows(x, y, n_rows, layer);
 		return;
@@ -585,6 +584,14 @@ void sleep_ms(int ms)
 uint64_t now_ms(void)
 {
 	return afd__now_ms();
+}
+
+struct afd_peer_info peer_of(const afd_transport *net, uint32_t index)
+{
+	struct afd_peer_info info = { .size = sizeof(info) };
+
+	assert_int_equal(afd_transport_peer(net, index, &info), 0);
+	return info;
 }
 
 int count_descriptors(void)

@@ -115,6 +115,7 @@ int rig_holder(const struct server servers[2]);
 void park(struct server *server);
 void sleep_ms(int ms);
 uint64_t now_ms(void);
+struct afd_peer_info peer_of(const afd_transport *net, uint32_t index);
 int count_descriptors(void);
 /* The other side of a link, or of a probe, closes its descriptors a little later: waits until their
  * number stays; until it is n, which it must become. */
