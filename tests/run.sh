@@ -185,7 +185,6 @@ part_fuzz() {
 	for target in $long; do cat "$LOGS/$target.said"; done
 }
 
-# Conformance and tools over soft-RoCE. The machine is emulated: minutes, and nothing else should run meanwhile.
 # In the virtual machine: what of tests/verbs/run.sh, with that build.
 verbs_run() { # LABEL BUILD WHAT
 	local log=$LOGS/${1// /-}-$3.log
@@ -195,6 +194,7 @@ verbs_run() { # LABEL BUILD WHAT
 		result failed "$1: the machine runs the $3" "no outcome, see $log"
 }
 
+# Conformance and tools over soft-RoCE. The machine is emulated: minutes, and nothing else should run meanwhile.
 part_verbs() {
 	export AFD_VM_CACHE=${AFD_VM_CACHE:-$BUILDS/verbs-vm}
 	if [ ! -e "$BUILDS/plain/modules/afd-verbs.so" ]; then
